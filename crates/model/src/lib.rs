@@ -1,0 +1,35 @@
+//! The nouns of Atoll and the rules they obey, as plain values.
+//!
+//! ```text
+//! id ── Secret ── units (MiB)           names, parsed once at the edge
+//! Phase ── Event ── Refused             the life of a sandbox, one pure table
+//! NetworkPolicy ── Lifecycle ── Resources   what a user asks of a sandbox
+//! Sandbox ── Template ── Team ── ApiKey     what is stored
+//! Kind                                  the closed list of ways to fail
+//! ```
+//!
+//! **Invariants.** This crate performs no I/O, reads no clock and knows no async runtime. Everything in it can
+//! be compared, cloned and tested by value.
+#![forbid(unsafe_code)]
+
+mod id;
+mod kind;
+mod lifecycle;
+mod network;
+mod phase;
+mod resources;
+mod sandbox;
+mod secret;
+mod team;
+mod template;
+
+pub use id::{BuildId, ExecutionId, IdError, KeyId, NodeId, SandboxId, TeamId, TemplateId, UserId};
+pub use kind::Kind;
+pub use lifecycle::{Lifecycle, OnTimeout, PauseMode};
+pub use network::{Cidr, CidrError, MaskHost, MaskHostError, NetworkPolicy};
+pub use phase::{Event, KillReason, Origin, Phase, Refused, Seat, State};
+pub use resources::{MiB, Quota, Resources};
+pub use sandbox::Sandbox;
+pub use secret::Secret;
+pub use team::{ApiKey, Team};
+pub use template::{StartCommand, Template, TemplateRef, TemplateRefError};
