@@ -84,13 +84,19 @@ macro_rules! uuid_id {
 macro_rules! text_id {
     ($name:ident) => {
         impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(self.as_str().as_ref()) }
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str().as_ref())
+            }
         }
         impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(self.as_str().as_ref()) }
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str().as_ref())
+            }
         }
         impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> { s.collect_str(self) }
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
         }
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
@@ -150,7 +156,14 @@ mod tests {
 
     #[test]
     fn a_foreign_text_is_not_an_id() {
-        for text in ["", "i", "I23456789012345678901", "i2345678901234567890-", "x23456789012345678901", "i234567890123456789012"] {
+        for text in [
+            "",
+            "i",
+            "I23456789012345678901",
+            "i2345678901234567890-",
+            "x23456789012345678901",
+            "i234567890123456789012",
+        ] {
             assert_eq!(text.parse::<SandboxId>(), Err(IdError("sandbox id")), "{text}");
         }
     }

@@ -31,6 +31,9 @@ pub struct Lifecycle {
 
 impl Default for Lifecycle {
     fn default() -> Self {
-        Self { on_timeout: OnTimeout::Kill, auto_resume: false }
+        Self {
+            on_timeout: OnTimeout::Kill,
+            auto_resume: false,
+        }
     }
 }

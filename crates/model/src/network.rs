@@ -33,7 +33,11 @@ impl FromStr for Cidr {
     type Err = CidrError;
     fn from_str(text: &str) -> Result<Self, CidrError> {
         let bare = || text.parse::<IpAddr>().map(IpNet::from).ok();
-        text.parse::<IpNet>().ok().or_else(bare).map(|net| Self(net.trunc())).ok_or_else(|| CidrError(text.to_owned()))
+        text.parse::<IpNet>()
+            .ok()
+            .or_else(bare)
+            .map(|net| Self(net.trunc()))
+            .ok_or_else(|| CidrError(text.to_owned()))
     }
 }
 impl TryFrom<String> for Cidr {
@@ -49,7 +53,11 @@ impl From<Cidr> for String {
 }
 impl fmt::Display for Cidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.prefix_len() == self.0.max_prefix_len() { self.0.addr().fmt(f) } else { self.0.fmt(f) }
+        if self.0.prefix_len() == self.0.max_prefix_len() {
+            self.0.addr().fmt(f)
+        } else {
+            self.0.fmt(f)
+        }
     }
 }
 
@@ -80,10 +88,22 @@ impl FromStr for MaskHost {
     type Err = MaskHostError;
     fn from_str(text: &str) -> Result<Self, MaskHostError> {
         let plain = text.replace("${PORT}", "0");
-        let (host, port) = plain.rsplit_once(':').map_or((plain.as_str(), None), |(host, port)| (host, Some(port)));
-        let label = |l: &str| !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        let ok = text.len() <= 255 && host.split('.').all(label) && port.is_none_or(|p| p.parse::<u16>().is_ok());
-        if ok { Ok(Self(text.to_owned())) } else { Err(MaskHostError) }
+        let (host, port) = plain
+            .rsplit_once(':')
+            .map_or((plain.as_str(), None), |(host, port)| (host, Some(port)));
+        let label = |l: &str| {
+            !l.is_empty()
+                && l.len() <= 63
+                && l.bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        };
+        let ok =
+            text.len() <= 255 && host.split('.').all(label) && port.is_none_or(|p| p.parse::<u16>().is_ok());
+        if ok {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(MaskHostError)
+        }
     }
 }
 
@@ -138,12 +158,29 @@ mod tests {
 
     #[test]
     fn a_mask_is_a_host_with_an_optional_port() {
-        for good in ["localhost", "localhost:${PORT}", "${PORT}.example.com", "a-b.c:8080"] {
+        for good in [
+            "localhost",
+            "localhost:${PORT}",
+            "${PORT}.example.com",
+            "a-b.c:8080",
+        ] {
             assert!(good.parse::<MaskHost>().is_ok(), "{good}");
         }
-        for bad in ["", "a b", "exämple.com", "a/b", "a:b", "a:70000", "a..b", "a\r\nb"] {
+        for bad in [
+            "",
+            "a b",
+            "exämple.com",
+            "a/b",
+            "a:b",
+            "a:70000",
+            "a..b",
+            "a\r\nb",
+        ] {
             assert!(bad.parse::<MaskHost>().is_err(), "{bad}");
         }
-        assert_eq!("localhost:${PORT}".parse::<MaskHost>().unwrap().for_port(80), "localhost:80");
+        assert_eq!(
+            "localhost:${PORT}".parse::<MaskHost>().unwrap().for_port(80),
+            "localhost:80"
+        );
     }
 }

@@ -183,31 +183,64 @@ impl Phase {
         Ok(match (self, event) {
             (Starting { at, .. }, E::Ready) => Running { at },
             // A failed resume costs nothing: what was paused is still there.
-            (Starting { from: Origin::Snapshot { build, mode, home }, .. }, E::Failed) => Paused { snapshot: build, mode, home },
-            (Starting { at, .. }, E::Failed) => Killing { at, why: KillReason::StartFailed },
+            (
+                Starting {
+                    from: Origin::Snapshot { build, mode, home },
+                    ..
+                },
+                E::Failed,
+            ) => Paused {
+                snapshot: build,
+                mode,
+                home,
+            },
+            (Starting { at, .. }, E::Failed) => Killing {
+                at,
+                why: KillReason::StartFailed,
+            },
             (Running { at }, E::Pause(into, mode)) => Pausing { at, into, mode },
             (Running { at }, E::Snapshot(into)) => Snapshotting { at, into },
             (Running { at: old }, E::Restart(at)) => {
-                let from = Origin::Snapshot { build: BuildId(at.execution.0), mode: PauseMode::Filesystem, home: old.node };
+                let from = Origin::Snapshot {
+                    build: BuildId(at.execution.0),
+                    mode: PauseMode::Filesystem,
+                    home: old.node,
+                };
                 Starting { at, from }
             }
             (Snapshotting { at, .. }, E::Snapshotted | E::Failed) => Running { at },
-            (Pausing { at, into, mode }, E::Sealed) => Paused { snapshot: into, mode, home: at.node },
+            (Pausing { at, into, mode }, E::Sealed) => Paused {
+                snapshot: into,
+                mode,
+                home: at.node,
+            },
             // Until a pause commits, the sandbox is running.
             (Pausing { at, .. }, E::Failed) => Running { at },
             (Paused { snapshot, mode, home }, E::Resume(at, keep)) => {
                 let mode = if keep == PauseMode::Filesystem { keep } else { mode };
-                Starting { at, from: Origin::Snapshot { build: snapshot, mode, home } }
+                Starting {
+                    at,
+                    from: Origin::Snapshot {
+                        build: snapshot,
+                        mode,
+                        home,
+                    },
+                }
             }
             // A paused sandbox has remains on its home node: they are reaped like any other's.
-            (Paused { snapshot, home, .. }, E::Kill(why)) => {
-                Killing { at: Seat { node: home, execution: ExecutionId(snapshot.0) }, why }
-            }
+            (Paused { snapshot, home, .. }, E::Kill(why)) => Killing {
+                at: Seat {
+                    node: home,
+                    execution: ExecutionId(snapshot.0),
+                },
+                why,
+            },
             // Killing is idempotent, and the first reason is the one that is kept.
             (done @ (Killing { .. } | Gone { .. }), E::Kill(_)) => done,
-            (Starting { at, .. } | Running { at } | Snapshotting { at, .. } | Pausing { at, .. }, E::Kill(why)) => {
-                Killing { at, why }
-            }
+            (
+                Starting { at, .. } | Running { at } | Snapshotting { at, .. } | Pausing { at, .. },
+                E::Kill(why),
+            ) => Killing { at, why },
             (Killing { why, .. } | Gone { why }, E::Reaped) => Gone { why },
             (phase, event) => return Err(Refused { phase, event }),
         })
@@ -218,9 +251,12 @@ impl Phase {
     pub fn state(&self) -> Option<State> {
         match self {
             Phase::Running { .. } | Phase::Snapshotting { .. } => Some(State::Running),
-            Phase::Pausing { .. } | Phase::Paused { .. } | Phase::Starting { from: Origin::Snapshot { .. }, .. } => {
-                Some(State::Paused)
-            }
+            Phase::Pausing { .. }
+            | Phase::Paused { .. }
+            | Phase::Starting {
+                from: Origin::Snapshot { .. },
+                ..
+            } => Some(State::Paused),
             Phase::Starting { .. } | Phase::Killing { .. } | Phase::Gone { .. } => None,
         }
     }
@@ -247,7 +283,13 @@ impl Phase {
     /// Whether an operation is under way that ends by itself.
     #[must_use]
     pub fn is_in_transition(&self) -> bool {
-        matches!(self, Phase::Starting { .. } | Phase::Snapshotting { .. } | Phase::Pausing { .. } | Phase::Killing { .. })
+        matches!(
+            self,
+            Phase::Starting { .. }
+                | Phase::Snapshotting { .. }
+                | Phase::Pausing { .. }
+                | Phase::Killing { .. }
+        )
     }
 
     /// One lower-case word, for logs, metrics and messages.

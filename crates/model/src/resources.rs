@@ -35,7 +35,11 @@ pub struct Resources {
 impl Default for Resources {
     /// The defaults of the contract, section 4.1.
     fn default() -> Self {
-        Self { cpu: 2, memory: MiB(1024), disk: MiB(10_240) }
+        Self {
+            cpu: 2,
+            memory: MiB(1024),
+            disk: MiB(10_240),
+        }
     }
 }
 
@@ -57,6 +61,12 @@ pub struct Quota {
 impl Default for Quota {
     /// Generous on purpose: on a machine of one's own the machine is the limit.
     fn default() -> Self {
-        Self { sandboxes: 10_000, cpu: 100_000, memory: MiB(100 * 1024 * 1024), creates_per_second: 2_000, life_hours: 24 * 30 }
+        Self {
+            sandboxes: 10_000,
+            cpu: 100_000,
+            memory: MiB(100 * 1024 * 1024),
+            creates_per_second: 2_000,
+            life_hours: 24 * 30,
+        }
     }
 }

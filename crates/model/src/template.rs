@@ -75,15 +75,27 @@ impl FromStr for TemplateRef {
         const LEN_MAX: usize = 256;
         let wrong = || TemplateRefError(text.chars().take(LEN_MAX).collect());
         let lower = text.trim().to_ascii_lowercase();
-        let (rest, tag) = lower.split_once(':').map_or((lower.as_str(), None), |(rest, tag)| (rest, Some(tag)));
-        let (namespace, name) = rest.split_once('/').map_or((None, rest), |(space, name)| (Some(space), name));
-        let word = |w: &str| !w.is_empty() && w.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
+        let (rest, tag) = lower
+            .split_once(':')
+            .map_or((lower.as_str(), None), |(rest, tag)| (rest, Some(tag)));
+        let (namespace, name) = rest
+            .split_once('/')
+            .map_or((None, rest), |(space, name)| (Some(space), name));
+        let word = |w: &str| {
+            !w.is_empty()
+                && w.bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+        };
         let tag_ok = |t: &str| !t.is_empty() && t.split('.').all(|part| part.is_empty() || word(part));
         if lower.len() > LEN_MAX || !word(name) || !namespace.is_none_or(word) || !tag.is_none_or(tag_ok) {
             return Err(wrong());
         }
         let tag = tag.filter(|&tag| tag != "default").map(str::to_owned);
-        Ok(Self { namespace: namespace.map(str::to_owned), name: name.to_owned(), tag })
+        Ok(Self {
+            namespace: namespace.map(str::to_owned),
+            name: name.to_owned(),
+            tag,
+        })
     }
 }
 
@@ -92,7 +104,11 @@ mod tests {
     use super::*;
 
     fn check(text: &str, namespace: Option<&str>, name: &str, tag: Option<&str>) {
-        let expected = TemplateRef { namespace: namespace.map(str::to_owned), name: name.to_owned(), tag: tag.map(str::to_owned) };
+        let expected = TemplateRef {
+            namespace: namespace.map(str::to_owned),
+            name: name.to_owned(),
+            tag: tag.map(str::to_owned),
+        };
         assert_eq!(text.parse(), Ok(expected));
     }
 
@@ -101,7 +117,9 @@ mod tests {
         check("base", None, "base", None);
         check("Base:default", None, "base", None);
         check("acme/my_app:v1.2-rc", Some("acme"), "my_app", Some("v1.2-rc"));
-        for bad in ["", "a/b/c", "a:b:c", "a b", ":tag", "ns/", "/x", "ä", "x:", "../x"] {
+        for bad in [
+            "", "a/b/c", "a:b:c", "a b", ":tag", "ns/", "/x", "ä", "x:", "../x",
+        ] {
             assert!(bad.parse::<TemplateRef>().is_err(), "{bad}");
         }
     }

@@ -1,1 +1,46 @@
-//! x
+//! What the parts of Atoll need from one another, in the model's words.
+//!
+//! ```text
+//! SandboxManager   api ──▶ orchestrator      what clients may do with sandboxes
+//! Wake             edge ──▶ orchestrator     resume on traffic
+//! SandboxStore, TemplateStore, TeamStore     what must not be lost          (SQLite; PostgreSQL)
+//! Catalog          who serves which sandbox  (memory; Redis)
+//! Limits           rates of each team        (memory; Redis)
+//! Bus              what has happened         (memory; Redis Streams)
+//! Fleet ── Node    orchestrator ──▶ a machine that runs sandboxes (in-process; RPC)
+//! Guest            edge ──▶ the ports inside a sandbox, through its node
+//! Runtime ── Machine   node ──▶ containers or microVMs
+//! ```
+//!
+//! Each port states its laws in its methods' docs. It is object-safe and held as `Arc<dyn Port>`. Each ships a
+//! memory adapter, which is both the reference model and the embedded mode's adapter, and a contract: one
+//! function per law, which every adapter's tests run.
+//!
+//! **Invariants.** This crate knows no SQL, no HTTP, no socket and no kernel object beyond byte streams.
+#![forbid(unsafe_code)]
+
+pub mod bus;
+pub mod catalog;
+pub mod clock;
+pub mod fleet;
+pub mod guest;
+pub mod limits;
+pub mod logs;
+pub mod manager;
+pub mod node;
+pub mod runtime;
+pub mod store;
+pub mod wake;
+
+pub use bus::{Bus, Happening};
+pub use catalog::{Catalog, CatalogError, Route, RouteChange};
+pub use clock::Clock;
+pub use fleet::Fleet;
+pub use guest::{DialError, Guest, Stream};
+pub use limits::Limits;
+pub use logs::{Level, LogLine, LogQuery, MetricSample};
+pub use manager::{CreateSandbox, ManagerError, SandboxManager};
+pub use node::{Node, NodeError, NodeEvent};
+pub use runtime::{Machine, MachineSpec, Runtime, RuntimeError};
+pub use store::{SandboxStore, StoreError, TeamStore, TemplateStore};
+pub use wake::{Presented, Wake, WakeRefused};

@@ -3,7 +3,10 @@ use proptest::prelude::*;
 use super::*;
 
 fn seat() -> Seat {
-    Seat { node: NodeId::random(), execution: ExecutionId::random() }
+    Seat {
+        node: NodeId::random(),
+        execution: ExecutionId::random(),
+    }
 }
 
 fn running() -> (Seat, Phase) {
@@ -14,13 +17,28 @@ fn running() -> (Seat, Phase) {
 #[test]
 fn a_start_that_fails_is_killed_with_its_reason() {
     let at = seat();
-    let phase = Phase::Starting { at, from: Origin::Template(BuildId::random()) }.on(Event::Failed).unwrap();
-    assert_eq!(phase, Phase::Killing { at, why: KillReason::StartFailed });
+    let phase = Phase::Starting {
+        at,
+        from: Origin::Template(BuildId::random()),
+    }
+    .on(Event::Failed)
+    .unwrap();
+    assert_eq!(
+        phase,
+        Phase::Killing {
+            at,
+            why: KillReason::StartFailed
+        }
+    );
 }
 
 #[test]
 fn a_failed_resume_keeps_the_snapshot() {
-    let paused = Phase::Paused { snapshot: BuildId::random(), mode: PauseMode::Full, home: NodeId::random() };
+    let paused = Phase::Paused {
+        snapshot: BuildId::random(),
+        mode: PauseMode::Full,
+        home: NodeId::random(),
+    };
     let starting = paused.on(Event::Resume(seat(), PauseMode::Full)).unwrap();
     assert_eq!(starting.on(Event::Failed), Ok(paused));
 }
@@ -28,7 +46,9 @@ fn a_failed_resume_keeps_the_snapshot() {
 #[test]
 fn a_failed_pause_leaves_it_running() {
     let (_, phase) = running();
-    let pausing = phase.on(Event::Pause(BuildId::random(), PauseMode::Full)).unwrap();
+    let pausing = phase
+        .on(Event::Pause(BuildId::random(), PauseMode::Full))
+        .unwrap();
     assert_eq!(pausing.state(), Some(State::Paused));
     assert_eq!(pausing.on(Event::Failed), Ok(phase));
 }
@@ -37,9 +57,16 @@ fn a_failed_pause_leaves_it_running() {
 fn a_resume_may_keep_less_than_the_pause_did_and_never_more() {
     let home = NodeId::random();
     let resumed = |kept, wanted| {
-        let paused = Phase::Paused { snapshot: BuildId::random(), mode: kept, home };
+        let paused = Phase::Paused {
+            snapshot: BuildId::random(),
+            mode: kept,
+            home,
+        };
         match paused.on(Event::Resume(seat(), wanted)).unwrap() {
-            Phase::Starting { from: Origin::Snapshot { mode, .. }, .. } => mode,
+            Phase::Starting {
+                from: Origin::Snapshot { mode, .. },
+                ..
+            } => mode,
             other => panic!("{other:?}"),
         }
     };
@@ -53,19 +80,42 @@ fn a_resume_may_keep_less_than_the_pause_did_and_never_more() {
 fn the_first_kill_reason_is_kept() {
     let (at, phase) = running();
     let killing = phase.on(Event::Kill(KillReason::Timeout)).unwrap();
-    assert_eq!(killing.on(Event::Kill(KillReason::Requested)), Ok(Phase::Killing { at, why: KillReason::Timeout }));
-    assert_eq!(killing.on(Event::Reaped), Ok(Phase::Gone { why: KillReason::Timeout }));
+    assert_eq!(
+        killing.on(Event::Kill(KillReason::Requested)),
+        Ok(Phase::Killing {
+            at,
+            why: KillReason::Timeout
+        })
+    );
+    assert_eq!(
+        killing.on(Event::Reaped),
+        Ok(Phase::Gone {
+            why: KillReason::Timeout
+        })
+    );
 }
 
 #[test]
 fn a_paused_sandbox_is_not_paused_again() {
-    let paused = Phase::Paused { snapshot: BuildId::random(), mode: PauseMode::Full, home: NodeId::random() };
-    assert!(paused.on(Event::Pause(BuildId::random(), PauseMode::Full)).is_err());
+    let paused = Phase::Paused {
+        snapshot: BuildId::random(),
+        mode: PauseMode::Full,
+        home: NodeId::random(),
+    };
+    assert!(
+        paused
+            .on(Event::Pause(BuildId::random(), PauseMode::Full))
+            .is_err()
+    );
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
     let mode = prop_oneof![Just(PauseMode::Full), Just(PauseMode::Filesystem)];
-    let why = prop_oneof![Just(KillReason::Requested), Just(KillReason::Timeout), Just(KillReason::Crashed)];
+    let why = prop_oneof![
+        Just(KillReason::Requested),
+        Just(KillReason::Timeout),
+        Just(KillReason::Crashed)
+    ];
     prop_oneof![
         Just(Event::Ready),
         Just(Event::Failed),

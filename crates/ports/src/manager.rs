@@ -1,0 +1,260 @@
+//! What clients may do with sandboxes: the seam between the public API and the orchestrator.
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use model::{
+    Kind, Lifecycle, NetworkPolicy, PauseMode, Sandbox, SandboxId, Secret, State, TeamId, TemplateRef,
+};
+
+use crate::logs::{LogLine, LogQuery, MetricSample};
+use crate::store::{Cursor, SandboxQuery};
+
+/// A sandbox to be created. Everything is parsed and within bounds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CreateSandbox {
+    /// From what.
+    pub template: TemplateRef,
+    /// How long it lives.
+    pub timeout: Duration,
+    /// What it does without being asked.
+    pub lifecycle: Lifecycle,
+    /// Whether envd asks for the access token.
+    pub secure: bool,
+    /// What it may reach.
+    pub network: NetworkPolicy,
+    /// The user's labels.
+    pub metadata: BTreeMap<String, String>,
+    /// Environment of all of its processes.
+    pub env: BTreeMap<String, String>,
+    /// The client's `Idempotency-Key`, and a digest of the request that it came with.
+    pub idempotency: Option<(String, [u8; 32])>,
+}
+
+/// A sandbox with the tokens that its owner uses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Granted {
+    /// The sandbox.
+    pub sandbox: Sandbox,
+    /// envd's access token, for a secured one.
+    pub envd_token: Option<Secret<String>>,
+    /// The traffic token, for private ingress.
+    pub traffic_token: Option<Secret<String>>,
+}
+
+/// How `connect` found the sandbox.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Connected {
+    /// It was running: 200.
+    Running(Granted),
+    /// It was resumed: 201.
+    Resumed(Granted),
+}
+
+/// A page of sandboxes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page {
+    /// In the asked order.
+    pub sandboxes: Vec<Sandbox>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<Cursor>,
+    /// How many of the team's sandboxes run, whatever the filter; asked for where running ones are listed.
+    pub total_running: Option<u64>,
+}
+
+/// The life of sandboxes, as their owners may steer it. Another team's sandbox is an unknown sandbox.
+#[async_trait]
+pub trait SandboxManager: Send + Sync {
+    /// Creates one; when this returns it is usable.
+    async fn create(&self, team: TeamId, request: CreateSandbox) -> Result<Granted, ManagerError>;
+    /// Resumes it if it is paused; extends its time to at least `timeout` from now if it is running. Waits for a
+    /// transition under way. `mode`: [`PauseMode::Filesystem`] boots a paused one from disk.
+    async fn connect(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        timeout: Duration,
+        mode: PauseMode,
+    ) -> Result<Connected, ManagerError>;
+    /// Resumes a paused one; [`ManagerError::AlreadyRunning`] for a running one.
+    async fn resume(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        timeout: Duration,
+        lifecycle: Option<Lifecycle>,
+    ) -> Result<Granted, ManagerError>;
+    /// Pauses it; when this returns it can be resumed.
+    async fn pause(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        mode: PauseMode,
+        require_healthy: bool,
+    ) -> Result<(), ManagerError>;
+    /// Reboots a running one from its disk: same id, same tokens.
+    async fn restart(&self, team: TeamId, id: SandboxId) -> Result<Granted, ManagerError>;
+    /// Ends it, running or paused. When this returns nothing of it is reachable.
+    async fn kill(&self, team: TeamId, id: SandboxId) -> Result<(), ManagerError>;
+    /// A sandbox that clients see.
+    async fn get(&self, team: TeamId, id: SandboxId) -> Result<Granted, ManagerError>;
+    /// One page. The template filter is in the query by id; `query.team` is the asking team.
+    async fn list(&self, query: SandboxQuery) -> Result<Page, ManagerError>;
+    /// Sets the end of a running one's time to `timeout` from now; may shorten.
+    async fn set_timeout(&self, team: TeamId, id: SandboxId, timeout: Duration) -> Result<(), ManagerError>;
+    /// Moves the end of a running one's time to at least `timeout` from now.
+    async fn refresh(&self, team: TeamId, id: SandboxId, timeout: Duration) -> Result<(), ManagerError>;
+    /// Replaces the rules of a running one; `internet` and the ingress settings stay where they are not given.
+    async fn set_network(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        policy: NetworkPolicy,
+    ) -> Result<(), ManagerError>;
+    /// Samples of its use of resources, oldest first.
+    async fn metrics(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        from: Option<SystemTime>,
+        to: Option<SystemTime>,
+    ) -> Result<Vec<MetricSample>, ManagerError>;
+    /// Lines of its log.
+    async fn logs(&self, team: TeamId, id: SandboxId, query: LogQuery) -> Result<Vec<LogLine>, ManagerError>;
+    /// The nodes and what they hold, for operators.
+    async fn nodes(&self) -> Result<Vec<crate::node::Report>, ManagerError>;
+}
+
+/// Why a client's wish was not fulfilled. `Display` is what the client is told; it holds no inner cause.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// No such sandbox for this team.
+    #[error("Sandbox \"{0}\" doesn't exist or you don't have access to it")]
+    NotFound(SandboxId),
+    /// No such template for this team.
+    #[error("template '{0}' not found")]
+    NoTemplate(String),
+    /// The template is there, the tag is not.
+    #[error("tag '{tag}' does not exist for template '{template}'")]
+    NoTag {
+        /// The template, as asked for.
+        template: String,
+        /// The tag.
+        tag: String,
+    },
+    /// The template is visible and another team's.
+    #[error("you don't have access to template '{0}'")]
+    ForeignTemplate(String),
+    /// Pausing what is paused.
+    #[error("Error pausing sandbox - sandbox '{0}' is already paused")]
+    AlreadyPaused(SandboxId),
+    /// Resuming what runs.
+    #[error("Sandbox {0} is already running")]
+    AlreadyRunning(SandboxId),
+    /// Another operation is under way.
+    #[error("Sandbox {id} is {state}; try again when that is over")]
+    Busy {
+        /// Which.
+        id: SandboxId,
+        /// What it is at: `starting`, `pausing`, …
+        state: &'static str,
+    },
+    /// The memory of a pause is lost; the disk is there.
+    #[error(
+        "The memory of sandbox {0} was lost because its machine was restarted; its disk is intact: connect with memory:false to boot from it"
+    )]
+    MemoryLost(SandboxId),
+    /// Its envd did not answer when it was paused with memory, so a resume with memory would bring back a stuck one.
+    #[error(
+        "The guest agent of sandbox {0} did not answer when it was paused; connect with memory:false to boot it from disk"
+    )]
+    GuestUnresponsive(SandboxId),
+    /// A healthy guest was asked for.
+    #[error("The guest agent of sandbox {0} does not answer")]
+    GuestUnhealthy(SandboxId),
+    /// The request is wrong in itself.
+    #[error("{0}")]
+    Invalid(String),
+    /// A limit of the team.
+    #[error("{message}")]
+    Exhausted {
+        /// Which limit, and how it stands.
+        message: String,
+        /// When it may be worth another try; `None` when waiting does not help.
+        retry_after: Option<Duration>,
+    },
+    /// No node can take it.
+    #[error("No node can take the sandbox: {0}")]
+    NoCapacity(String),
+    /// The idempotency key came before with another request.
+    #[error("The Idempotency-Key was used with a different request")]
+    IdempotencyMismatch,
+    /// The first request with this idempotency key is under way.
+    #[error("A request with this Idempotency-Key is in progress")]
+    IdempotencyInProgress,
+    /// It took too long.
+    #[error("{0} took too long")]
+    Timeout(&'static str),
+    /// A fault of ours, or of what we stand on.
+    #[error("{step} failed; the error is in the server's log")]
+    Failed {
+        /// At what.
+        step: &'static str,
+        /// The way it failed.
+        kind: Kind,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl ManagerError {
+    /// The way it failed.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        use ManagerError as E;
+        match self {
+            E::NotFound(_) | E::NoTemplate(_) | E::NoTag { .. } => Kind::NotFound,
+            E::ForeignTemplate(_) => Kind::Forbidden,
+            E::AlreadyPaused(_)
+            | E::AlreadyRunning(_)
+            | E::Busy { .. }
+            | E::MemoryLost(_)
+            | E::GuestUnresponsive(_) => Kind::Conflict,
+            E::IdempotencyMismatch | E::IdempotencyInProgress => Kind::Conflict,
+            E::Invalid(_) => Kind::Invalid,
+            E::Exhausted { .. } => Kind::Exhausted,
+            E::NoCapacity(_) | E::GuestUnhealthy(_) => Kind::Unavailable,
+            E::Timeout(_) => Kind::Timeout,
+            E::Failed { kind, .. } => *kind,
+        }
+    }
+
+    /// The slug in an error body, where the contract has one (3.1, 3.4).
+    #[must_use]
+    pub fn code(&self) -> Option<&'static str> {
+        match self {
+            ManagerError::GuestUnresponsive(_) => Some("sandbox_snapshot_guest_agent_unresponsive"),
+            ManagerError::MemoryLost(_) => Some("sandbox_memory_lost"),
+            ManagerError::IdempotencyMismatch => Some("idempotency_request_mismatch"),
+            ManagerError::IdempotencyInProgress => Some("idempotency_in_progress"),
+            _ => None,
+        }
+    }
+
+    /// When another try may help; `None`: not before something else changes.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            ManagerError::Exhausted { retry_after, .. } => *retry_after,
+            ManagerError::NoCapacity(_) => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+}
+
+/// What a filter by state means: both when it is empty.
+#[must_use]
+pub fn wants(states: &[State], state: State) -> bool {
+    states.is_empty() || states.contains(&state)
+}

@@ -1,0 +1,238 @@
+//! A machine that runs sandboxes, as the orchestrator sees it.
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use model::{
+    BuildId, ExecutionId, KillReason, Kind, Lifecycle, MiB, NetworkPolicy, NodeId, PauseMode, Resources,
+    SandboxId, Secret, StartCommand, TeamId, TemplateId,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use crate::logs::{LogLine, LogQuery, MetricSample};
+
+/// Everything that a node must know of a sandbox to run it with nobody's help: also its deadline and what then.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// The incarnation to be.
+    pub execution: ExecutionId,
+    /// Its owner, for logs and metrics.
+    pub team: TeamId,
+    /// Its template, as told to the processes inside.
+    pub template: TemplateId,
+    /// The build it starts from.
+    pub build: BuildId,
+    /// Its size.
+    pub resources: Resources,
+    /// What it may reach.
+    pub network: NetworkPolicy,
+    /// Environment of all its processes: template's, then user's.
+    pub env: BTreeMap<String, String>,
+    /// Default user of commands.
+    pub user: String,
+    /// Default directory of commands.
+    pub workdir: Option<String>,
+    /// What runs from each boot on.
+    pub start: Option<StartCommand>,
+    /// envd's access token, for a secured sandbox.
+    pub envd_token: Option<Secret<String>>,
+    /// When its time is over.
+    pub deadline: SystemTime,
+    /// What then.
+    pub lifecycle: Lifecycle,
+    /// From what.
+    pub origin: OrderOrigin,
+}
+
+/// What an incarnation starts from, on its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderOrigin {
+    /// A fresh disk over the build.
+    Fresh,
+    /// What the pause of this name left. [`PauseMode::Full`]: memory too, or [`NodeError::MemoryLost`];
+    /// [`PauseMode::Filesystem`]: boots from the disk, whatever else was kept.
+    Paused(BuildId, PauseMode),
+    /// The disk of the running execution of this sandbox, which is ended first.
+    Reboot(ExecutionId),
+}
+
+/// What a pause kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PauseOutcome {
+    /// What can be resumed.
+    pub mode: PauseMode,
+    /// envd did not answer a health probe before the pause.
+    pub envd_unresponsive: bool,
+}
+
+/// What a node tells without being asked. A lost event costs one heartbeat: [`Node::report`] says the same.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NodeEvent {
+    /// The deadline came and the sandbox was killed, or its first process ended. Nothing of it is left.
+    Ended(SandboxId, ExecutionId, KillReason),
+    /// The deadline came and the node begins to pause it: it must not be routed to from now on.
+    Pausing(SandboxId, ExecutionId, BuildId, PauseMode),
+    /// The node finished what [`NodeEvent::Pausing`] began.
+    Paused(SandboxId, ExecutionId, BuildId, PauseOutcome),
+    /// The pause failed: the sandbox is running. The node has extended its deadline by one minute and will try again.
+    PauseFailed(SandboxId, ExecutionId, BuildId),
+}
+
+/// An execution that a node holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Held {
+    /// The order it was started by, with the deadline and network policy that are in force.
+    pub order: Order,
+    /// What is true of it.
+    pub state: HeldState,
+}
+
+/// What is true of an execution on its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldState {
+    /// Being started.
+    Starting,
+    /// Usable.
+    Running,
+    /// Being paused.
+    Pausing(BuildId, PauseMode),
+    /// Paused.
+    Paused(BuildId, PauseMode),
+    /// Being ended.
+    Stopping,
+}
+
+/// A node's heartbeat.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// Which node.
+    pub node: NodeId,
+    /// `container`, `qemu` or `firecracker`.
+    pub runtime: String,
+    /// When the node's daemon started.
+    pub started_at: SystemTime,
+    /// Everything it holds.
+    pub held: Vec<Held>,
+    /// CPUs of the machine.
+    pub cpu_total: u32,
+    /// Memory of the machine.
+    pub memory_total: MiB,
+    /// Memory that is free for use.
+    pub memory_available: MiB,
+    /// Disk of the data directory.
+    pub disk_total: MiB,
+    /// Free space of it.
+    pub disk_available: MiB,
+    /// Slots that are prepared.
+    pub slots_ready: u32,
+    /// Sandboxes being started now.
+    pub starting: u32,
+    /// Whether it takes new sandboxes.
+    pub accepts: bool,
+}
+
+/// A machine that runs sandboxes. All calls are idempotent for the same execution: repeating one that was carried out
+/// answers as it did.
+#[async_trait]
+pub trait Node: Send + Sync {
+    /// Which node.
+    fn id(&self) -> NodeId;
+    /// Starts an execution; returns when it is usable: envd has its settings and answers. On failure nothing of it is
+    /// left, and what it was to start from is as it was.
+    async fn start(&self, order: Order) -> Result<(), NodeError>;
+    /// Pauses an execution under a name. On failure it is running.
+    async fn pause(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        into: BuildId,
+        mode: PauseMode,
+    ) -> Result<PauseOutcome, NodeError>;
+    /// Ends whatever the node holds of a sandbox, running or paused. When it returns nothing of it is left, or what is
+    /// left is listed for reclaim and unreachable. An unknown sandbox is no error.
+    async fn kill(&self, sandbox: SandboxId, why: KillReason) -> Result<(), NodeError>;
+    /// Sets the end of its time.
+    async fn set_deadline(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        deadline: SystemTime,
+    ) -> Result<(), NodeError>;
+    /// Puts a policy in force and cuts what it forbids.
+    async fn set_network(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        policy: NetworkPolicy,
+    ) -> Result<(), NodeError>;
+    /// Samples between two times, oldest first; the newest was taken for this call if the last is older than a second.
+    async fn metrics(
+        &self,
+        sandbox: SandboxId,
+        from: Option<SystemTime>,
+        to: Option<SystemTime>,
+    ) -> Result<Vec<MetricSample>, NodeError>;
+    /// Lines of its log.
+    async fn logs(&self, sandbox: SandboxId, query: LogQuery) -> Result<Vec<LogLine>, NodeError>;
+    /// Everything it holds and has free.
+    async fn report(&self) -> Result<Report, NodeError>;
+    /// What happens from now on.
+    fn events(&self) -> broadcast::Receiver<NodeEvent>;
+}
+
+/// Why a node did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The node does not hold the sandbox, or not this execution of it.
+    #[error("the node does not hold this execution")]
+    Unknown,
+    /// The pause kept memory, and it is lost, because the machine was restarted; its disk is there.
+    #[error(
+        "the memory that was kept is lost because the machine was restarted; resume it from disk with memory:false"
+    )]
+    MemoryLost,
+    /// The state of the execution does not allow it now.
+    #[error("the sandbox is {0}")]
+    Busy(&'static str),
+    /// The node takes no more now.
+    #[error("the node is out of {what}")]
+    Full {
+        /// Of what.
+        what: &'static str,
+        /// When it may be worth another try.
+        retry_after: Option<Duration>,
+    },
+    /// It took too long.
+    #[error("{0} took too long")]
+    Timeout(&'static str),
+    /// The runtime refused or failed.
+    #[error("{step} failed")]
+    Failed {
+        /// At what.
+        step: &'static str,
+        /// The way it failed.
+        kind: Kind,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl NodeError {
+    /// The way it failed.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            NodeError::Unknown => Kind::NotFound,
+            NodeError::MemoryLost | NodeError::Busy(_) => Kind::Conflict,
+            NodeError::Full { .. } => Kind::Unavailable,
+            NodeError::Timeout(_) => Kind::Timeout,
+            NodeError::Failed { kind, .. } => *kind,
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Containers and microVMs, as the node sees them: machines that start, stop, freeze and are dialled.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use model::{BuildId, ExecutionId, Kind, NetworkPolicy, Resources, SandboxId};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::guest::{DialError, Stream};
+
+/// The machine to be started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// Whose it is. Every host resource carries this name and the next.
+    pub sandbox: SandboxId,
+    /// Which incarnation.
+    pub execution: ExecutionId,
+    /// The root it starts from: a build that the runtime has, see [`Runtime::has_build`].
+    pub build: BuildId,
+    /// Its size.
+    pub resources: Resources,
+    /// What it may reach, in force before its first process runs.
+    pub network: NetworkPolicy,
+    /// Which disk it writes to.
+    pub disk: DiskOrigin,
+}
+
+/// Where a machine's writable disk comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskOrigin {
+    /// A blank one.
+    Fresh,
+    /// The one that this sandbox's last machine left by [`Machine::stop`] with [`Disk::Keep`].
+    Kept,
+}
+
+/// What becomes of the disk when a machine stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// Kept under the sandbox's id, all writes in it, until it is started from again or discarded.
+    Keep,
+    /// Gone with the machine.
+    Discard,
+}
+
+/// How a machine's life ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// [`Machine::stop`] was called.
+    Stopped,
+    /// Its first process ended by itself, or was killed from outside of Atoll.
+    Died,
+}
+
+/// Use of a machine's resources at one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time used since the start.
+    pub cpu_time: Duration,
+    /// Memory in use without reclaimable cache, bytes.
+    pub memory_used_bytes: u64,
+    /// Page cache that is charged to it, bytes.
+    pub memory_cache_bytes: u64,
+    /// Memory limit, bytes.
+    pub memory_total_bytes: u64,
+    /// Disk in use, bytes.
+    pub disk_used_bytes: u64,
+    /// Disk size, bytes.
+    pub disk_total_bytes: u64,
+    /// Processes and threads.
+    pub tasks: u64,
+    /// How often something inside was killed for want of memory.
+    pub oom_kills: u64,
+}
+
+/// What a runtime can do. What it cannot do it refuses by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Memory survives a restart of the host.
+    pub durable_memory: bool,
+    /// Memory survives in RAM while the host is up.
+    pub freeze: bool,
+    /// The guest has a kernel of its own.
+    pub own_kernel: bool,
+}
+
+/// What recovery found.
+pub struct Recovered {
+    /// Machines that live on, with what they were started from, each frozen or not as it was.
+    pub machines: Vec<(MachineSpec, Arc<dyn Machine>)>,
+    /// Disks that were kept for sandboxes that have no machine.
+    pub disks: Vec<SandboxId>,
+    /// What was found and could not be adopted, and has been reclaimed.
+    pub reclaimed: usize,
+}
+
+/// Makes machines. One for each node.
+#[async_trait]
+pub trait Runtime: Send + Sync {
+    /// `container`, `qemu` or `firecracker`.
+    fn name(&self) -> &'static str;
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+    /// Finds what earlier runs of the daemon left, adopts the machines that live (identity proved by pidfd and start
+    /// time, never by a bare pid) and reclaims everything else that carries this runtime's name. Called once, before
+    /// anything else.
+    async fn recover(&self) -> Result<Recovered, RuntimeError>;
+    /// Whether machines can be started from `build`.
+    async fn has_build(&self, build: BuildId) -> bool;
+    /// Starts a machine and returns when its envd listens. On failure nothing of it is left, and a kept disk is as it
+    /// was. Uses a prepared slot when one is there, and works without.
+    async fn start(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, RuntimeError>;
+    /// Deletes the disk kept for `sandbox`. No disk is no error.
+    async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError>;
+    /// Gives back what was prepared ahead. Machines live on: they are stopped one by one by their owner.
+    async fn close(&self);
+}
+
+/// A running machine. Dropping the handle changes nothing: the machine lives until it is stopped or dies.
+#[async_trait]
+pub trait Machine: Send + Sync {
+    /// Whose it is.
+    fn sandbox(&self) -> SandboxId;
+    /// Which incarnation.
+    fn execution(&self) -> ExecutionId;
+    /// Opens a connection to envd's host-only socket, which nothing inside the sandbox can open.
+    async fn envd(&self) -> Result<Box<dyn Stream>, DialError>;
+    /// Opens a TCP connection to a port inside, as if from the sandbox's own loopback.
+    async fn dial(&self, port: u16) -> Result<Box<dyn Stream>, DialError>;
+    /// Puts a policy in force and cuts the connections that it forbids.
+    async fn set_network(&self, policy: &NetworkPolicy) -> Result<(), RuntimeError>;
+    /// Stops all processes in place, memory kept. Idempotent.
+    async fn freeze(&self) -> Result<(), RuntimeError>;
+    /// Lets them go on. Idempotent.
+    async fn thaw(&self) -> Result<(), RuntimeError>;
+    /// Whether it is frozen.
+    fn is_frozen(&self) -> bool;
+    /// Ends every process and gives back everything but, with [`Disk::Keep`], the disk. Works on a frozen or dead
+    /// machine, and again on a stopped one. When it returns, no process of the machine is left.
+    async fn stop(&self, disk: Disk) -> Result<(), RuntimeError>;
+    /// What it uses now.
+    async fn usage(&self) -> Result<Usage, RuntimeError>;
+    /// Becomes `Some` when the machine's life is over.
+    fn ended(&self) -> watch::Receiver<Option<Ended>>;
+    /// When its first process was started.
+    fn started_at(&self) -> SystemTime;
+    /// Facts for an operator (`pid`, `cgroup`, `address`, …): shown, never parsed.
+    fn facts(&self) -> BTreeMap<&'static str, String>;
+}
+
+/// What went wrong with a machine.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The build is not on this node.
+    #[error("build {0} is not on this node")]
+    NoBuild(BuildId),
+    /// No disk is kept for the sandbox.
+    #[error("no disk is kept for sandbox {0}")]
+    NoDisk(SandboxId),
+    /// The option exists and this runtime does not offer it.
+    #[error("the {runtime} runtime does not support {what}")]
+    Unsupported {
+        /// Which runtime.
+        runtime: &'static str,
+        /// What it does not offer.
+        what: String,
+    },
+    /// A resource of the host is used up.
+    #[error("the node is out of {0}")]
+    Exhausted(&'static str),
+    /// envd did not listen in time, or ended before it did.
+    #[error("envd of sandbox {sandbox} did not come up: {detail}")]
+    NotUp {
+        /// Whose.
+        sandbox: SandboxId,
+        /// What was seen.
+        detail: String,
+    },
+    /// The kernel refused a step.
+    #[error("{step} failed")]
+    Step {
+        /// What was tried, with its operands.
+        step: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl RuntimeError {
+    /// The way it failed.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            RuntimeError::NoBuild(_) | RuntimeError::NoDisk(_) => Kind::NotFound,
+            RuntimeError::Unsupported { .. } => Kind::Invalid,
+            RuntimeError::Exhausted(_) => Kind::Unavailable,
+            RuntimeError::NotUp { .. } | RuntimeError::Step { .. } => Kind::Internal,
+        }
+    }
+}
