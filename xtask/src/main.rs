@@ -1,2 +1,76 @@
-//! x
-fn main() {}
+//! Every chore of the project, behind one front door: `cargo xtask <chore>`.
+//!
+//! ```text
+//! up      build, prepare the machine, start Atoll          setup ─▶ build ─▶ atoll up
+//! test    the whole test suite                             setup ─▶ check ─▶ rust ─▶ house ─▶ tally
+//! check   fmt, clippy, tidy (crate arrows, unsafe, docs), generated files, licences
+//! bench   the benchmark table                              setup ─▶ release build ─▶ testkit's bench
+//! gen     regenerate what is generated and checked in
+//! ```
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool talks to its user"
+)]
+
+mod bench;
+mod build;
+mod check;
+mod clients;
+mod generate;
+mod house;
+mod setup;
+mod shell;
+mod suite;
+mod tally;
+mod tidy;
+mod up;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Every chore of Atoll")]
+struct Args {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build Atoll, prepare the machine, start everything on loopback. Arguments go to `atoll up`.
+    #[command(trailing_var_arg = true)]
+    Up {
+        /// Passed on to `atoll up`.
+        #[arg(allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Run the whole test suite, official SDKs included.
+    Test(suite::Options),
+    /// Run the static checks: fmt, clippy, tidy, generated files.
+    Check,
+    /// Print the benchmark table. Arguments go to the benchmark.
+    #[command(trailing_var_arg = true)]
+    Bench {
+        /// Passed on to the benchmark.
+        #[arg(allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Regenerate what is generated and checked in; with `--check`, fail where it differs.
+    Gen {
+        /// Change nothing.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> Result<()> {
+    match Args::parse().chore {
+        Chore::Up { rest } => up::run(&rest),
+        Chore::Test(options) => suite::run(&options),
+        Chore::Check => check::run(),
+        Chore::Bench { rest } => bench::run(&rest),
+        Chore::Gen { check } => generate::run(check),
+    }
+}

@@ -1,0 +1,222 @@
+//! `cargo xtask test`: every ring of the test suite, and one closing line.
+//!
+//! ```text
+//! check    fmt, clippy, tidy, generated files, licences
+//! rust     unit, contract, whole-house and runtime tests (root: the real container runtime)
+//! python   official Python SDK (sync, async), code that users write, and @e2b/cli, against a running Atoll
+//! js       official JavaScript SDK
+//! tls      the Python SDK again, by E2B_DOMAIN alone: TLS, wildcard hosts
+//! crash    kill -9, restart, leaks
+//! ```
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::house::House;
+use crate::shell::{cargo, command, root};
+use crate::tally::{self, Tally};
+use crate::{build, check, clients, setup};
+
+/// What to run.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only these rings; all, in this order, when none is given.
+    #[arg(long, value_enum)]
+    only: Vec<Ring>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Ring {
+    Check,
+    Rust,
+    Python,
+    Js,
+    Tls,
+    Crash,
+}
+
+const ALL: [Ring; 6] = [
+    Ring::Check,
+    Ring::Rust,
+    Ring::Python,
+    Ring::Js,
+    Ring::Tls,
+    Ring::Crash,
+];
+
+/// Where the test's own names live: a loopback address that nothing else listens on.
+const TLS_ADDRESS: &str = "127.0.0.2";
+
+/// Runs the rings and prints the closing line; a failed test is an error after everything has run.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let rings = if options.only.is_empty() {
+        &ALL[..]
+    } else {
+        &options.only
+    };
+    setup::to_test()?;
+    let mut total = Tally::default();
+    let mut faults = Vec::new();
+    for &ring in rings {
+        match one(ring) {
+            Ok(tally) => total += tally,
+            Err(fault) => {
+                eprintln!("test: {fault:#}");
+                total.failed += 1;
+                faults.push(fault);
+            }
+        }
+    }
+    println!("{total}");
+    if total.failed > 0 {
+        bail!("the test suite failed");
+    }
+    Ok(())
+}
+
+fn one(ring: Ring) -> Result<Tally> {
+    match ring {
+        Ring::Check => check::run().map(|()| Tally {
+            passed: 1,
+            ..Tally::default()
+        }),
+        Ring::Rust => rust(),
+        Ring::Python => with_house("python", &[], |env| python(&["tests/e2e/python"], env)),
+        Ring::Js => with_house("js", &[], |env| javascript(env)),
+        Ring::Tls => tls(),
+        Ring::Crash => {
+            let atoll = build::release()?;
+            let env = BTreeMap::from([("ATOLL_BIN".to_owned(), atoll.display().to_string())]);
+            python(&["tests/e2e/crash"], &env)
+        }
+    }
+}
+
+fn rust() -> Result<Tally> {
+    // The container runtime's tests run the static programs themselves.
+    let atoll = build::release()?;
+    let bin = atoll.parent().context("a program lies in a directory")?;
+    let mut tests = cargo();
+    tests
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .env("ATOLL_TEST_BIN_DIR", bin);
+    run_and_count("rust", &mut tests, tally::of_cargo)
+}
+
+fn with_house(
+    name: &str,
+    more: &[(&str, String)],
+    tests: impl FnOnce(&BTreeMap<String, String>) -> Result<Tally>,
+) -> Result<Tally> {
+    let atoll = build::release()?;
+    let house = House::start(&atoll, name, more)?;
+    let outcome = tests(&house.env());
+    house.down()?;
+    outcome
+}
+
+fn python(dirs: &[&str], env: &BTreeMap<String, String>) -> Result<Tally> {
+    let mut tests = pytest(dirs, env)?;
+    run_and_count("python", &mut tests, tally::of_pytest)
+}
+
+fn pytest(dirs: &[&str], env: &BTreeMap<String, String>) -> Result<Command> {
+    let mut tests = command(clients::python()?);
+    tests
+        .args(["-m", "pytest", "-ra", "-p", "no:cacheprovider"])
+        .args(dirs)
+        .envs(env);
+    tests
+        .env("ATOLL_JS", clients::javascript()?)
+        .env("ATOLL_NODE", clients::node()?);
+    Ok(tests)
+}
+
+fn javascript(env: &BTreeMap<String, String>) -> Result<Tally> {
+    let modules = clients::javascript()?;
+    let tests = modules.join("tests");
+    copy_into(&root().join("tests/e2e/js"), &tests)?;
+    let mut run = command(clients::node()?);
+    run.args(["--test", "--test-reporter=tap", "--test-concurrency=1"])
+        .arg(tests)
+        .envs(env);
+    run_and_count("js", &mut run, tally::of_node)
+}
+
+/// Node looks for `node_modules` beside the tests, not where they were copied from.
+fn copy_into(from: &Path, to: &Path) -> Result<()> {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)?
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|e| e == "mjs"))
+    {
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+/// The SDK with nothing but `E2B_DOMAIN`: names below the domain resolve to the house by a resolver of the test's
+/// own, in a mount namespace in which `/etc/resolv.conf` names it.
+fn tls() -> Result<Tally> {
+    if !setup::is_root() {
+        eprintln!("SKIPPED: the TLS ring binds port 443 and a resolver: run it as root");
+        return Ok(Tally {
+            skipped: 1,
+            ..Tally::default()
+        });
+    }
+    let listen = [("ATOLL_TLS_LISTEN", format!("{TLS_ADDRESS}:443"))];
+    with_house("tls", &listen, |env| {
+        let mut env = env.clone();
+        for direct in ["E2B_API_URL", "E2B_SANDBOX_URL"] {
+            env.remove(direct);
+        }
+        env.insert("E2B_DOMAIN".into(), "atoll.localhost".into());
+        env.insert("ATOLL_TLS_ADDRESS".into(), TLS_ADDRESS.into());
+        let tests = pytest(&["tests/e2e/tls", "tests/e2e/python"], &env)?;
+        let mut script = command("unshare");
+        script.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "tests/e2e/tls/with-resolver.sh",
+        ]);
+        script.arg(tests.get_program()).args(tests.get_args());
+        script.envs(tests.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        run_and_count("tls", &mut script, tally::of_pytest)
+    })
+}
+
+/// Runs tests, shows what they print as they print it, and counts.
+fn run_and_count(what: &str, tests: &mut Command, count: fn(&str) -> Tally) -> Result<Tally> {
+    eprintln!("test: {what}");
+    let mut child = tests
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {tests:?}"))?;
+    let mut output = String::new();
+    let stdout = child.stdout.take().context("the tests' output is piped")?;
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        let _ = writeln!(std::io::stdout(), "{line}");
+        output.push_str(&line);
+        output.push('\n');
+    }
+    let status = child.wait()?;
+    let mut tally = count(&output);
+    if !status.success() && tally.failed == 0 {
+        eprintln!("test: {what} ended with {status} although no test failed");
+        tally.failed = 1;
+    }
+    if status.success() && tally == Tally::default() {
+        bail!("{what} ran no test");
+    }
+    Ok(tally)
+}
