@@ -1,13 +1,13 @@
 //! The static checks.
 use anyhow::Result;
 
-use crate::shell::{cargo, has, run};
-use crate::{generate, tidy};
+use crate::shell::{cargo, has};
+use crate::{generate, shell, tidy};
 
 /// Runs them all; the first that fails ends the run.
 pub(crate) fn run() -> Result<()> {
-    shell_step("fmt", cargo().args(["fmt", "--all", "--check"]))?;
-    shell_step(
+    step("fmt", cargo().args(["fmt", "--all", "--check"]))?;
+    step(
         "clippy",
         cargo().args([
             "clippy",
@@ -24,7 +24,7 @@ pub(crate) fn run() -> Result<()> {
     eprintln!("check: generated files");
     generate::run(true)?;
     if has("cargo-deny") {
-        shell_step(
+        step(
             "deny",
             cargo().args(["deny", "--offline", "check", "bans", "licenses", "sources"]),
         )?;
@@ -36,7 +36,7 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-fn shell_step(name: &str, command: &mut std::process::Command) -> Result<()> {
+fn step(name: &str, command: &mut std::process::Command) -> Result<()> {
     eprintln!("check: {name}");
-    run(command)
+    shell::run(command)
 }
