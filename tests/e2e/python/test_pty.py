@@ -11,11 +11,9 @@ class Screen:
 
     def __init__(self, terminal):
         self.text = ""
-        self.thread = threading.Thread(target=lambda: terminal.wait(on_pty=self.add), daemon=True)
         self.ended = None
         self.terminal = terminal
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
+        threading.Thread(target=self.run, daemon=True).start()
 
     def add(self, data):
         self.text += bytes(data).decode(errors="replace")
