@@ -86,7 +86,7 @@ fn one(ring: Ring) -> Result<Tally> {
         }),
         Ring::Rust => rust(),
         Ring::Python => with_house("python", &[], |env| python(&["tests/e2e/python"], env)),
-        Ring::Js => with_house("js", &[], |env| javascript(env)),
+        Ring::Js => with_house("js", &[], javascript),
         Ring::Tls => tls(),
         Ring::Crash => {
             let atoll = build::release()?;

@@ -1,0 +1,28 @@
+// What the JavaScript tests share.
+import { setTimeout as sleep } from 'node:timers/promises'
+
+import { Sandbox } from 'e2b'
+
+/** How long a condition may take to become true before a test calls it false. */
+const PATIENCE_MS = 20_000
+
+/** Waits until `condition` answers something truthy and returns it. */
+export async function eventually(condition) {
+  const deadline = Date.now() + PATIENCE_MS
+  for (;;) {
+    const found = await condition()
+    if (found) return found
+    if (Date.now() > deadline) throw new Error(`not true within ${PATIENCE_MS} ms: ${condition}`)
+    await sleep(50)
+  }
+}
+
+/** Gives `test` a sandbox and kills it afterwards. */
+export async function withSandbox(options, test) {
+  const sandbox = await Sandbox.create({ timeoutMs: 120_000, ...options })
+  try {
+    await test(sandbox)
+  } finally {
+    await sandbox.kill()
+  }
+}
