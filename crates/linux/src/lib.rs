@@ -1,1 +1,8 @@
-//! Placeholder of the workspace skeleton.
+//! Safe wrappers over the kernel objects that Atoll uses; the only crate that says `unsafe`.
+//!
+//! One file for each object. File descriptors come and go as [`std::os::fd::OwnedFd`]; errors are plain
+//! [`std::io::Error`]s, to which callers add what they were about. What `rustix` offers safely is used from there
+//! and not wrapped again.
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod spawn;

@@ -1,1 +1,20 @@
-//! x
+//! What Atoll says to the world and to its own daemons: bodies, messages, host names, statuses.
+//!
+//! ```text
+//! rest     bodies of the public API, with their OpenAPI schemas      (feature `rest`)
+//! envd     messages and services of the daemon in every sandbox     (feature `envd`)
+//! host     which sandbox and port a request is for
+//! status   the one place that turns a `Kind` into statuses
+//! init     what the node tells envd before anybody may use it
+//! ```
+//!
+//! **Invariants.** No I/O. Only this crate knows statuses. envd links neither the REST bodies nor the ports.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "envd")]
+pub mod envd;
+pub mod init;
+pub mod status;
+
+/// The version that envd tells clients, and that their feature gates look at (contract 5.5).
+pub const ENVD_VERSION: &str = "0.6.13";

@@ -1,0 +1,238 @@
+//! Serving: the host-only socket, the port inside, and which part answers what.
+use std::convert::Infallible;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use connectrpc::ConnectRpcService;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tower::ServiceExt as _;
+use wire::envd::filesystem::FilesystemExt as _;
+use wire::envd::process::ProcessExt as _;
+
+use crate::access::{self, Refusal};
+use crate::arguments::Arguments;
+use crate::filesystem::Filesystem;
+use crate::logs::Logs;
+use crate::process::Processes;
+use crate::reaper::Reaper;
+use crate::settings::Settings;
+use crate::{files, host, metrics};
+
+/// Connections served at once; more wait in the kernel's queue. Far above what the edge pools, far below our memory.
+const CONNECTIONS_MAX: usize = 1024;
+/// A client that does not finish its headers in this time is not one.
+const HEADERS_WITHIN: Duration = Duration::from_secs(30);
+/// One message of a call: a megabyte of input is plenty, four leave room.
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// A body of an answer, whoever makes it.
+pub(crate) type Answer = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>>;
+
+/// Everything that is served.
+pub(crate) struct Envd {
+    pub(crate) settings: Arc<Mutex<Settings>>,
+    pub(crate) logs: Arc<Logs>,
+    pub(crate) reaper: Arc<Reaper>,
+    pub(crate) processes: Arc<Processes>,
+    rpc: ConnectRpcService<connectrpc::Router>,
+    accept_local_peers: bool,
+}
+
+/// By which door a request came in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Door {
+    /// The socket that only the node can open.
+    Host,
+    /// The port that everything inside can reach.
+    Inside,
+}
+
+impl Envd {
+    pub(crate) fn new(arguments: &Arguments) -> Self {
+        let settings = Arc::new(Mutex::new(Settings::new()));
+        let logs = Arc::new(Logs::default());
+        let reaper = Arc::new(Reaper::default());
+        let processes = Arc::new(Processes::new(Arc::clone(&settings), Arc::clone(&logs), Arc::clone(&reaper)));
+        let filesystem = Arc::new(Filesystem::new(Arc::clone(&settings)));
+        let router = filesystem.register(Arc::clone(&processes).register(connectrpc::Router::new()));
+        let limits = connectrpc::Limits::default().with_max_message_size(MESSAGE_BYTES_MAX).with_max_request_body_size(MESSAGE_BYTES_MAX);
+        // A streamed request is bounded by its messages, not by its length.
+        let streamed = limits.with_max_request_body_size(usize::MAX);
+        let rpc = ConnectRpcService::new(router).with_limits(streamed);
+        Self { settings, logs, reaper, processes, rpc, accept_local_peers: arguments.accept_local_peers }
+    }
+
+    /// Listens, says so, and serves for ever.
+    pub(crate) async fn run(self: Arc<Self>, arguments: Arguments) -> io::Result<()> {
+        self.settings().leave_marks();
+        let host = listen_for_host(&arguments.socket)?;
+        let inside = match arguments.port {
+            Some(port) => Some(TcpListener::bind(("0.0.0.0", port)).await?),
+            None => None,
+        };
+        if let Some(fd) = arguments.ready_fd {
+            say_ready(fd);
+        }
+        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let reaper = Arc::clone(&self.reaper);
+        tokio::select! {
+            ended = reaper.run() => ended,
+            ended = Arc::clone(&self).serve_host(host, Arc::clone(&connections)) => ended,
+            ended = Arc::clone(&self).serve_inside(inside, connections) => ended,
+        }
+    }
+
+    /// What is in force.
+    pub(crate) fn settings(&self) -> std::sync::MutexGuard<'_, Settings> {
+        self.settings.lock().expect("nothing panics while it holds the settings")
+    }
+
+    async fn serve_host(self: Arc<Self>, listener: UnixListener, connections: Arc<Semaphore>) -> io::Result<()> {
+        loop {
+            let permit = Arc::clone(&connections).acquire_owned().await.expect("the semaphore is never closed");
+            let Some((stream, _)) = survive(listener.accept().await).await? else { continue };
+            // A peer outside our process namespace has no number in it.
+            let outside = stream.peer_cred().is_ok_and(|peer| peer.pid() == Some(0));
+            if !outside && !self.accept_local_peers {
+                continue;
+            }
+            let envd = Arc::clone(&self);
+            tokio::spawn(async move {
+                envd.serve(stream, Door::Host).await;
+                drop(permit);
+            });
+        }
+    }
+
+    async fn serve_inside(self: Arc<Self>, listener: Option<TcpListener>, connections: Arc<Semaphore>) -> io::Result<()> {
+        let Some(listener) = listener else { return std::future::pending().await };
+        loop {
+            let permit = Arc::clone(&connections).acquire_owned().await.expect("the semaphore is never closed");
+            let Some((stream, _)) = survive(listener.accept().await).await? else { continue };
+            let _ = stream.set_nodelay(true);
+            let envd = Arc::clone(&self);
+            tokio::spawn(async move {
+                envd.serve(stream, Door::Inside).await;
+                drop(permit);
+            });
+        }
+    }
+
+    async fn serve(self: Arc<Self>, stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, door: Door) {
+        let service = service_fn(|request| {
+            let envd = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(envd.answer(request, door).await) }
+        });
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+        // A connection that breaks is the peer's business; what it had under way is dropped with it.
+        let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>, door: Door) -> Answer {
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        if request.method() == Method::OPTIONS && origin.is_some() {
+            return access::preflight();
+        }
+        let mut answer = self.route(request, door).await.unwrap_or_else(Refusal::into_answer);
+        if origin.is_some() {
+            access::allow_any_origin(answer.headers_mut());
+        }
+        answer
+    }
+
+    async fn route(&self, request: Request<Incoming>, door: Door) -> Result<Answer, Refusal> {
+        let path = request.uri().path().to_owned();
+        if door == Door::Host {
+            if let Some(answer) = host::answer(self, &path, request.method().clone()) {
+                return answer.run(self, request).await;
+            }
+        }
+        access::check(&self.settings(), &path, request.headers())?;
+        match (request.method(), path.as_str()) {
+            (&Method::GET, "/health") => Ok(no_content(header::HeaderValue::from_static("no-store"))),
+            (&Method::GET, "/metrics") => Ok(json(StatusCode::OK, &metrics::now())),
+            (&Method::GET, "/envs") => Ok(json(StatusCode::OK, &self.settings().env)),
+            (&Method::GET | &Method::HEAD, "/files") => files::download(self, request).await,
+            (&Method::POST, "/files") => files::upload(self, request).await,
+            (&Method::POST, "/files/compose") => files::compose(self, request).await,
+            (_, "/health" | "/metrics" | "/envs" | "/files" | "/files/compose") => {
+                Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not a method of {path}", request.method())))
+            }
+            (_, path) if path.starts_with("/process.Process/") || path.starts_with("/filesystem.Filesystem/") => {
+                let answer = self.rpc.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
+                Ok(answer.map(|body| body.map_err(io::Error::other).boxed_unsync()))
+            }
+            _ => Err(Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}"))),
+        }
+    }
+}
+
+/// Errors of accept(2) that concern one connection, or pass: they must not end the daemon.
+async fn survive<T>(accepted: io::Result<T>) -> io::Result<Option<T>> {
+    match accepted {
+        Ok(connection) => Ok(Some(connection)),
+        Err(_) => {
+            // Out of descriptors or memory, most likely: a moment's rest lets something end.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            Ok(None)
+        }
+    }
+}
+
+fn listen_for_host(path: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt as _;
+    if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
+        std::fs::create_dir_all(dir)?;
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    }
+    let _ = std::fs::remove_file(path);
+    UnixListener::bind(path)
+}
+
+/// One byte says that we listen; the descriptor is closed with it.
+fn say_ready(fd: std::os::fd::RawFd) {
+    if let Ok(ready) = linux::spawn::inherited(fd) {
+        let _ = rustix::io::write(&ready, b"!");
+    }
+}
+
+/// A JSON answer.
+pub(crate) fn json(status: StatusCode, body: &impl serde::Serialize) -> Answer {
+    let text = serde_json::to_vec(body).unwrap_or_default();
+    let mut answer = Response::new(full(text.into()));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json; charset=utf-8"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    answer
+}
+
+/// 204 with a caching rule.
+pub(crate) fn no_content(cache: header::HeaderValue) -> Answer {
+    let mut answer = Response::new(full(Bytes::new()));
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer.headers_mut().insert(header::CACHE_CONTROL, cache);
+    answer
+}
+
+/// A body that is there already.
+pub(crate) fn full(bytes: Bytes) -> http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error> {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Reads a small body whole, or says that it is too large.
+pub(crate) async fn small_body<B: Body<Data = Bytes>>(body: B, bytes_max: usize) -> Result<Bytes, Refusal> {
+    let read = http_body_util::Limited::new(body, bytes_max).collect().await;
+    read.map(http_body_util::Collected::to_bytes).map_err(|_| Refusal::bad(format!("the body is broken or longer than {bytes_max} bytes")))
+}

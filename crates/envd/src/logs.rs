@@ -1,0 +1,71 @@
+//! A bounded memory of what happened, for the node to fetch.
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use wire::init::{LogEntries, LogEntry};
+
+/// What is remembered, in bytes of text: some thousand lines, a fraction of what a sandbox may use.
+const BYTES_MAX: usize = 256 * 1024;
+/// Longer messages are cut: a line that fills the whole memory tells nothing about the others.
+const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// What happened, newest last.
+#[derive(Default)]
+pub(crate) struct Logs(Mutex<Ring>);
+
+#[derive(Default)]
+struct Ring {
+    entries: VecDeque<LogEntry>,
+    bytes: usize,
+    last: u64,
+}
+
+impl Logs {
+    /// Remembers one thing, and forgets the oldest where there is no room.
+    pub(crate) fn say(&self, level: &str, logger: &str, message: &str, fields: BTreeMap<String, String>) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut ring = self.0.lock().expect("nothing panics while it holds the log");
+        ring.last += 1;
+        let message: String = message.chars().take(MESSAGE_BYTES_MAX).collect();
+        let timestamp_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let entry = LogEntry { seq: ring.last, timestamp_ms, level: level.into(), logger: logger.into(), message, fields };
+        ring.bytes += weight(&entry);
+        ring.entries.push_back(entry);
+        while ring.bytes > BYTES_MAX {
+            let Some(oldest) = ring.entries.pop_front() else { break };
+            ring.bytes -= weight(&oldest);
+        }
+    }
+
+    /// What came after `after`.
+    pub(crate) fn since(&self, after: u64) -> LogEntries {
+        let ring = self.0.lock().expect("nothing panics while it holds the log");
+        LogEntries { next: ring.last, entries: ring.entries.iter().filter(|entry| entry.seq > after).cloned().collect() }
+    }
+}
+
+fn weight(entry: &LogEntry) -> usize {
+    /// What an entry costs beside its text.
+    const OVERHEAD: usize = 96;
+    let fields: usize = entry.fields.iter().map(|(key, value)| key.len() + value.len()).sum();
+    OVERHEAD + entry.message.len() + fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_is_forgotten_and_numbers_go_on() {
+        let logs = Logs::default();
+        for i in 0..10_000 {
+            logs.say("info", "test", &format!("{i} {}", "x".repeat(100)), BTreeMap::new());
+        }
+        let all = logs.since(0);
+        assert_eq!(all.next, 10_000);
+        assert!(all.entries.len() < 3_000 && all.entries.last().unwrap().seq == 10_000);
+        assert_eq!(logs.since(9_999).entries.len(), 1);
+        assert_eq!(logs.since(10_000).entries.len(), 0);
+    }
+}

@@ -1,0 +1,77 @@
+//! Starting programs as somebody else.
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+/// As whom a program runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// How a program starts, beyond what [`Command`] says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Manner {
+    /// Makes standard input the controlling terminal of its session.
+    pub terminal: bool,
+    /// Its badness when memory is short, -1000..=1000 ([proc_pid_oom_score_adj(5)]). Raising needs no privilege.
+    ///
+    /// [proc_pid_oom_score_adj(5)]: https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html
+    pub oom_score_adj: i16,
+}
+
+/// Starts `command` in a session of its own, as `identity`.
+///
+/// The identity is taken on after the working directory, so a directory that only root may enter still serves. The
+/// caller reaps the child.
+///
+/// # Errors
+/// What fork, the change of identity or exec answered.
+pub fn spawn(mut command: Command, identity: &Identity, manner: Manner) -> io::Result<Child> {
+    let Identity { uid, gid, groups } = identity.clone();
+    let badness = manner.oom_score_adj.to_string().into_bytes();
+    // SAFETY: the closure runs between fork and exec of a process that may have threads, so it calls only
+    // async-signal-safe functions and touches only memory that was allocated before the fork.
+    unsafe {
+        command.pre_exec(move || {
+            let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            if file >= 0 {
+                // A refused badness is no reason not to run.
+                let _ = libc::write(file, badness.as_ptr().cast(), badness.len());
+                let _ = libc::close(file);
+            }
+            checked(libc::setsid())?;
+            if manner.terminal {
+                checked(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+            }
+            if libc::geteuid() == 0 {
+                checked(libc::setgroups(groups.len(), groups.as_ptr()))?;
+                checked(libc::setgid(gid))?;
+                checked(libc::setuid(uid))?;
+            }
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
+fn checked(rc: libc::c_int) -> io::Result<()> {
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes possession of a descriptor that this process was started with.
+///
+/// # Errors
+/// `EBADF` where there is no such descriptor.
+pub fn inherited(fd: std::os::fd::RawFd) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd as _;
+    // SAFETY: fcntl(2) takes any number; a number that is no descriptor is answered with EBADF.
+    checked(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, as was just seen, and whoever started us handed it over to be owned here alone.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+}
