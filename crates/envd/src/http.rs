@@ -62,7 +62,7 @@ impl Envd {
         let settings = Arc::new(Mutex::new(Settings::new()));
         let logs = Arc::new(Logs::default());
         let reaper = Arc::new(Reaper::default());
-        let processes = Arc::new(Processes::new(Arc::clone(&settings), Arc::clone(&logs), Arc::clone(&reaper)));
+        let processes = Processes::new(Arc::clone(&settings), Arc::clone(&logs), Arc::clone(&reaper));
         let filesystem = Arc::new(Filesystem::new(Arc::clone(&settings)));
         let router = filesystem.register(Arc::clone(&processes).register(connectrpc::Router::new()));
         let limits = connectrpc::Limits::default().with_max_message_size(MESSAGE_BYTES_MAX).with_max_request_body_size(MESSAGE_BYTES_MAX);
