@@ -5,4 +5,8 @@
 //! and not wrapped again.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod clone;
+pub mod loopdev;
+pub mod mount;
+pub mod seccomp;
 pub mod spawn;

@@ -1,0 +1,82 @@
+//! Making a process in new namespaces.
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Proof that the process had one thread: only then does a child of it, which has that thread alone, find every lock
+/// and every invariant as they should be.
+#[derive(Debug)]
+pub struct SingleThreaded(());
+
+impl SingleThreaded {
+    /// Counts the threads. Whoever holds the proof starts none.
+    ///
+    /// # Errors
+    /// There are several, or `/proc` is not there.
+    pub fn prove() -> io::Result<Self> {
+        let threads = std::fs::read_dir("/proc/self/task")?.count();
+        if threads == 1 { Ok(Self(())) } else { Err(io::Error::other(format!("the process has {threads} threads"))) }
+    }
+}
+
+/// `CLONE_INTO_CGROUP` of `linux/sched.h`; the binding's is too narrow.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// On which side of the fork we are.
+#[derive(Debug)]
+pub enum Fork {
+    /// In the child.
+    Child,
+    /// In the parent, which holds the child's name.
+    Parent {
+        /// The child's number in our process namespace.
+        pid: u32,
+        /// The child itself.
+        pidfd: OwnedFd,
+    },
+}
+
+/// Namespaces of a child ([namespaces(7)](https://man7.org/linux/man-pages/man7/namespaces.7.html)).
+pub mod namespace {
+    /// Users and capabilities; owns the others that are made with it.
+    pub const USER: u64 = libc::CLONE_NEWUSER as u64;
+    /// Process numbers.
+    pub const PID: u64 = libc::CLONE_NEWPID as u64;
+    /// Mounts.
+    pub const MOUNT: u64 = libc::CLONE_NEWNS as u64;
+    /// Network.
+    pub const NET: u64 = libc::CLONE_NEWNET as u64;
+    /// Host name.
+    pub const UTS: u64 = libc::CLONE_NEWUTS as u64;
+    /// System V IPC and POSIX message queues.
+    pub const IPC: u64 = libc::CLONE_NEWIPC as u64;
+}
+
+/// Forks into new namespaces and, where one is given, into a cgroup (v2), by
+/// [clone3(2)](https://man7.org/linux/man-pages/man2/clone3.2.html). The child signals its end by `SIGCHLD`.
+///
+/// # Errors
+/// What clone3(2) answered.
+pub fn fork(_: &SingleThreaded, namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: all zeroes are a valid clone_args.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = namespaces | libc::CLONE_PIDFD as u64;
+    args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
+    args.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
+    }
+    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of memory. The caller proved that there is
+    // one thread, so the copy is consistent. `args` and `pidfd` outlive the call.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => {
+            // SAFETY: CLONE_PIDFD stored a new descriptor, which is nobody else's.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Fork::Parent { pid: u32::try_from(pid).map_err(io::Error::other)?, pidfd })
+        }
+    }
+}
