@@ -1,1 +1,7 @@
-//! Placeholder of the workspace skeleton.
+//! The container runtime.
+#![forbid(unsafe_code)]
+
+mod boot;
+pub mod launcher;
+mod step;
+mod syscalls;

@@ -75,3 +75,57 @@ pub fn inherited(fd: std::os::fd::RawFd) -> io::Result<std::os::fd::OwnedFd> {
     // SAFETY: it is open, as was just seen, and whoever started us handed it over to be owned here alone.
     Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
 }
+
+/// Lets the kernel forget children as they end, for a process that watches them by pidfd. Children inherit it until
+/// they say otherwise.
+///
+/// # Errors
+/// What sigaction(2) answered: nothing, on Linux.
+pub fn reap_automatically() -> io::Result<()> {
+    disposition(libc::SIGCHLD, libc::SIG_IGN)
+}
+
+fn disposition(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
+    // SAFETY: SIG_IGN and SIG_DFL are no functions, so nothing of ours runs in a signal handler.
+    if unsafe { libc::signal(signal, handler) } == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes the default disposition of `SIGCHLD` and `SIGPIPE` again, before another program is executed.
+///
+/// # Errors
+/// What sigaction(2) answered: nothing, on Linux.
+pub fn default_signals() -> io::Result<()> {
+    disposition(libc::SIGCHLD, libc::SIG_DFL)?;
+    disposition(libc::SIGPIPE, libc::SIG_DFL)
+}
+
+/// Moves this process, of one thread, to a copy of its mount namespace.
+///
+/// # Errors
+/// What unshare(2) answered.
+pub fn leave_mount_namespace() -> io::Result<()> {
+    // SAFETY: with one thread, nobody else relies on the file system state that is unshared along.
+    checked(unsafe { libc::unshare(libc::CLONE_NEWNS) })
+}
+
+/// Moves this process to a cgroup namespace whose root is its present cgroup.
+///
+/// # Errors
+/// What unshare(2) answered.
+pub fn leave_cgroup_namespace() -> io::Result<()> {
+    // SAFETY: a cgroup namespace has no effect on memory or descriptors.
+    checked(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })
+}
+
+/// Takes on user 0, group 0 and no other group, as the user namespace maps them.
+///
+/// # Errors
+/// What the change of identity answered; `EINVAL` where 0 is not mapped.
+pub fn become_root_of_namespace() -> io::Result<()> {
+    // SAFETY: plain system calls; the caller's process has one thread, so all of it changes.
+    unsafe {
+        checked(libc::setgroups(0, std::ptr::null()))?;
+        checked(libc::setresgid(0, 0, 0))?;
+        checked(libc::setresuid(0, 0, 0))
+    }
+}

@@ -1,0 +1,97 @@
+//! The launcher: a small process of one thread that makes machines, so that the daemon, which has many threads and much
+//! memory, never forks.
+pub(crate) mod message;
+pub mod serve;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use self::message::{Boot, BootFailed, Reply, Request, error, receive, send};
+use crate::step::{At, Step};
+
+/// The daemon's end.
+pub(crate) struct Launcher {
+    /// One request is under way at a time: the launcher has one thread.
+    socket: Mutex<OwnedFd>,
+    _process: Child,
+}
+
+/// A child that waits in its namespaces for its order.
+#[derive(Debug)]
+pub(crate) struct Skeleton {
+    /// Its number on the host.
+    pub(crate) pid: u32,
+    /// Itself.
+    pub(crate) pidfd: OwnedFd,
+    /// Where it waits.
+    control: OwnedFd,
+}
+
+impl Launcher {
+    /// Starts the launcher.
+    pub(crate) fn start(program: &Path) -> Result<Self, Step> {
+        let kind = (AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let (ours, theirs) =
+            rustix::net::socketpair(kind.0, kind.1, kind.2, None).at("making the launcher's socket")?;
+        let process = Command::new(program)
+            .env_clear()
+            .stdin(theirs)
+            .stdout(Stdio::null())
+            .spawn()
+            .at(format!("starting {}", program.display()))?;
+        Ok(Self { socket: Mutex::new(ours), _process: process })
+    }
+
+    /// Makes a skeleton, in a cgroup (v2) where one is given.
+    pub(crate) fn skeleton(&self, cgroup: Option<BorrowedFd<'_>>) -> Result<Skeleton, Step> {
+        let (reply, fds) = self.ask(&Request::Skeleton, cgroup.as_slice())?;
+        let mut fds = fds.into_iter();
+        match (reply, fds.next(), fds.next()) {
+            (Reply::Skeleton { pid }, Some(pidfd), Some(control)) => Ok(Skeleton { pid, pidfd, control }),
+            _ => Err(io::Error::other("the launcher answered something else")).at("asking for a skeleton"),
+        }
+    }
+
+    /// Names a machine.
+    pub(crate) fn rename(&self, machine: BorrowedFd<'_>, name: &str) -> Result<(), Step> {
+        self.ask(&Request::Rename(name.to_owned()), &[machine]).map(drop)
+    }
+
+    fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), Step> {
+        let socket = self.socket.lock().expect("nothing panics while it talks to the launcher");
+        send(&*socket, request, fds).at("asking the launcher")?;
+        match receive(&*socket).at("hearing the launcher")? {
+            Some((Reply::Failed { step, errno }, _)) => Err(Step { step, source: error(errno) }),
+            Some(answer) => Ok(answer),
+            None => Err(io::Error::from(io::ErrorKind::BrokenPipe)).at("hearing the launcher, which has ended,"),
+        }
+    }
+}
+
+impl Skeleton {
+    /// Orders it to become a machine. What it says if it cannot is heard by [`Ordered::why`].
+    pub(crate) fn order(self, boot: &Boot, fds: &[BorrowedFd<'_>]) -> Result<Ordered, Step> {
+        send(&self.control, boot, fds).at("sending the boot order")?;
+        Ok(Ordered { control: self.control })
+    }
+}
+
+/// A machine that is booting.
+pub(crate) struct Ordered {
+    control: OwnedFd,
+}
+
+impl Ordered {
+    /// Why it did not come up; to be asked when it has ended.
+    pub(crate) fn why(&self) -> String {
+        match receive::<BootFailed>(self.control.as_fd()) {
+            Ok(Some((failed, _))) => format!("{} failed: {}", failed.step, error(failed.errno)),
+            Ok(None) | Err(_) => "it ended without a word".to_owned(),
+        }
+    }
+}

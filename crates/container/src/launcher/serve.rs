@@ -1,0 +1,116 @@
+//! The launcher's own process: one thread, hardly any memory, and a mount namespace with next to nothing in it, because
+//! every machine begins as a copy of all three.
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use linux::clone::{Fork, SingleThreaded, namespace};
+use rustix::fs::{FileType, Mode};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
+
+use super::message::{Reply, Request, errno, receive, send};
+use crate::boot;
+use crate::step::{At, Step};
+
+/// Where a machine's root is attached before it becomes the root.
+pub(crate) const STAGE: &str = "/stage";
+/// Device nodes that machines bind: (name, major, minor).
+pub(crate) const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// Serves the daemon on `socket` until it is gone. To be called first thing in a process of its own.
+///
+/// # Errors
+/// The process has several threads, or may not do what a launcher does.
+pub fn serve(socket: OwnedFd) -> Result<(), Step> {
+    let alone = SingleThreaded::prove().at("counting the launcher's threads")?;
+    // Whoever ends is forgotten at once: the daemon watches machines by their pidfds.
+    linux::spawn::reap_automatically().at("ignoring SIGCHLD")?;
+    let own_uts = fs::File::open("/proc/self/ns/uts").at("opening the launcher's uts namespace")?;
+    furnish()?;
+    let mut socket = Some(socket);
+    while let Some(held) = socket.take() {
+        let Some((request, fds)) = receive::<Request>(&held).at("receiving a request")? else { break };
+        let (reply, fds) = match request {
+            Request::Skeleton => match skeleton(&alone, fds.first()) {
+                Ok(Made::Parent(pid, fds)) => (Reply::Skeleton { pid }, fds),
+                Ok(Made::Child(control)) => {
+                    drop((held, fds, own_uts));
+                    boot::wait_and_boot(control);
+                }
+                Err(failed) => (refused(&failed), Vec::new()),
+            },
+            Request::Rename(name) => match rename(&name, &fds, own_uts.as_fd()) {
+                Ok(()) => (Reply::Done, Vec::new()),
+                Err(failed) => (refused(&failed), Vec::new()),
+            },
+        };
+        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        send(&held, &reply, &borrowed).at("answering")?;
+        socket = Some(held);
+    }
+    Ok(())
+}
+
+fn refused(failed: &Step) -> Reply {
+    Reply::Failed { step: failed.step.clone(), errno: errno(&failed.source) }
+}
+
+enum Made {
+    Parent(u32, Vec<OwnedFd>),
+    Child(OwnedFd),
+}
+
+fn skeleton(alone: &SingleThreaded, cgroup: Option<&OwnedFd>) -> Result<Made, Step> {
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .at("making a control socket")?;
+    let namespaces =
+        namespace::USER | namespace::PID | namespace::MOUNT | namespace::NET | namespace::UTS | namespace::IPC;
+    match linux::clone::fork(alone, namespaces, cgroup.map(AsFd::as_fd)).at("clone3 of a machine")? {
+        Fork::Child => Ok(Made::Child(theirs)),
+        Fork::Parent { pid, pidfd } => Ok(Made::Parent(pid, vec![pidfd, ours])),
+    }
+}
+
+fn rename(name: &str, fds: &[OwnedFd], own_uts: std::os::fd::BorrowedFd<'_>) -> Result<(), Step> {
+    let machine = fds.first().ok_or_else(|| io::Error::other("no pidfd came along")).at("naming a machine")?;
+    rustix::thread::move_into_thread_name_spaces(machine.as_fd(), ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME)
+        .at("entering a uts namespace")?;
+    let named = rustix::system::sethostname(name.as_bytes()).at("sethostname");
+    // A launcher that stays in a machine's namespace would name the wrong ones from then on.
+    rustix::thread::move_into_link_name_space(own_uts, Some(LinkNameSpaceType::HostNameAndNISDomainName))
+        .at("leaving a uts namespace")?;
+    named
+}
+
+/// Leaves the host's mounts for a namespace with a tmpfs, `/proc` and `/sys`. A machine may mount its own `/proc` and
+/// `/sys` only where a whole one can be seen (`mount_too_revealing` of the kernel), until it has changed its root.
+fn furnish() -> Result<(), Step> {
+    linux::spawn::leave_mount_namespace().at("unsharing the mount namespace")?;
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    rustix::mount::mount_change("/", private).at("making mounts private")?;
+    let room = Path::new("/tmp");
+    rustix::mount::mount("tmpfs", room, "tmpfs", MountFlags::empty(), Some(c"mode=755,size=64k,nr_inodes=64"))
+        .at("mounting the launcher's tmpfs")?;
+    for dir in ["proc", "sys", "dev", "stage"] {
+        fs::create_dir(room.join(dir)).at("making the launcher's directories")?;
+    }
+    for (name, major, minor) in DEVICES {
+        let path = room.join("dev").join(name);
+        let mode = Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::CharacterDevice, mode, rustix::fs::makedev(major, minor))
+            .at(format!("making device {name}"))?;
+        rustix::fs::chmod(&path, mode).at("opening a device to all")?;
+    }
+    rustix::mount::mount_bind("/proc", room.join("proc")).at("binding /proc")?;
+    rustix::mount::mount_bind("/sys", room.join("sys")).at("binding /sys")?;
+    rustix::process::chdir(room).at("entering the launcher's tmpfs")?;
+    rustix::process::pivot_root(".", ".").at("pivot_root of the launcher")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).at("leaving the host's mounts")?;
+    rustix::process::chdir("/").at("entering /")?;
+    Ok(())
+}
