@@ -13,6 +13,7 @@
 
 #[cfg(feature = "envd")]
 pub mod envd;
+pub mod host;
 pub mod init;
 pub mod status;
 
