@@ -153,6 +153,11 @@ pub trait Node: Send + Sync {
         into: BuildId,
         mode: PauseMode,
     ) -> Result<PauseOutcome, NodeError>;
+    /// Whether envd in an execution answers a probe, within a second or two. A node that cannot probe says `true`.
+    async fn is_healthy(&self, sandbox: SandboxId, execution: ExecutionId) -> Result<bool, NodeError> {
+        let _ = (sandbox, execution);
+        Ok(true)
+    }
     /// Ends whatever the node holds of a sandbox, running or paused. When it returns nothing of it is left, or what is
     /// left is listed for reclaim and unreachable. An unknown sandbox is no error.
     async fn kill(&self, sandbox: SandboxId, why: KillReason) -> Result<(), NodeError>;

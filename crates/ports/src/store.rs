@@ -5,6 +5,11 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use model::{ApiKey, BuildId, KeyId, Kind, Sandbox, SandboxId, State, Team, TeamId, Template, TemplateId};
 
+pub mod contract;
+mod memory;
+
+pub use memory::Memory;
+
 /// The store could not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

@@ -1,0 +1,91 @@
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ports::StoreError;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{Connection, SqliteConnection, SqlitePool};
+
+use crate::writer::{Statement, Writer};
+
+/// Readers: a listing that takes long must not stop a create, and the machine may have two cores only.
+const READERS_MAX: u32 = 4;
+/// How long a statement waits for a lock. Only another process (a backup, a person with a shell) can hold one.
+const BUSY: Duration = Duration::from_secs(5);
+/// How long a read waits for a free reader. Reads take microseconds: longer means that the disk hangs.
+const READER_WAIT: Duration = Duration::from_secs(10);
+
+/// All stores over one SQLite file.
+pub struct Sqlite {
+    readers: SqlitePool,
+    writer: Writer,
+}
+
+impl Sqlite {
+    /// Opens the database at `path`, and makes it where there is none. Its directory must exist.
+    ///
+    /// # Errors
+    /// [`StoreError::Away`] where it cannot be opened, or is of a newer version than this program.
+    pub async fn open(path: &Path) -> Result<Arc<Self>, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .foreign_keys(true)
+            .busy_timeout(BUSY);
+        let mut connection = SqliteConnection::connect_with(&options).await.map_err(away)?;
+        sqlx::migrate!("migrations/sqlite")
+            .run(&mut connection)
+            .await
+            .map_err(away)?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .min_connections(1)
+            .acquire_timeout(READER_WAIT)
+            // A local file does not hang up: asking before each read would double its price.
+            .test_before_acquire(false)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.create_if_missing(false).pragma("query_only", "ON"))
+            .await
+            .map_err(away)?;
+        Ok(Arc::new(Self {
+            readers,
+            writer: Writer::start(connection),
+        }))
+    }
+
+    /// The connections that only read.
+    pub(crate) fn readers(&self) -> &SqlitePool {
+        &self.readers
+    }
+
+    /// Reads at most one row.
+    pub(crate) async fn read_one(&self, statement: Statement) -> Result<Option<SqliteRow>, StoreError> {
+        statement.fetch_optional(&self.readers).await.map_err(away)
+    }
+
+    /// Reads all rows.
+    pub(crate) async fn read_all(&self, statement: Statement) -> Result<Vec<SqliteRow>, StoreError> {
+        statement.fetch_all(&self.readers).await.map_err(away)
+    }
+
+    /// Carries out one statement; returns how many rows it changed.
+    pub(crate) async fn write(&self, statement: Statement) -> Result<u64, StoreError> {
+        self.writer.write(vec![statement]).await
+    }
+
+    /// Carries out all statements, or none; where the first changes no row, the others are not carried out. Returns how
+    /// many rows the first changed.
+    pub(crate) async fn write_all(&self, statements: Vec<Statement>) -> Result<u64, StoreError> {
+        self.writer.write(statements).await
+    }
+}
+
+/// What is neither missing nor in conflict is a store that is away.
+pub(crate) fn away(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+    StoreError::Away(error.into())
+}
