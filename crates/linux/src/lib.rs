@@ -6,7 +6,12 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod clone;
+pub mod conntrack;
 pub mod loopdev;
 pub mod mount;
+pub mod netlink;
+pub mod netns;
+pub mod nft;
+pub mod rtnl;
 pub mod seccomp;
 pub mod spawn;

@@ -257,14 +257,15 @@ impl Socket {
     /// As [`Socket::open`].
     pub fn subscribed(family: Family, groups: u32) -> io::Result<Self> {
         let protocol = match family {
-            Family::Route => netlink::ROUTE,
-            Family::Netfilter => netlink::NETFILTER,
+            // NETLINK_ROUTE is number 0.
+            Family::Route => None,
+            Family::Netfilter => Some(netlink::NETFILTER),
         };
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
-            Some(protocol),
+            protocol,
         )?;
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, groups))?;
         // Refusals need not repeat the message that they refuse.
@@ -448,7 +449,11 @@ fn option(socket: &OwnedFd, name: libc::c_int) -> io::Result<()> {
             length,
         )
     };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
