@@ -15,6 +15,7 @@ use self::message::{Boot, BootFailed, Reply, Request, error, receive, send};
 use crate::step::{At, Step};
 
 /// The daemon's end.
+#[derive(Debug)]
 pub(crate) struct Launcher {
     /// One request is under way at a time: the launcher has one thread.
     socket: Mutex<OwnedFd>,

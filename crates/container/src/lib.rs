@@ -1,7 +1,40 @@
-//! The container runtime.
+//! The container runtime: sandboxes out of namespaces, cgroups, overlays, a system call filter and a disk of their own.
+//!
+//! ```text
+//! runtime ──▶ pool ──▶ house ──▶ launcher ══▶ boot      a skeleton becomes a machine
+//!    │                  ├─▶ cgroup  disk  root  net      what it holds on the host
+//!    └──▶ machine       └─▶ record                       written before any of it is made
+//! volume   where disks are copied by reference      build, import   what roots are made of
+//! instance which of several daemons this is         agent           envd and sudo, as they come inside
+//! ```
+//!
+//! A sandbox is a [`slot`]: a number that names all of its resources (`atoll<instance>/<slot>` among cgroups,
+//! `at<instance>-<slot>` among links, `<slot>.img` among disks). A slot is prepared up to an envd that listens, claimed
+//! once, and given back when its last process is gone.
+//!
+//! **Invariants.** Nothing is made before it is on record. The daemon never forks: the launcher does. No path below a
+//! machine's root is followed from outside but by `openat2(2)` without links. A number is used again only when its
+//! network is gone.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod boot;
+mod build;
+mod cgroup;
+mod disk;
+mod house;
+pub mod import;
+mod instance;
 pub mod launcher;
+mod machine;
+mod net;
+mod pool;
+mod record;
+mod root;
+mod runtime;
+mod slot;
 mod step;
 mod syscalls;
+mod volume;
+
+pub use runtime::{Config, Containers};

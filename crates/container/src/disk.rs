@@ -1,0 +1,171 @@
+//! Writable disks: an ext4 image for each sandbox, with a size that `df` inside tells truly and no write gets past.
+use std::fs::{self, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use linux::loopdev::LoopDevice;
+use model::{MiB, SandboxId};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+use crate::step::{At, Step};
+use crate::volume::{self, Volume};
+
+/// What every blank disk holds: the upper and work directories of the overlays.
+const UPPERS: [&str; 2] = ["root", "usr"];
+/// The least that ext4 with a journal and two overlays is worth anything.
+pub(crate) const DISK_MIN: MiB = MiB(64);
+/// The kernel unmounts a machine's disk a moment after its last process.
+const RELEASED_WITHIN: Duration = Duration::from_secs(10);
+
+/// All disks of this node.
+#[derive(Debug)]
+pub(crate) struct Disks {
+    volume: Volume,
+    /// One blank disk is made at a time: the second who wants it finds it.
+    making: Mutex<()>,
+}
+
+impl Disks {
+    pub(crate) fn open(data: &Path) -> Result<Self, Step> {
+        let volume = Volume::open(data)?;
+        for dir in ["blank", "slots", "kept"] {
+            let dir = volume.root().join(dir);
+            fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
+        }
+        Ok(Self { volume, making: Mutex::default() })
+    }
+
+    /// The volume that they are on.
+    pub(crate) fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
+    fn blank(&self, size: MiB) -> PathBuf {
+        self.volume.root().join("blank").join(format!("{}.img", size.0))
+    }
+
+    /// The image of a slot.
+    pub(crate) fn of_slot(&self, slot: u32) -> PathBuf {
+        self.volume.root().join("slots").join(format!("{slot}.img"))
+    }
+
+    fn kept(&self, sandbox: SandboxId) -> PathBuf {
+        self.volume.root().join("kept").join(format!("{sandbox}.img"))
+    }
+
+    /// Gives a slot a blank disk.
+    pub(crate) fn fresh(&self, slot: u32, size: MiB) -> Result<(), Step> {
+        let blank = self.blank(size);
+        if !blank.exists() {
+            let _one = self.making.lock().expect("nothing panics while it makes a disk");
+            if !blank.exists() {
+                make_blank(&blank, size)?;
+            }
+        }
+        let image = self.of_slot(slot);
+        let _ = fs::remove_file(&image);
+        volume::clone(&blank, &image).at(format!("cloning a blank disk of {size}"))
+    }
+
+    /// Whether a disk is kept for a sandbox.
+    pub(crate) fn is_kept(&self, sandbox: SandboxId) -> bool {
+        self.kept(sandbox).exists()
+    }
+
+    /// Gives a slot the disk that is kept for a sandbox.
+    pub(crate) fn take(&self, sandbox: SandboxId, slot: u32) -> Result<(), Step> {
+        fs::rename(self.kept(sandbox), self.of_slot(slot)).at(format!("taking the disk kept for {sandbox}"))
+    }
+
+    /// Keeps a slot's disk for a sandbox; waits until the kernel has written it all and let go of it.
+    pub(crate) fn keep(&self, slot: u32, sandbox: SandboxId) -> Result<(), Step> {
+        let image = self.of_slot(slot);
+        wait_until_released(&image);
+        fs::rename(image, self.kept(sandbox)).at(format!("keeping the disk of {sandbox}"))
+    }
+
+    /// Everything that is kept.
+    pub(crate) fn all_kept(&self) -> Vec<SandboxId> {
+        let entries = fs::read_dir(self.volume.root().join("kept")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".img")?.parse().ok()).collect()
+    }
+
+    /// Slots that have an image.
+    pub(crate) fn slots(&self) -> Vec<u32> {
+        let entries = fs::read_dir(self.volume.root().join("slots")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".img")?.parse().ok()).collect()
+    }
+
+    /// Deletes a slot's disk. Its blocks are freed when the last mount is gone.
+    pub(crate) fn remove(&self, slot: u32) -> Result<(), Step> {
+        remove(&self.of_slot(slot))
+    }
+
+    /// Deletes what is kept for a sandbox.
+    pub(crate) fn discard(&self, sandbox: SandboxId) -> Result<(), Step> {
+        remove(&self.kept(sandbox))
+    }
+
+    /// Mounts a slot's disk, attached nowhere: it lives as long as the descriptor or an overlay over it.
+    pub(crate) fn mount(&self, slot: u32) -> Result<OwnedFd, Step> {
+        let path = self.of_slot(slot);
+        let image = OpenOptions::new().read(true).write(true).open(&path).at(format!("opening {}", path.display()))?;
+        let device = LoopDevice::attach(image.as_fd(), true).at(format!("attaching {}", path.display()))?;
+        let mount = || -> rustix::io::Result<OwnedFd> {
+            let context = rustix::mount::fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+            rustix::mount::fsconfig_set_string(&context, "source", device.path())?;
+            // The tables were left out when the blank was made; writing them for each copy would unshare its blocks.
+            rustix::mount::fsconfig_set_flag(&context, "noinit_itable")?;
+            rustix::mount::fsconfig_create(&context)?;
+            let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
+            rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        };
+        mount().at(format!("mounting {} by {}", path.display(), device.path().display()))
+    }
+}
+
+fn remove(image: &Path) -> Result<(), Step> {
+    match fs::remove_file(image) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.at(format!("deleting {}", image.display())),
+    }
+}
+
+fn make_blank(blank: &Path, size: MiB) -> Result<(), Step> {
+    let room = tempdir(blank)?;
+    for upper in UPPERS {
+        for dir in ["upper", "work"] {
+            fs::create_dir_all(room.join(upper).join(dir)).at("making the uppers of a blank disk")?;
+        }
+    }
+    let partial = blank.with_extension("partial");
+    let file = fs::File::create(&partial).at(format!("making {}", partial.display()))?;
+    file.set_len(size.bytes()).at(format!("growing {}", partial.display()))?;
+    let made = volume::run(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-m", "0", "-J", "size=4", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"])
+            .arg("-d")
+            .arg(&room)
+            .arg(&partial),
+    );
+    let _ = fs::remove_dir_all(&room);
+    made?;
+    fs::rename(&partial, blank).at(format!("naming {}", blank.display()))
+}
+
+fn tempdir(beside: &Path) -> Result<PathBuf, Step> {
+    let room = beside.with_extension("room");
+    let _ = fs::remove_dir_all(&room);
+    fs::create_dir_all(&room).at(format!("making {}", room.display()))?;
+    Ok(room)
+}
+
+fn wait_until_released(image: &Path) {
+    let deadline = Instant::now() + RELEASED_WITHIN;
+    while volume::attached(image).is_some() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,279 @@
+//! What all slots of this node share, and the one place where slots are made and given back.
+use std::collections::VecDeque;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use model::{BuildId, MiB, SandboxId};
+use ports::RuntimeError;
+use rand::Rng as _;
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{PidfdFlags, Signal};
+
+use crate::build::Builds;
+use crate::cgroup::{Cgroup, Cgroups};
+use crate::disk::{DISK_MIN, Disks};
+use crate::instance::{Instance, SLOTS_MAX, USERS, first_user};
+use crate::launcher::message::Boot;
+use crate::launcher::{Launcher, Ordered};
+use crate::net::Net;
+use crate::record::{Identity, Record, Records};
+use crate::slot::Slot;
+use crate::step::{At, Step};
+use crate::{agent, root};
+
+/// envd listens a millisecond after its exec; a machine that swaps needs longer.
+const UP_WITHIN: Duration = Duration::from_secs(15);
+/// The kernel lets go of a group a moment after its last task.
+const GROUP_GONE_WITHIN: Duration = Duration::from_secs(5);
+/// All tasks of a killed machine end in milliseconds, unless one waits for a disk.
+const DEAD_WITHIN: Duration = Duration::from_secs(20);
+
+/// What a slot is prepared for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Shape {
+    pub(crate) build: BuildId,
+    pub(crate) disk: MiB,
+}
+
+/// Which disk a slot gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Give {
+    Fresh,
+    Kept(SandboxId),
+}
+
+/// What becomes of a slot's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Keep(SandboxId),
+    Discard,
+}
+
+/// Everything that slots share.
+#[derive(Debug)]
+pub(crate) struct House {
+    pub(crate) instance: Instance,
+    pub(crate) records: Records,
+    pub(crate) builds: Builds,
+    pub(crate) disks: Disks,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) launcher: Launcher,
+    /// There from recovery on.
+    pub(crate) net: OnceLock<Net>,
+    numbers: Mutex<Numbers>,
+    agent: PathBuf,
+}
+
+#[derive(Debug, Default)]
+struct Numbers {
+    /// Never used by this daemon.
+    fresh: u32,
+    free: VecDeque<u32>,
+    /// In use since before this daemon.
+    taken: Vec<u32>,
+}
+
+impl House {
+    pub(crate) fn open(data: &Path, envd: &Path, launcher: &Path) -> Result<Self, Step> {
+        fs::create_dir_all(data).at(format!("making {}", data.display()))?;
+        let instance = Instance::take(data)?;
+        Ok(Self {
+            records: Records::open(data)?,
+            builds: Builds::open(data)?,
+            disks: Disks::open(data)?,
+            cgroups: Cgroups::open(instance.number)?,
+            launcher: Launcher::start(launcher)?,
+            net: OnceLock::new(),
+            numbers: Mutex::default(),
+            agent: agent::stage(envd, data)?,
+            instance,
+        })
+    }
+
+    /// The network, which recovery opens before anything else is done.
+    pub(crate) fn net(&self) -> Result<&Net, Step> {
+        self.net.get().ok_or_else(|| std::io::Error::other("the runtime has not recovered yet")).at("using the network")
+    }
+
+    /// A number that names nothing on this host.
+    pub(crate) fn take_number(&self) -> Result<u32, RuntimeError> {
+        let mut numbers = self.numbers.lock().expect(UNPOISONED);
+        // A freed number waits behind the others: its network goes a moment after its last process.
+        if let Some(number) = numbers.free.front().copied().filter(|number| !self.has_link(*number)) {
+            numbers.free.pop_front();
+            return Ok(number);
+        }
+        while numbers.fresh < SLOTS_MAX {
+            let number = numbers.fresh;
+            numbers.fresh += 1;
+            if !numbers.taken.contains(&number) && !self.has_link(number) {
+                return Ok(number);
+            }
+        }
+        let gone = numbers.free.iter().position(|number| !self.has_link(*number));
+        gone.and_then(|i| numbers.free.remove(i)).ok_or(RuntimeError::Exhausted("slots"))
+    }
+
+    /// Notes that an adopted machine has this number.
+    pub(crate) fn is_taken(&self, number: u32) {
+        self.numbers.lock().expect(UNPOISONED).taken.push(number);
+    }
+
+    fn has_link(&self, number: u32) -> bool {
+        Path::new("/sys/class/net").join(crate::net::link_name(self.instance.number, number)).exists()
+    }
+
+    /// Makes a slot, up to an envd that listens. On failure nothing is left of it, and a kept disk is where it was.
+    pub(crate) fn prepare(&self, shape: Shape, give: Give) -> Result<Slot, RuntimeError> {
+        if shape.disk < DISK_MIN {
+            return Err(RuntimeError::Unsupported { runtime: "container", what: format!("a disk of less than {DISK_MIN}") });
+        }
+        let number = self.take_number()?;
+        let made = self.bring_up(number, shape, give);
+        if made.is_err() {
+            let fate = match give {
+                Give::Kept(sandbox) if !self.disks.is_kept(sandbox) => Fate::Keep(sandbox),
+                Give::Kept(_) | Give::Fresh => Fate::Discard,
+            };
+            self.give_back(number, fate);
+        }
+        made
+    }
+
+    fn bring_up(&self, number: u32, shape: Shape, give: Give) -> Result<Slot, RuntimeError> {
+        let build = self.builds.get(shape.build)?.ok_or(RuntimeError::NoBuild(shape.build))?;
+        let mut record = Record { slot: number, process: None, spec: None, keep: false };
+        self.records.write(&record)?;
+        let cgroup = self.cgroups.of(number);
+        cgroup.create()?;
+        match give {
+            Give::Fresh => self.disks.fresh(number, shape.disk)?,
+            Give::Kept(sandbox) if self.disks.is_kept(sandbox) => self.disks.take(sandbox, number)?,
+            Give::Kept(sandbox) => return Err(RuntimeError::NoDisk(sandbox)),
+        }
+        let unified = cgroup.unified()?;
+        let skeleton = self.launcher.skeleton(unified.as_ref().map(AsFd::as_fd))?;
+        let (pid, pidfd) = (skeleton.pid, rustix::io::fcntl_dupfd_cloexec(&skeleton.pidfd, 0).at("duplicating a pidfd")?);
+        record.process = Some(Identity::of(pid)?);
+        self.records.write(&record)?;
+        self.map_users(pid, number)?;
+        self.net()?.attach(number, pidfd.as_fd())?;
+
+        let users = open(&format!("/proc/{pid}/ns/user"))?;
+        let disk = self.disks.mount(number)?;
+        let root = root::assemble(&build, disk.as_fd(), users.as_fd(), &self.agent)?;
+        let (ready, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).at("making a ready pipe")?;
+        let tasks = cgroup.tasks()?;
+        let boot = self.boot_order(tasks.len(), root.targets)?;
+        let fds: Vec<_> = tasks.iter().chain(&root.mounts).map(AsFd::as_fd).chain([told.as_fd()]).collect();
+        let ordered = skeleton.order(&boot, &fds)?;
+        drop((tasks, root.mounts, disk, told));
+        wait_until_up(&ready, &ordered)?;
+        let socket = Slot::open_socket(pid)?;
+        Ok(Slot { number, pid, pidfd, socket, cgroup, shape })
+    }
+
+    fn map_users(&self, pid: u32, number: u32) -> Result<(), Step> {
+        let map = format!("0 {} {USERS}\n", first_user(self.instance.number, number));
+        for file in ["uid_map", "gid_map"] {
+            fs::write(format!("/proc/{pid}/{file}"), &map).at(format!("writing the {file} of process {pid}"))?;
+        }
+        Ok(())
+    }
+
+    fn boot_order(&self, cgroups: usize, mounts: Vec<String>) -> Result<Boot, Step> {
+        let random: [u8; 32] = rand::rng().random();
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let b = hex(&random[16..]);
+        Ok(Boot {
+            cgroups,
+            mounts,
+            hostname: "sandbox".to_owned(),
+            nameserver: self.net()?.nameserver().to_string(),
+            machine_id: hex(&random[..16]),
+            // A random UUID, version 4.
+            boot_id: format!("{}-{}-4{}-a{}-{}", &b[..8], &b[8..12], &b[13..16], &b[17..20], &b[20..]),
+            envd: [&format!("{}/envd", agent::INSIDE), "--pid1", "--socket", &format!("/{}", agent::SOCKET), "--port", "49983"]
+                .map(str::to_owned)
+                .to_vec(),
+        })
+    }
+
+    /// Ends whatever lives in a slot and frees all of it. What cannot be freed now stays on record, and is found by the
+    /// next recovery.
+    pub(crate) fn give_back(&self, number: u32, fate: Fate) {
+        let cgroup = self.cgroups.of(number);
+        end_everything(&cgroup);
+        if let Some(net) = self.net.get() {
+            net.release(number);
+        }
+        let disk = match fate {
+            Fate::Keep(sandbox) if self.disks.of_slot(number).exists() => self.disks.keep(number, sandbox),
+            Fate::Keep(_) => Ok(()),
+            Fate::Discard => self.disks.remove(number),
+        };
+        if let Err(error) = disk {
+            tracing::error!(slot = number, error = &error as &dyn std::error::Error, "a disk could not be put away");
+            return;
+        }
+        let deadline = Instant::now() + GROUP_GONE_WITHIN;
+        while !cgroup.remove() {
+            if Instant::now() > deadline {
+                tracing::error!(slot = number, "a cgroup could not be removed; it stays on record for the next start");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.records.remove(number);
+        self.numbers.lock().expect(UNPOISONED).free.push_back(number);
+    }
+}
+
+const UNPOISONED: &str = "nothing panics while it holds the numbers";
+
+fn open(path: &str) -> Result<OwnedFd, Step> {
+    rustix::fs::open(path, rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty()).at(format!("opening {path}"))
+}
+
+/// Kills what is in a group until nothing is.
+fn end_everything(cgroup: &Cgroup) {
+    let deadline = Instant::now() + DEAD_WITHIN;
+    loop {
+        let alive = cgroup.processes();
+        if alive.is_empty() || Instant::now() > deadline {
+            return;
+        }
+        cgroup.kill();
+        for pid in alive.into_iter().filter_map(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)) {
+            // Opened first and then looked at again: the number may have been given to a stranger meanwhile.
+            let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { continue };
+            if cgroup.processes().contains(&pid.as_raw_nonzero().get().unsigned_abs()) {
+                let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+            }
+        }
+        let _ = cgroup.thaw();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn wait_until_up(ready: &OwnedFd, ordered: &Ordered) -> Result<(), RuntimeError> {
+    let failed = |why: String| RuntimeError::Step { step: "booting a machine".to_owned(), source: std::io::Error::other(why) };
+    let timeout = rustix::time::Timespec::try_from(UP_WITHIN).map_err(|_| failed("no such time".to_owned()))?;
+    let mut polled = [PollFd::new(ready, PollFlags::IN)];
+    loop {
+        match rustix::event::poll(&mut polled, Some(&timeout)) {
+            Ok(0) => return Err(failed(format!("envd did not listen within {UP_WITHIN:?}"))),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(failed(error.to_string())),
+            Ok(_) => break,
+        }
+    }
+    let mut byte = [0];
+    match rustix::io::read(ready, &mut byte) {
+        Ok(1) => Ok(()),
+        _ => Err(failed(ordered.why())),
+    }
+}

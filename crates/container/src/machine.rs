@@ -1,0 +1,223 @@
+//! A claimed slot, as the node steers it.
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use model::{ExecutionId, NetworkPolicy, SandboxId};
+use ports::guest::{DialError, ENVD_PORT, Stream};
+use ports::runtime::{Disk, Ended, Usage};
+use ports::{Machine, MachineSpec, RuntimeError};
+use rustix::process::Signal;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use crate::house::{Fate, House};
+use crate::record::{Identity, Record};
+use crate::slot::Slot;
+use crate::step::{At, Step};
+
+/// A running container.
+pub(crate) struct Container {
+    house: Arc<House>,
+    slot: Slot,
+    spec: MachineSpec,
+    frozen: AtomicBool,
+    stopping: AtomicBool,
+    /// Held by whoever stops it; says whether that is done.
+    stopped: tokio::sync::Mutex<bool>,
+    ended: watch::Sender<Option<Ended>>,
+    started_at: SystemTime,
+}
+
+impl std::fmt::Debug for Container {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Container").field("spec", &self.spec).field("slot", &self.slot).finish_non_exhaustive()
+    }
+}
+
+impl Container {
+    /// Puts a prepared slot at the service of a sandbox: limits, policy and name, all before anybody talks to it.
+    pub(crate) fn claim(house: &House, slot: &Slot, spec: &MachineSpec) -> Result<(), Step> {
+        house.records.write(&record(slot, spec, false)?)?;
+        slot.cgroup.limit(spec.resources)?;
+        house.net()?.claim(slot.number, &spec.network)?;
+        house.launcher.rename(slot.pidfd.as_fd(), spec.sandbox.as_str())
+    }
+
+    /// Watches over a claimed slot from now on.
+    pub(crate) fn watch(house: Arc<House>, slot: Slot, spec: MachineSpec) -> Result<Arc<Self>, Step> {
+        let life = rustix::io::fcntl_dupfd_cloexec(&slot.pidfd, 0).at("duplicating a pidfd")?;
+        let life: AsyncFd<OwnedFd> = AsyncFd::new(life).at("watching a pidfd")?;
+        let container = Arc::new(Self {
+            frozen: AtomicBool::new(slot.cgroup.is_frozen()),
+            started_at: slot.started_at(),
+            house,
+            slot,
+            spec,
+            stopping: AtomicBool::new(false),
+            stopped: tokio::sync::Mutex::new(false),
+            ended: watch::channel(None).0,
+        });
+        let watched = Arc::downgrade(&container);
+        tokio::spawn(async move {
+            let _ = life.readable().await;
+            if let Some(container) = watched.upgrade() {
+                let how = if container.stopping.load(Ordering::SeqCst) { Ended::Stopped } else { Ended::Died };
+                container.ended.send_replace(Some(how));
+            }
+        });
+        Ok(container)
+    }
+
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Step> + Send + 'static,
+    ) -> Result<T, RuntimeError> {
+        let this = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || work(&this)).await;
+        done.map_err(|panic| RuntimeError::Step { step: "a blocking step".to_owned(), source: std::io::Error::other(panic) })?.map_err(Into::into)
+    }
+}
+
+fn record(slot: &Slot, spec: &MachineSpec, keep: bool) -> Result<Record, Step> {
+    Ok(Record { slot: slot.number, process: Some(Identity::of(slot.pid)?), spec: Some(spec.clone()), keep })
+}
+
+/// The handle that the node holds: methods that move to the blocking pool need the machine by count.
+pub(crate) struct Handle(pub(crate) Arc<Container>);
+
+#[async_trait]
+impl Machine for Handle {
+    fn sandbox(&self) -> SandboxId {
+        self.0.spec.sandbox
+    }
+
+    fn execution(&self) -> ExecutionId {
+        self.0.spec.execution
+    }
+
+    async fn envd(&self) -> Result<Box<dyn Stream>, DialError> {
+        if self.0.ended.borrow().is_some() {
+            return Err(DialError::Gone);
+        }
+        let stream = UnixStream::connect(self.0.slot.socket_path()).await;
+        stream.map(|stream| Box::new(stream) as Box<dyn Stream>).map_err(|source| DialError::Io { port: ENVD_PORT, source })
+    }
+
+    async fn dial(&self, port: u16) -> Result<Box<dyn Stream>, DialError> {
+        if self.0.ended.borrow().is_some() {
+            return Err(DialError::Gone);
+        }
+        let net = self.0.house.net().map_err(|failed| DialError::Io { port, source: failed.source })?;
+        match net.dial(self.0.slot.pidfd.as_fd(), port).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Err(DialError::Closed(port)),
+            Err(source) => Err(DialError::Io { port, source }),
+        }
+    }
+
+    async fn set_network(&self, policy: &NetworkPolicy) -> Result<(), RuntimeError> {
+        let policy = policy.clone();
+        self.0
+            .blocking(move |this| {
+                let spec = MachineSpec { network: policy, ..this.spec.clone() };
+                this.house.records.write(&record(&this.slot, &spec, false)?)?;
+                this.house.net()?.set_policy(this.slot.number, &spec.network).map_err(Into::into)
+            })
+            .await
+    }
+
+    async fn freeze(&self) -> Result<(), RuntimeError> {
+        self.0.blocking(|this| this.slot.cgroup.freeze()).await?;
+        self.0.frozen.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn thaw(&self) -> Result<(), RuntimeError> {
+        self.0.blocking(|this| this.slot.cgroup.thaw()).await?;
+        self.0.frozen.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.0.frozen.load(Ordering::SeqCst)
+    }
+
+    async fn stop(&self, disk: Disk) -> Result<(), RuntimeError> {
+        let container = &self.0;
+        let mut stopped = container.stopped.lock().await;
+        if *stopped {
+            return Ok(());
+        }
+        container.stopping.store(true, Ordering::SeqCst);
+        let fate = match disk {
+            Disk::Keep => Fate::Keep(container.spec.sandbox),
+            Disk::Discard => Fate::Discard,
+        };
+        container
+            .blocking(move |this| {
+                if fate != Fate::Discard && this.slot.is_alive() {
+                    this.house.records.write(&record(&this.slot, &this.spec, true)?)?;
+                }
+                this.slot.cgroup.kill();
+                let _ = rustix::process::pidfd_send_signal(&this.slot.pidfd, Signal::KILL);
+                // What stands cannot die, in version 1.
+                this.slot.cgroup.thaw()
+            })
+            .await?;
+        let mut ended = container.ended.subscribe();
+        // The first process ends when all others of its namespace have.
+        let _ = ended.wait_for(Option::is_some).await;
+        *stopped = true;
+        let (house, number) = (Arc::clone(&container.house), container.slot.number);
+        let given_back = tokio::task::spawn_blocking(move || house.give_back(number, fate));
+        if fate != Fate::Discard {
+            let _ = given_back.await;
+            if !container.house.disks.is_kept(container.spec.sandbox) {
+                return Err(RuntimeError::NoDisk(container.spec.sandbox));
+            }
+        }
+        Ok(())
+    }
+
+    async fn usage(&self) -> Result<Usage, RuntimeError> {
+        self.0
+            .blocking(|this| {
+                let used = this.slot.cgroup.used();
+                let (disk_used_bytes, disk_total_bytes) = this.slot.disk_use().at("measuring a disk")?;
+                Ok(Usage {
+                    cpu_time: used.cpu,
+                    memory_used_bytes: used.memory_bytes,
+                    memory_cache_bytes: used.cache_bytes,
+                    memory_total_bytes: this.spec.resources.memory.bytes(),
+                    disk_used_bytes,
+                    disk_total_bytes,
+                    tasks: used.tasks,
+                    oom_kills: used.oom_kills,
+                })
+            })
+            .await
+    }
+
+    fn ended(&self) -> watch::Receiver<Option<Ended>> {
+        self.0.ended.subscribe()
+    }
+
+    fn started_at(&self) -> SystemTime {
+        self.0.started_at
+    }
+
+    fn facts(&self) -> BTreeMap<&'static str, String> {
+        let slot = &self.0.slot;
+        BTreeMap::from([
+            ("pid", slot.pid.to_string()),
+            ("slot", slot.number.to_string()),
+            ("disk", self.0.house.disks.of_slot(slot.number).display().to_string()),
+            ("link", crate::net::link_name(self.0.house.instance.number, slot.number)),
+        ])
+    }
+}

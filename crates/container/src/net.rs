@@ -1,0 +1,488 @@
+//! The network of sandboxes: a link for each slot, a firewall on the host's end, and the way in.
+//!
+//! ```text
+//!   sandbox's namespace          host's namespace
+//!   eth0 10.111.0.16/32 ──veth── at0-0 ─┐
+//!     default via 169.254.53.1          ├─ table inet atoll0 ── masquerade ── eth0, …
+//!   eth0 10.111.0.17/32 ──veth── at0-1 ─┘        │
+//!                                                └─ 169.254.53.1:53 → the host's name server
+//! ```
+//!
+//! A slot is attached when its skeleton is parked, claimed when a sandbox takes it, and released when that has ended.
+//! An attached slot that nobody claimed reaches nothing. Both ends know each other's hardware address from the
+//! beginning: neither asks, and no answer can be forged.
+//!
+//! **Invariants**
+//! - What [`NetworkPolicy`] and the node deny is denied for every packet, from the moment in which
+//!   [`Net::claim`] or [`Net::set_policy`] returns; in between, either the old or the new rules hold.
+//! - The rules live on the host's end. Nothing inside, whatever its privileges there, can change them.
+//! - Sandboxes speak IPv4 with the address of their slot. Everything else is dropped before it costs anything.
+//! - The host forwards for sandboxes only ([`uplinks`]).
+//! - Names of links and of the table carry the instance; nothing with another name is touched.
+//! - Dropping a [`Net`] changes nothing: sandboxes keep their network while no daemon runs.
+use std::collections::HashMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use linux::netlink::{Batch, Family, Socket};
+use linux::nft::{self, Transaction};
+use linux::rtnl::{self, Setting, Up, Veth};
+use linux::{conntrack, netns};
+use model::NetworkPolicy;
+use tokio::net::TcpStream;
+
+mod address;
+mod dial;
+mod probe;
+mod resolvers;
+mod rules;
+mod table;
+mod uplinks;
+
+pub use address::{GATEWAY, INSTANCE_MAX, RESOLVERS_MAX, SLOTS_MAX};
+pub use dial::DIAL_TIME_MAX;
+pub use probe::{Lack, probe};
+pub use resolvers::resolvers_of_host;
+pub use table::{FLOWS_BURST_MAX, FLOWS_MAX, FLOWS_PER_SECOND_MAX};
+
+use address::{Plan, is_slot, slot_of};
+use rules::Rules;
+use table::Entry;
+use uplinks::Uplinks;
+
+/// The link's name inside.
+const INSIDE: &str = "eth0";
+/// Largest packet where the host has no link that says otherwise, bytes.
+const MTU_BYTES: u32 = 1500;
+/// Smallest that IPv4 hosts must take ([RFC 791]), bytes.
+///
+/// [RFC 791]: https://www.rfc-editor.org/rfc/rfc791
+const MTU_BYTES_MIN: u32 = 576;
+
+/// What a sandbox is given inside, besides its link.
+const SETTINGS_INSIDE: [(&str, &str); 2] = [
+    // Every group may send echo requests without a raw socket.
+    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+    // Its ports are its own: port 80 needs no privilege.
+    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
+];
+
+/// How a [`Net`] is opened.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// The number that all names carry, at most [`INSTANCE_MAX`].
+    pub instance: u32,
+    /// The host's name servers, the first [`RESOLVERS_MAX`] of which sandboxes are given; see [`resolvers_of_host`].
+    pub resolvers: Vec<Ipv4Addr>,
+    /// The slots of sandboxes that live on from an earlier run, with their policies.
+    pub adopted: Vec<(u32, NetworkPolicy)>,
+}
+
+/// The network of one instance.
+#[derive(Debug)]
+pub struct Net {
+    instance: u32,
+    plan: Plan,
+    resolvers: Vec<Ipv4Addr>,
+    mtu_bytes: u32,
+    /// The host's namespace.
+    home: OwnedFd,
+    /// Both locks are held for one exchange with the kernel, never across an await.
+    routes: Mutex<Socket>,
+    firewall: Mutex<Firewall>,
+    _uplinks: Uplinks,
+}
+
+#[derive(Debug)]
+struct Firewall {
+    socket: Socket,
+    entries: HashMap<u32, Entry>,
+    chains_made: u64,
+}
+
+/// A slot with its link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// Which.
+    pub slot: u32,
+    /// Its address inside, a network of its own.
+    pub address: Ipv4Addr,
+    /// The name of the host's end.
+    pub link: String,
+}
+
+/// What went wrong with the network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// A number that no name can carry.
+    #[error("{what} {number} is above {most}")]
+    TooLarge {
+        /// Of what.
+        what: &'static str,
+        /// Which.
+        number: u32,
+        /// The most it may be.
+        most: u32,
+    },
+    /// No range of addresses is free.
+    #[error("every /16 from 10.64.0.0 to 10.127.0.0 is in use by this host's routes")]
+    NoAddresses,
+    /// The slot's link is still there: its last namespace has not gone yet.
+    #[error("slot {0} still has a link")]
+    Busy(u32),
+    /// The kernel refused a step.
+    #[error("{step} failed")]
+    Step {
+        /// What was tried.
+        step: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Names the step that failed.
+trait During<T> {
+    fn during(self, step: impl FnOnce() -> String) -> Result<T, NetError>;
+}
+
+impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
+    fn during(self, step: impl FnOnce() -> String) -> Result<T, NetError> {
+        self.map_err(|error| NetError::Step {
+            step: step(),
+            source: error.into(),
+        })
+    }
+}
+
+impl Net {
+    /// Puts the firewall in place, with the adopted slots in it: in one transaction with the removal of what an earlier
+    /// run left, so that their flows go on. Everything else of that run has no network from here on.
+    ///
+    /// # Errors
+    /// Numbers out of bounds, no free addresses, or what the kernel refused. See [`probe`].
+    pub fn open(config: Config) -> Result<Self, NetError> {
+        let Config {
+            instance,
+            mut resolvers,
+            adopted,
+        } = config;
+        bounded("instance", instance, INSTANCE_MAX)?;
+        resolvers.truncate(RESOLVERS_MAX);
+        let home = netns::current().during(|| "opening the host's network namespace".to_owned())?;
+        let routes = Socket::open(Family::Route).during(|| "opening rtnetlink".to_owned())?;
+        let links = rtnl::links(&routes).during(|| "listing links".to_owned())?;
+        let known = rtnl::routes(&routes).during(|| "listing routes".to_owned())?;
+        let ours = |index: u32| {
+            links
+                .iter()
+                .any(|l| l.index == index && slot_of(instance, &l.name).is_some())
+        };
+        let plan = Plan::choose(instance, &known, ours).ok_or(NetError::NoAddresses)?;
+        let outward = known.iter().find(|r| r.prefix == 0).map_or(0, |r| r.link);
+        let mtu_bytes = links
+            .iter()
+            .find(|l| l.index == outward)
+            .map_or(MTU_BYTES, |l| l.mtu_bytes.clamp(MTU_BYTES_MIN, MTU_BYTES));
+
+        let socket = Socket::open(Family::Netfilter).during(|| "opening nfnetlink".to_owned())?;
+        // Without CAP_NET_ADMIN the transaction below fails and says why.
+        let _ = socket.allow_large_batches();
+        let guarded = nft::link_names(&socket, &plan.table(), table::UPLINKS)
+            .during(|| "reading the earlier firewall".to_owned())?;
+        let mut t = Transaction::new(&plan.table());
+        table::build(&mut t, &plan, &resolvers, &guarded);
+        let mut entries = HashMap::new();
+        let mut chains_made = 0;
+        for (slot, policy) in adopted {
+            bounded("slot", slot, SLOTS_MAX - 1)?;
+            chains_made += 1;
+            let rules = Rules::of(&policy, &resolvers);
+            entries
+                .entry(slot)
+                .or_insert_with(|| table::put(&mut t, &plan, slot, None, rules, chains_made));
+        }
+        t.commit(&socket)
+            .during(|| format!("making the table {}", plan.table()))?;
+        let uplinks = Uplinks::start(&plan.table(), guarded).during(|| "switching on forwarding".to_owned())?;
+        Ok(Self {
+            instance,
+            plan,
+            resolvers,
+            mtu_bytes,
+            home,
+            routes: Mutex::new(routes),
+            firewall: Mutex::new(Firewall {
+                socket,
+                entries,
+                chains_made,
+            }),
+            _uplinks: uplinks,
+        })
+    }
+
+    /// What a sandbox's `resolv.conf` names: an address for each of the host's name servers.
+    #[must_use]
+    pub fn nameservers(&self) -> Vec<Ipv4Addr> {
+        (0..self.resolvers.len()).map(address::resolver_inside).collect()
+    }
+
+    /// The address that a slot has.
+    #[must_use]
+    pub fn address(&self, slot: u32) -> Ipv4Addr {
+        self.plan.address(slot)
+    }
+
+    /// Gives an empty namespace its link, address and route, and brings loopback up. Nothing passes before
+    /// [`Net::claim`]. On failure the link goes with the namespace.
+    ///
+    /// # Errors
+    /// [`NetError::Busy`] while the slot's last namespace is there, or what the kernel refused.
+    pub fn attach(&self, slot: u32, netns: BorrowedFd<'_>) -> Result<Attached, NetError> {
+        bounded("slot", slot, SLOTS_MAX - 1)?;
+        let (link, address) = (self.plan.link(slot), self.plan.address(slot));
+        let (mac, mac_inside) = self.plan.macs(slot);
+        self.make_link(slot, &link, netns)?;
+        netns::within(netns, self.home.as_fd(), || furnish(address, mac))
+            .and_then(|result| result)
+            .during(|| format!("setting up {INSIDE} inside slot {slot}"))?;
+
+        let routes = self.routes();
+        let host_end = rtnl::link(&routes, &link)
+            .and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()))
+            .during(|| format!("finding {link}"))?;
+        let stub = u32::from(self.resolvers.iter().any(Ipv4Addr::is_loopback));
+        let settings = [
+            (Setting::Forwarding, 1),
+            (Setting::AcceptRedirects, 0),
+            (Setting::SendRedirects, 0),
+            (Setting::AcceptSourceRoute, 0),
+            // The firewall compares source addresses, exactly.
+            (Setting::ReversePathFilter, 0),
+            // For questions to a name server on loopback; the firewall lets nothing else there.
+            (Setting::RouteLocalnet, stub),
+        ];
+        let up = Up {
+            no_arp: true,
+            no_ipv6: has_ipv6(),
+            settings: &settings,
+        };
+        let mut batch = Batch::default();
+        rtnl::bring_up(&mut batch, host_end.index, &up);
+        rtnl::add_route(&mut batch, address, 32, host_end.index, None);
+        rtnl::add_neighbour(&mut batch, host_end.index, address, mac_inside);
+        routes
+            .run(&batch)
+            .during(|| format!("setting up {link}"))?;
+        Ok(Attached { slot, address, link })
+    }
+
+    fn make_link(&self, slot: u32, link: &str, netns: BorrowedFd<'_>) -> Result<(), NetError> {
+        let (mac, peer_mac) = self.plan.macs(slot);
+        let mut batch = Batch::default();
+        rtnl::create_veth(
+            &mut batch,
+            &Veth {
+                name: link,
+                mac,
+                peer: INSIDE,
+                peer_mac,
+                peer_netns: netns,
+                mtu_bytes: self.mtu_bytes,
+            },
+        );
+        match self.routes().run(&batch) {
+            Err(refused) if refused.error.raw_os_error() == Some(libc::EEXIST) => Err(NetError::Busy(slot)),
+            other => other.during(|| format!("making {link}")),
+        }
+    }
+
+    /// Puts a policy in force for a slot. To be done before its first process runs.
+    ///
+    /// # Errors
+    /// What the kernel refused; the slot is as it was.
+    pub fn claim(&self, slot: u32, policy: &NetworkPolicy) -> Result<(), NetError> {
+        bounded("slot", slot, SLOTS_MAX - 1)?;
+        self.put(slot, Rules::of(policy, &self.resolvers))
+    }
+
+    /// Replaces the policy of a slot at once, and cuts the flows that the new one forbids: each of their packets is
+    /// refused from now on, and the kernel forgets how to translate them. Allowed flows go on.
+    ///
+    /// # Errors
+    /// What the kernel refused. The old policy holds when that was the replacement itself.
+    pub fn set_policy(&self, slot: u32, policy: &NetworkPolicy) -> Result<(), NetError> {
+        bounded("slot", slot, SLOTS_MAX - 1)?;
+        let rules = Rules::of(policy, &self.resolvers);
+        self.put(slot, rules.clone())?;
+        let inside = self.nameservers();
+        self.cut(slot, |to| {
+            if inside.contains(&to) { rules.dns } else { rules.allows(to) }
+        })
+    }
+
+    /// Takes a slot's policy away, and forgets its flows, so that the next sandbox in the slot gets no answers to them.
+    /// No slot is no error.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn release(&self, slot: u32) -> Result<(), NetError> {
+        bounded("slot", slot, SLOTS_MAX - 1)?;
+        {
+            let mut firewall = self.firewall();
+            let Some(entry) = firewall.entries.get(&slot) else {
+                return Ok(());
+            };
+            let mut t = Transaction::new(&self.plan.table());
+            table::remove(&mut t, &self.plan, slot, entry);
+            t.commit(&firewall.socket)
+                .during(|| format!("releasing slot {slot}"))?;
+            firewall.entries.remove(&slot);
+        }
+        self.cut(slot, |_| false)
+    }
+
+    /// Whether a slot's link is gone, so that it can be attached again. The kernel takes some 40 ms for that once the
+    /// last process and connection of the namespace are gone.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn is_free(&self, slot: u32) -> Result<bool, NetError> {
+        let link = self.plan.link(slot);
+        let found = rtnl::link(&self.routes(), &link).during(|| format!("finding {link}"))?;
+        Ok(found.is_none())
+    }
+
+    /// Connects to a port inside, on 127.0.0.1 or else ::1, as if from there.
+    ///
+    /// # Errors
+    /// `ConnectionRefused`: nobody listens. `TimedOut` after [`DIAL_TIME_MAX`].
+    pub async fn dial(&self, netns: BorrowedFd<'_>, port: u16) -> io::Result<TcpStream> {
+        dial::dial(netns, self.home.as_fd(), port).await
+    }
+
+    /// Slots that have a link and no policy: what an earlier run left and nobody adopted, and what is parked.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn leftovers(&self) -> Result<Vec<u32>, NetError> {
+        let links = rtnl::links(&self.routes()).during(|| "listing links".to_owned())?;
+        let firewall = self.firewall();
+        let slots = links.iter().filter_map(|link| slot_of(self.instance, &link.name));
+        Ok(slots.filter(|slot| !firewall.entries.contains_key(slot)).collect())
+    }
+
+    /// Removes the links of the [`Net::leftovers`]; for start-up, before anything is parked. Some 20 ms each.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn sweep(&self) -> Result<usize, NetError> {
+        let leftovers = self.leftovers()?;
+        for slot in &leftovers {
+            let name = self.plan.link(*slot);
+            let step = || format!("removing {name}");
+            let routes = self.routes();
+            let Some(link) = rtnl::link(&routes, &name).during(step)? else {
+                continue;
+            };
+            let mut batch = Batch::default();
+            rtnl::delete_link(&mut batch, link.index);
+            match routes.run(&batch) {
+                Err(refused) if refused.error.raw_os_error() == Some(libc::ENODEV) => {}
+                other => other.during(step)?,
+            }
+        }
+        Ok(leftovers.len())
+    }
+
+    /// Takes everything back: the table, and forwarding where it was switched on. For `atoll down`, when no sandbox is
+    /// left.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn close(self) -> Result<(), NetError> {
+        let table = self.plan.table();
+        drop(self._uplinks);
+        let firewall = self.firewall.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let guarded = nft::link_names(&firewall.socket, &table, table::UPLINKS)
+            .during(|| format!("reading the table {table}"))?;
+        uplinks::restore(&guarded).during(|| "switching off forwarding".to_owned())?;
+        let mut t = Transaction::new(&table);
+        t.remove_table();
+        t.commit(&firewall.socket)
+            .during(|| format!("removing the table {table}"))
+    }
+
+    fn put(&self, slot: u32, rules: Rules) -> Result<(), NetError> {
+        let mut firewall = self.firewall();
+        firewall.chains_made += 1;
+        let mut t = Transaction::new(&self.plan.table());
+        let had = firewall.entries.get(&slot);
+        let entry = table::put(&mut t, &self.plan, slot, had, rules, firewall.chains_made);
+        if !t.is_empty() {
+            t.commit(&firewall.socket)
+                .during(|| format!("putting the policy of slot {slot} in force"))?;
+        }
+        firewall.entries.insert(slot, entry);
+        Ok(())
+    }
+
+    /// Forgets the flows from a slot that may not stay.
+    fn cut(&self, slot: u32, may_stay: impl Fn(Ipv4Addr) -> bool) -> Result<(), NetError> {
+        let step = || format!("cutting the flows of slot {slot}");
+        let firewall = self.firewall();
+        let mut flows =
+            conntrack::flows_from(&firewall.socket, self.plan.address(slot)).during(step)?;
+        flows.retain(|flow| !may_stay(flow.destination));
+        conntrack::forget(&firewall.socket, &flows).during(step)
+    }
+
+    fn routes(&self) -> MutexGuard<'_, Socket> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn firewall(&self) -> MutexGuard<'_, Firewall> {
+        self.firewall.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs inside: brings the links up, with address and route.
+fn furnish(address: Ipv4Addr, gateway_mac: rtnl::Mac) -> io::Result<()> {
+    let socket = Socket::open(Family::Route)?;
+    let index = |name| {
+        let found = rtnl::link(&socket, name)?;
+        found.map(|link| link.index).ok_or(io::Error::from(io::ErrorKind::NotFound))
+    };
+    let (loopback, inside) = (index("lo")?, index(INSIDE)?);
+    let quiet = Up {
+        no_arp: true,
+        no_ipv6: has_ipv6(),
+        settings: &[],
+    };
+    let mut batch = Batch::default();
+    rtnl::bring_up(&mut batch, loopback, &Up::default());
+    rtnl::add_address(&mut batch, inside, address);
+    rtnl::bring_up(&mut batch, inside, &quiet);
+    rtnl::add_neighbour(&mut batch, inside, GATEWAY, gateway_mac);
+    rtnl::add_route(&mut batch, Ipv4Addr::UNSPECIFIED, 0, inside, Some(GATEWAY));
+    socket.run(&batch)?;
+    for (path, value) in SETTINGS_INSIDE {
+        std::fs::write(path, value)?;
+    }
+    Ok(())
+}
+
+/// Whether the kernel speaks IPv6 at all.
+fn has_ipv6() -> bool {
+    std::path::Path::new("/proc/sys/net/ipv6").exists()
+}
+
+fn bounded(what: &'static str, number: u32, most: u32) -> Result<(), NetError> {
+    if number <= most {
+        Ok(())
+    } else {
+        Err(NetError::TooLarge { what, number, most })
+    }
+}

@@ -1,0 +1,120 @@
+//! What a slot is and was, on disk before anything of it is made.
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ports::MachineSpec;
+use serde::{Deserialize, Serialize};
+
+use crate::step::{At, Step};
+
+/// A slot's record. Every host resource of a slot is named by the daemon's instance and the slot's number.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Which slot.
+    pub(crate) slot: u32,
+    /// Its first process, once there is one.
+    pub(crate) process: Option<Identity>,
+    /// What it was claimed for; `None` while it is prepared.
+    pub(crate) spec: Option<MachineSpec>,
+    /// Its disk is to be kept, whatever comes: a stop that keeps it is under way.
+    #[serde(default)]
+    pub(crate) keep: bool,
+}
+
+/// A process that cannot be mistaken for another: numbers come again, but not with the same start in the same boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) pid: u32,
+    /// Field 22 of `/proc/<pid>/stat`: clock ticks since the boot.
+    pub(crate) start_ticks: u64,
+    /// The host's `boot_id`.
+    pub(crate) boot: String,
+}
+
+impl Identity {
+    /// Of a living process.
+    pub(crate) fn of(pid: u32) -> Result<Self, Step> {
+        let start_ticks = start_ticks(pid).at(format!("reading the start time of process {pid}"))?;
+        Ok(Self { pid, start_ticks, boot: host_boot()? })
+    }
+
+    /// Whether the process of this number is still this one. To be asked after its pidfd was opened: then it stays so.
+    pub(crate) fn is_alive(&self) -> bool {
+        host_boot().is_ok_and(|boot| boot == self.boot) && start_ticks(self.pid).is_ok_and(|ticks| ticks == self.start_ticks)
+    }
+}
+
+fn host_boot() -> Result<String, Step> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").at("reading the host's boot id")?;
+    Ok(text.trim().to_owned())
+}
+
+fn start_ticks(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The program's name, in brackets, may hold anything.
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let mut fields = after_name.split(' ');
+    if fields.next() == Some("Z") {
+        return Err(io::Error::from(io::ErrorKind::NotFound));
+    }
+    // The state, just taken, is field 3.
+    fields.nth(18).and_then(|ticks| ticks.parse().ok()).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// All records of this node.
+#[derive(Debug)]
+pub(crate) struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    pub(crate) fn open(data: &Path) -> Result<Self, Step> {
+        let dir = data.join("slots");
+        fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
+        Ok(Self { dir })
+    }
+
+    fn path(&self, slot: u32) -> PathBuf {
+        self.dir.join(format!("{slot}.json"))
+    }
+
+    pub(crate) fn write(&self, record: &Record) -> Result<(), Step> {
+        write(&self.path(record.slot), record)
+    }
+
+    pub(crate) fn remove(&self, slot: u32) {
+        let _ = fs::remove_file(self.path(slot));
+    }
+
+    /// Every record; what cannot be read is told by its number alone.
+    pub(crate) fn all(&self) -> Vec<(u32, Option<Record>)> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let number = |entry: &fs::DirEntry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok();
+        let read = |entry: &fs::DirEntry| serde_json::from_slice(&fs::read(entry.path()).ok()?).ok();
+        entries.filter_map(|entry| Some((number(&entry)?, read(&entry)))).collect()
+    }
+}
+
+/// Replaces a file by a JSON value, whole or not at all, as far as the life of this machine goes: what it describes does
+/// not outlive a loss of power either.
+pub(crate) fn write(path: &Path, value: &impl Serialize) -> Result<(), Step> {
+    let step = || format!("writing {}", path.display());
+    let partial = path.with_extension("partial");
+    let bytes = serde_json::to_vec(value).at(step())?;
+    fs::write(&partial, bytes).at(step())?;
+    fs::rename(&partial, path).at(step())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_more_than_its_number() {
+        let own = Identity::of(std::process::id()).unwrap();
+        assert!(own.is_alive());
+        assert!(!Identity { start_ticks: own.start_ticks + 1, ..own.clone() }.is_alive());
+        assert!(!Identity { boot: "another".into(), ..own }.is_alive());
+    }
+}

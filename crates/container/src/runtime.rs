@@ -1,0 +1,215 @@
+//! The runtime: starting machines, and finding those of earlier daemons.
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use model::{BuildId, MiB, SandboxId};
+use ports::runtime::{Capabilities, DiskOrigin, Recovered};
+use ports::{Machine, MachineSpec, Runtime, RuntimeError};
+
+use crate::house::{Fate, Give, House, Shape};
+use crate::import;
+use crate::machine::{Container, Handle};
+use crate::net::Net;
+use crate::pool::Pool;
+use crate::slot::Slot;
+
+/// What the runtime is told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its directory, absolute.
+    pub data: PathBuf,
+    /// The program `atoll-envd`, static.
+    pub envd: PathBuf,
+    /// The program `atoll-sudo`, static.
+    pub sudo: PathBuf,
+    /// The program `atoll-launcher`.
+    pub launcher: PathBuf,
+    /// Slots that are kept ready for each of the shapes last asked for.
+    pub pool: usize,
+}
+
+/// Containers of this machine.
+pub struct Containers {
+    house: Arc<House>,
+    pool: Arc<Pool>,
+    sudo: PathBuf,
+}
+
+impl Containers {
+    /// Opens the runtime's directory and starts its launcher. [`Runtime::recover`] comes next.
+    ///
+    /// # Errors
+    /// The machine lacks something, or the directory cannot be used; `probe` says more.
+    pub fn open(config: Config) -> Result<Self, RuntimeError> {
+        let house = Arc::new(House::open(&config.data, &config.envd, &config.launcher)?);
+        Ok(Self { house, pool: Arc::new(Pool::new(config.pool)), sudo: config.sudo })
+    }
+
+    /// Makes a build of this machine's own `/usr` under a fresh root.
+    ///
+    /// # Errors
+    /// The layers cannot be written, or `/usr` cannot be shared.
+    pub async fn import_host(&self, build: BuildId) -> Result<(), RuntimeError> {
+        let sudo = self.sudo.clone();
+        self.import(build, move |layers| import::host(layers, &sudo)).await
+    }
+
+    /// Makes a build of a whole root in a directory, which must stay as it is.
+    ///
+    /// # Errors
+    /// The layers cannot be written.
+    pub async fn import_root(&self, build: BuildId, dir: PathBuf) -> Result<(), RuntimeError> {
+        let sudo = self.sudo.clone();
+        self.import(build, move |layers| import::root(layers, &dir, &sudo)).await
+    }
+
+    async fn import(
+        &self,
+        build: BuildId,
+        make: impl FnOnce(&Path) -> Result<crate::build::Build, crate::step::Step> + Send + 'static,
+    ) -> Result<(), RuntimeError> {
+        let house = Arc::clone(&self.house);
+        blocking(move || {
+            let made = make(&house.builds.layers(build))?;
+            Ok(house.builds.put(build, &made)?)
+        })
+        .await
+    }
+
+    /// Keeps slots for this build ready from now on.
+    pub fn prewarm(&self, build: BuildId, disk: MiB) {
+        self.pool.want(Shape { build, disk });
+    }
+
+    /// How many slots are ready.
+    #[must_use]
+    pub fn slots_ready(&self) -> usize {
+        self.pool.ready()
+    }
+
+    /// Whether disks lie in a file that was made for them.
+    #[must_use]
+    pub fn disks_are_in_a_file(&self) -> bool {
+        self.house.disks.volume().is_loop()
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static) -> Result<T, RuntimeError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|panic| RuntimeError::Step { step: "a blocking step".to_owned(), source: std::io::Error::other(panic) })?
+}
+
+#[async_trait]
+impl Runtime for Containers {
+    fn name(&self) -> &'static str {
+        "container"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { durable_memory: false, freeze: true, own_kernel: false }
+    }
+
+    async fn recover(&self) -> Result<Recovered, RuntimeError> {
+        let house = Arc::clone(&self.house);
+        let (living, disks, reclaimed) = blocking(move || settle(&house)).await?;
+        let mut machines: Vec<(MachineSpec, Arc<dyn Machine>)> = Vec::new();
+        for (slot, spec) in living {
+            let container = Container::watch(Arc::clone(&self.house), slot, spec.clone())?;
+            machines.push((spec, Arc::new(Handle(container))));
+        }
+        tokio::spawn(Arc::clone(&self.pool).fill(Arc::clone(&self.house)));
+        Ok(Recovered { machines, disks, reclaimed })
+    }
+
+    async fn has_build(&self, build: BuildId) -> bool {
+        self.house.builds.has(build)
+    }
+
+    async fn start(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, RuntimeError> {
+        let shape = Shape { build: spec.build, disk: spec.resources.disk };
+        let ready = match spec.disk {
+            DiskOrigin::Fresh => std::iter::from_fn(|| self.pool.take(shape)).find(|slot| {
+                let alive = slot.is_alive();
+                if !alive {
+                    let (house, number) = (Arc::clone(&self.house), slot.number);
+                    tokio::task::spawn_blocking(move || house.give_back(number, Fate::Discard));
+                }
+                alive
+            }),
+            DiskOrigin::Kept => None,
+        };
+        let (house, claimed) = (Arc::clone(&self.house), spec.clone());
+        let slot = blocking(move || {
+            let (give, fate) = match claimed.disk {
+                DiskOrigin::Fresh => (Give::Fresh, Fate::Discard),
+                DiskOrigin::Kept => (Give::Kept(claimed.sandbox), Fate::Keep(claimed.sandbox)),
+            };
+            let slot = ready.map_or_else(|| house.prepare(shape, give), Ok)?;
+            if let Err(failed) = Container::claim(&house, &slot, &claimed) {
+                house.give_back(slot.number, fate);
+                return Err(failed.into());
+            }
+            Ok(slot)
+        })
+        .await?;
+        Ok(Arc::new(Handle(Container::watch(Arc::clone(&self.house), slot, spec)?)))
+    }
+
+    async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError> {
+        let house = Arc::clone(&self.house);
+        blocking(move || Ok(house.disks.discard(sandbox)?)).await
+    }
+
+    async fn close(&self) {
+        let (house, slots) = (Arc::clone(&self.house), self.pool.close());
+        let _ = blocking(move || {
+            slots.into_iter().for_each(|slot| house.give_back(slot.number, Fate::Discard));
+            // Where machines live on, these are in use and stay.
+            house.disks.volume().close();
+            house.cgroups.close();
+            if house.records.all().is_empty() {
+                if let Some(net) = house.net.get() {
+                    net.close();
+                }
+            }
+            Ok(())
+        })
+        .await;
+    }
+}
+
+type Living = Vec<(Slot, MachineSpec)>;
+
+/// Sorts what is on record, and what is not, into machines that live and remains that are cleared away.
+fn settle(house: &House) -> Result<(Living, Vec<SandboxId>, usize), RuntimeError> {
+    let (mut living, mut dead) = (Vec::new(), Vec::new());
+    for (number, record) in house.records.all() {
+        let claimed = record.as_ref().and_then(|record| Some((record.process.as_ref()?, record.spec.as_ref()?, record.keep)));
+        let adopted = claimed.filter(|(.., keep)| !keep).and_then(|(process, spec, _)| {
+            let shape = Shape { build: spec.build, disk: spec.resources.disk };
+            Slot::adopt(house, number, process, shape).ok().map(|slot| (slot, spec.clone()))
+        });
+        match adopted {
+            Some(machine) => {
+                house.is_taken(number);
+                living.push(machine);
+            }
+            // Whoever lost its machine may still want its disk: its owner decides.
+            None => dead.push((number, record.and_then(|record| record.spec).map_or(Fate::Discard, |spec| Fate::Keep(spec.sandbox)))),
+        }
+    }
+    let known: BTreeSet<u32> = living.iter().map(|(slot, _)| slot.number).chain(dead.iter().map(|(number, _)| *number)).collect();
+    let unknown: BTreeSet<u32> = house.cgroups.slots().into_iter().chain(house.disks.slots()).filter(|n| !known.contains(n)).collect();
+    dead.extend(unknown.into_iter().map(|number| (number, Fate::Discard)));
+
+    let adopted: Vec<_> = living.iter().map(|(slot, spec)| (slot.number, spec.network.clone())).collect();
+    let net = Net::open(house.instance.number, &adopted)?;
+    house.net.set(net).map_err(|_| RuntimeError::Step { step: "recovering twice".to_owned(), source: std::io::Error::other("it was done") })?;
+    let reclaimed = dead.len();
+    for (number, fate) in dead {
+        house.give_back(number, fate);
+    }
+    Ok((living, house.disks.all_kept(), reclaimed))
+}

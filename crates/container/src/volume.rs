@@ -1,0 +1,139 @@
+//! The reflink volume: where disks can be copied in a tenth of a millisecond, whatever they hold.
+//!
+//! It is a directory of the data directory's own file system where that shares extents (XFS, btrfs), else an XFS in a
+//! sparse file that is mounted below the data directory.
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use linux::loopdev::LoopDevice;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::step::{At, Step};
+
+/// XFS makes nothing smaller worth having.
+const VOLUME_BYTES_MIN: u64 = 1 << 30;
+
+/// The place for disks.
+#[derive(Debug)]
+pub(crate) struct Volume {
+    root: PathBuf,
+    /// Whether it is a mounted file.
+    is_loop: bool,
+}
+
+impl Volume {
+    /// Finds or makes it below `data`.
+    pub(crate) fn open(data: &Path) -> Result<Self, Step> {
+        let native = data.join("disks");
+        fs::create_dir_all(&native).at(format!("making {}", native.display()))?;
+        if shares_extents(&native) {
+            return Ok(Self { root: native, is_loop: false });
+        }
+        let root = data.join("volume");
+        fs::create_dir_all(&root).at(format!("making {}", root.display()))?;
+        if !is_mounted(&root)? {
+            let image = data.join("volume.xfs");
+            if !image.exists() {
+                make(&image)?;
+            }
+            mount(&image, &root)?;
+        }
+        Ok(Self { root, is_loop: true })
+    }
+
+    /// The directory.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whether it is a file made for the purpose: a native one is faster for whoever calls fsync much.
+    pub(crate) fn is_loop(&self) -> bool {
+        self.is_loop
+    }
+
+    /// Unmounts it, if it is a mounted file and nothing on it is in use.
+    pub(crate) fn close(&self) {
+        if self.is_loop {
+            let _ = rustix::mount::unmount(&self.root, UnmountFlags::empty());
+        }
+    }
+}
+
+/// Whether files below a directory can be cloned.
+pub(crate) fn shares_extents(dir: &Path) -> bool {
+    let (from, to) = (dir.join(".probe-a"), dir.join(".probe-b"));
+    let probe = || -> io::Result<()> {
+        fs::write(&from, [1; 4096])?;
+        clone(&from, &to)
+    };
+    let shares = probe().is_ok();
+    let _ = fs::remove_file(&from);
+    let _ = fs::remove_file(&to);
+    shares
+}
+
+/// Makes `to` a copy of `from` that shares its blocks.
+pub(crate) fn clone(from: &Path, to: &Path) -> io::Result<()> {
+    let source = File::open(from)?;
+    let target = OpenOptions::new().write(true).create_new(true).open(to)?;
+    rustix::fs::ioctl_ficlone(&target, &source).map_err(|error| {
+        let _ = fs::remove_file(to);
+        error.into()
+    })
+}
+
+fn is_mounted(dir: &Path) -> Result<bool, Step> {
+    let parent = dir.parent().unwrap_or(dir);
+    let device = |path: &Path| rustix::fs::stat(path).at(format!("looking at {}", path.display())).map(|stat| stat.st_dev);
+    Ok(device(dir)? != device(parent)?)
+}
+
+fn make(image: &Path) -> Result<(), Step> {
+    let dir = image.parent().unwrap_or(image);
+    let space = rustix::fs::statvfs(dir).at("measuring the data directory")?;
+    // Most of what is free: the file is sparse, and the rest keeps the host's own file system out of trouble.
+    let bytes = (space.f_bavail * space.f_frsize / 10 * 9).max(VOLUME_BYTES_MIN);
+    let partial = image.with_extension("partial");
+    let file = File::create(&partial).at(format!("making {}", partial.display()))?;
+    file.set_len(bytes).at(format!("growing {} to {bytes} bytes", partial.display()))?;
+    run(Command::new("mkfs.xfs").args(["-q", "-f", "-m", "reflink=1"]).arg(&partial))?;
+    fs::rename(&partial, image).at(format!("naming {}", image.display()))
+}
+
+fn mount(image: &Path, root: &Path) -> Result<(), Step> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    let step = || format!("mounting {} at {}", image.display(), root.display());
+    // Sandboxes that outlived an unmount hold the file system still: it must be the same one, or two would write to one
+    // file.
+    if let Some(device) = attached(image) {
+        return rustix::mount::mount(&device, root, "xfs", flags, None).at(step());
+    }
+    let file = OpenOptions::new().read(true).write(true).open(image).at(format!("opening {}", image.display()))?;
+    let device = LoopDevice::attach(file.as_fd(), true).at(format!("attaching {}", image.display()))?;
+    rustix::mount::mount(device.path(), root, "xfs", flags, None).at(step())
+}
+
+/// The loop device that a file is behind already.
+pub(crate) fn attached(image: &Path) -> Option<PathBuf> {
+    let image = fs::canonicalize(image).ok()?;
+    let devices = fs::read_dir("/sys/block").ok()?.flatten();
+    let behind = |name: &std::ffi::OsStr| fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file")).ok();
+    let found = devices.map(|entry| entry.file_name()).find(|name| {
+        name.to_string_lossy().starts_with("loop") && behind(name).is_some_and(|file| Path::new(file.trim_end()) == image)
+    });
+    found.map(|name| Path::new("/dev").join(name))
+}
+
+/// Runs a tool, and fails with what it said.
+pub(crate) fn run(command: &mut Command) -> Result<(), Step> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().at(format!("running {program}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(io::Error::other(said)).at(format!("running {program}, which ended with {},", output.status))
+}
