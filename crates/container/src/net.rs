@@ -47,11 +47,16 @@ pub use probe::{Lack, probe};
 pub use resolvers::resolvers_of_host;
 pub use table::{FLOWS_BURST_MAX, FLOWS_MAX, FLOWS_PER_SECOND_MAX};
 
-use address::{Plan, is_slot, slot_of};
+pub use address::link_name;
+
+use crate::step::{At, Step};
+use address::{Plan, slot_of};
 use rules::Rules;
 use table::Entry;
 use uplinks::Uplinks;
 
+/// Loopback has this number in every namespace.
+const LOOPBACK_INDEX: u32 = 1;
 /// The link's name inside.
 const INSIDE: &str = "eth0";
 /// Largest packet where the host has no link that says otherwise, bytes.
@@ -68,17 +73,6 @@ const SETTINGS_INSIDE: [(&str, &str); 2] = [
     // Its ports are its own: port 80 needs no privilege.
     ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
 ];
-
-/// How a [`Net`] is opened.
-#[derive(Debug, Clone, Default)]
-pub struct Config {
-    /// The number that all names carry, at most [`INSTANCE_MAX`].
-    pub instance: u32,
-    /// The host's name servers, the first [`RESOLVERS_MAX`] of which sandboxes are given; see [`resolvers_of_host`].
-    pub resolvers: Vec<Ipv4Addr>,
-    /// The slots of sandboxes that live on from an earlier run, with their policies.
-    pub adopted: Vec<(u32, NetworkPolicy)>,
-}
 
 /// The network of one instance.
 #[derive(Debug)]
@@ -113,100 +107,58 @@ pub struct Attached {
     pub link: String,
 }
 
-/// What went wrong with the network.
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    /// A number that no name can carry.
-    #[error("{what} {number} is above {most}")]
-    TooLarge {
-        /// Of what.
-        what: &'static str,
-        /// Which.
-        number: u32,
-        /// The most it may be.
-        most: u32,
-    },
-    /// No range of addresses is free.
-    #[error("every /16 from 10.64.0.0 to 10.127.0.0 is in use by this host's routes")]
-    NoAddresses,
-    /// The slot's link is still there: its last namespace has not gone yet.
-    #[error("slot {0} still has a link")]
-    Busy(u32),
-    /// The kernel refused a step.
-    #[error("{step} failed")]
-    Step {
-        /// What was tried.
-        step: String,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Names the step that failed.
-trait During<T> {
-    fn during(self, step: impl FnOnce() -> String) -> Result<T, NetError>;
-}
-
-impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
-    fn during(self, step: impl FnOnce() -> String) -> Result<T, NetError> {
-        self.map_err(|error| NetError::Step {
-            step: step(),
-            source: error.into(),
-        })
-    }
-}
-
 impl Net {
-    /// Puts the firewall in place, with the adopted slots in it: in one transaction with the removal of what an earlier
-    /// run left, so that their flows go on. Everything else of that run has no network from here on.
+    /// Puts the firewall in place, with the slots of sandboxes that live on from an earlier run in it: in one
+    /// transaction with the removal of what that run left, so that their flows go on. Everything else of that run has
+    /// no network from here on. Sandboxes ask [`resolvers_of_host`].
     ///
     /// # Errors
     /// Numbers out of bounds, no free addresses, or what the kernel refused. See [`probe`].
-    pub fn open(config: Config) -> Result<Self, NetError> {
-        let Config {
-            instance,
-            mut resolvers,
-            adopted,
-        } = config;
+    pub fn open(instance: u32, adopted: &[(u32, NetworkPolicy)]) -> Result<Self, Step> {
+        Self::open_with(instance, resolvers_of_host(), adopted)
+    }
+
+    fn open_with(instance: u32, mut resolvers: Vec<Ipv4Addr>, adopted: &[(u32, NetworkPolicy)]) -> Result<Self, Step> {
         bounded("instance", instance, INSTANCE_MAX)?;
         resolvers.truncate(RESOLVERS_MAX);
-        let home = netns::current().during(|| "opening the host's network namespace".to_owned())?;
-        let routes = Socket::open(Family::Route).during(|| "opening rtnetlink".to_owned())?;
-        let links = rtnl::links(&routes).during(|| "listing links".to_owned())?;
-        let known = rtnl::routes(&routes).during(|| "listing routes".to_owned())?;
+        let home = netns::current().at("opening the host's network namespace")?;
+        let routes = Socket::open(Family::Route).at("opening rtnetlink")?;
+        let links = rtnl::links(&routes).at("listing links")?;
+        let known = rtnl::routes(&routes).at("listing routes")?;
         let ours = |index: u32| {
             links
                 .iter()
                 .any(|l| l.index == index && slot_of(instance, &l.name).is_some())
         };
-        let plan = Plan::choose(instance, &known, ours).ok_or(NetError::NoAddresses)?;
+        let plan = Plan::choose(instance, &known, ours)
+            .ok_or(io::Error::from(io::ErrorKind::AddrNotAvailable))
+            .at("finding a /16 between 10.64.0.0 and 10.127.0.0 that no route touches")?;
         let outward = known.iter().find(|r| r.prefix == 0).map_or(0, |r| r.link);
         let mtu_bytes = links
             .iter()
             .find(|l| l.index == outward)
             .map_or(MTU_BYTES, |l| l.mtu_bytes.clamp(MTU_BYTES_MIN, MTU_BYTES));
 
-        let socket = Socket::open(Family::Netfilter).during(|| "opening nfnetlink".to_owned())?;
+        let socket = Socket::open(Family::Netfilter).at("opening nfnetlink")?;
         // Without CAP_NET_ADMIN the transaction below fails and says why.
         let _ = socket.allow_large_batches();
         let guarded = nft::link_names(&socket, &plan.table(), table::UPLINKS)
-            .during(|| "reading the earlier firewall".to_owned())?;
+            .at("reading the earlier firewall")?;
         let mut t = Transaction::new(&plan.table());
         table::build(&mut t, &plan, &resolvers, &guarded);
         let mut entries = HashMap::new();
         let mut chains_made = 0;
         for (slot, policy) in adopted {
-            bounded("slot", slot, SLOTS_MAX - 1)?;
+            bounded("slot", *slot, SLOTS_MAX - 1)?;
             chains_made += 1;
-            let rules = Rules::of(&policy, &resolvers);
+            let rules = Rules::of(policy, &resolvers);
             entries
-                .entry(slot)
-                .or_insert_with(|| table::put(&mut t, &plan, slot, None, rules, chains_made));
+                .entry(*slot)
+                .or_insert_with(|| table::put(&mut t, &plan, *slot, None, rules, chains_made));
         }
         t.commit(&socket)
-            .during(|| format!("making the table {}", plan.table()))?;
-        let uplinks = Uplinks::start(&plan.table(), guarded).during(|| "switching on forwarding".to_owned())?;
+            .at(format!("making the table {}", plan.table()))?;
+        let uplinks = Uplinks::start(&plan.table(), guarded).at("switching on forwarding")?;
         Ok(Self {
             instance,
             plan,
@@ -229,6 +181,12 @@ impl Net {
         (0..self.resolvers.len()).map(address::resolver_inside).collect()
     }
 
+    /// The first of [`Net::nameservers`].
+    #[must_use]
+    pub fn nameserver(&self) -> Ipv4Addr {
+        GATEWAY
+    }
+
     /// The address that a slot has.
     #[must_use]
     pub fn address(&self, slot: u32) -> Ipv4Addr {
@@ -236,23 +194,31 @@ impl Net {
     }
 
     /// Gives an empty namespace its link, address and route, and brings loopback up. Nothing passes before
-    /// [`Net::claim`]. On failure the link goes with the namespace.
+    /// [`Net::claim`]. On failure the link goes with the namespace. `inside` is the namespace, or a pidfd of a process
+    /// in it.
     ///
     /// # Errors
-    /// [`NetError::Busy`] while the slot's last namespace is there, or what the kernel refused.
-    pub fn attach(&self, slot: u32, netns: BorrowedFd<'_>) -> Result<Attached, NetError> {
+    /// `AlreadyExists` while the slot's last namespace is there, or what the kernel refused.
+    pub fn attach(&self, slot: u32, inside: BorrowedFd<'_>) -> Result<Attached, Step> {
         bounded("slot", slot, SLOTS_MAX - 1)?;
         let (link, address) = (self.plan.link(slot), self.plan.address(slot));
         let (mac, mac_inside) = self.plan.macs(slot);
-        self.make_link(slot, &link, netns)?;
-        netns::within(netns, self.home.as_fd(), || furnish(address, mac))
+        let pair = Veth {
+            name: INSIDE,
+            mac: mac_inside,
+            peer: &link,
+            peer_mac: mac,
+            peer_netns: self.home.as_fd(),
+            mtu_bytes: self.mtu_bytes,
+        };
+        netns::within(inside, self.home.as_fd(), || furnish(&pair, address))
             .and_then(|result| result)
-            .during(|| format!("setting up {INSIDE} inside slot {slot}"))?;
+            .at(format!("setting up {INSIDE} inside slot {slot}"))?;
 
         let routes = self.routes();
         let host_end = rtnl::link(&routes, &link)
             .and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()))
-            .during(|| format!("finding {link}"))?;
+            .at(format!("finding {link}"))?;
         let stub = u32::from(self.resolvers.iter().any(Ipv4Addr::is_loopback));
         let settings = [
             (Setting::Forwarding, 1),
@@ -264,46 +230,19 @@ impl Net {
             // For questions to a name server on loopback; the firewall lets nothing else there.
             (Setting::RouteLocalnet, stub),
         ];
-        let up = Up {
-            no_arp: true,
-            no_ipv6: has_ipv6(),
-            settings: &settings,
-        };
         let mut batch = Batch::default();
-        rtnl::bring_up(&mut batch, host_end.index, &up);
+        rtnl::bring_up(&mut batch, host_end.index, &quiet(&settings));
         rtnl::add_route(&mut batch, address, 32, host_end.index, None);
         rtnl::add_neighbour(&mut batch, host_end.index, address, mac_inside);
-        routes
-            .run(&batch)
-            .during(|| format!("setting up {link}"))?;
+        routes.run(&batch).at(format!("setting up {link}"))?;
         Ok(Attached { slot, address, link })
-    }
-
-    fn make_link(&self, slot: u32, link: &str, netns: BorrowedFd<'_>) -> Result<(), NetError> {
-        let (mac, peer_mac) = self.plan.macs(slot);
-        let mut batch = Batch::default();
-        rtnl::create_veth(
-            &mut batch,
-            &Veth {
-                name: link,
-                mac,
-                peer: INSIDE,
-                peer_mac,
-                peer_netns: netns,
-                mtu_bytes: self.mtu_bytes,
-            },
-        );
-        match self.routes().run(&batch) {
-            Err(refused) if refused.error.raw_os_error() == Some(libc::EEXIST) => Err(NetError::Busy(slot)),
-            other => other.during(|| format!("making {link}")),
-        }
     }
 
     /// Puts a policy in force for a slot. To be done before its first process runs.
     ///
     /// # Errors
     /// What the kernel refused; the slot is as it was.
-    pub fn claim(&self, slot: u32, policy: &NetworkPolicy) -> Result<(), NetError> {
+    pub fn claim(&self, slot: u32, policy: &NetworkPolicy) -> Result<(), Step> {
         bounded("slot", slot, SLOTS_MAX - 1)?;
         self.put(slot, Rules::of(policy, &self.resolvers))
     }
@@ -313,7 +252,7 @@ impl Net {
     ///
     /// # Errors
     /// What the kernel refused. The old policy holds when that was the replacement itself.
-    pub fn set_policy(&self, slot: u32, policy: &NetworkPolicy) -> Result<(), NetError> {
+    pub fn set_policy(&self, slot: u32, policy: &NetworkPolicy) -> Result<(), Step> {
         bounded("slot", slot, SLOTS_MAX - 1)?;
         let rules = Rules::of(policy, &self.resolvers);
         self.put(slot, rules.clone())?;
@@ -328,7 +267,7 @@ impl Net {
     ///
     /// # Errors
     /// What the kernel refused.
-    pub fn release(&self, slot: u32) -> Result<(), NetError> {
+    pub fn release(&self, slot: u32) -> Result<(), Step> {
         bounded("slot", slot, SLOTS_MAX - 1)?;
         {
             let mut firewall = self.firewall();
@@ -338,7 +277,7 @@ impl Net {
             let mut t = Transaction::new(&self.plan.table());
             table::remove(&mut t, &self.plan, slot, entry);
             t.commit(&firewall.socket)
-                .during(|| format!("releasing slot {slot}"))?;
+                .at(format!("releasing slot {slot}"))?;
             firewall.entries.remove(&slot);
         }
         self.cut(slot, |_| false)
@@ -349,9 +288,9 @@ impl Net {
     ///
     /// # Errors
     /// What the kernel answered.
-    pub fn is_free(&self, slot: u32) -> Result<bool, NetError> {
+    pub fn is_free(&self, slot: u32) -> Result<bool, Step> {
         let link = self.plan.link(slot);
-        let found = rtnl::link(&self.routes(), &link).during(|| format!("finding {link}"))?;
+        let found = rtnl::link(&self.routes(), &link).at(format!("finding {link}"))?;
         Ok(found.is_none())
     }
 
@@ -367,8 +306,8 @@ impl Net {
     ///
     /// # Errors
     /// What the kernel answered.
-    pub fn leftovers(&self) -> Result<Vec<u32>, NetError> {
-        let links = rtnl::links(&self.routes()).during(|| "listing links".to_owned())?;
+    pub fn leftovers(&self) -> Result<Vec<u32>, Step> {
+        let links = rtnl::links(&self.routes()).at("listing links")?;
         let firewall = self.firewall();
         let slots = links.iter().filter_map(|link| slot_of(self.instance, &link.name));
         Ok(slots.filter(|slot| !firewall.entries.contains_key(slot)).collect())
@@ -378,20 +317,20 @@ impl Net {
     ///
     /// # Errors
     /// What the kernel refused.
-    pub fn sweep(&self) -> Result<usize, NetError> {
+    pub fn sweep(&self) -> Result<usize, Step> {
         let leftovers = self.leftovers()?;
         for slot in &leftovers {
             let name = self.plan.link(*slot);
             let step = || format!("removing {name}");
             let routes = self.routes();
-            let Some(link) = rtnl::link(&routes, &name).during(step)? else {
+            let Some(link) = rtnl::link(&routes, &name).at(step())? else {
                 continue;
             };
             let mut batch = Batch::default();
             rtnl::delete_link(&mut batch, link.index);
             match routes.run(&batch) {
                 Err(refused) if refused.error.raw_os_error() == Some(libc::ENODEV) => {}
-                other => other.during(step)?,
+                other => other.at(step())?,
             }
         }
         Ok(leftovers.len())
@@ -402,20 +341,20 @@ impl Net {
     ///
     /// # Errors
     /// What the kernel refused.
-    pub fn close(self) -> Result<(), NetError> {
+    pub fn close(self) -> Result<(), Step> {
         let table = self.plan.table();
         drop(self._uplinks);
         let firewall = self.firewall.into_inner().unwrap_or_else(PoisonError::into_inner);
         let guarded = nft::link_names(&firewall.socket, &table, table::UPLINKS)
-            .during(|| format!("reading the table {table}"))?;
-        uplinks::restore(&guarded).during(|| "switching off forwarding".to_owned())?;
+            .at(format!("reading the table {table}"))?;
+        uplinks::restore(&guarded).at("switching off forwarding")?;
         let mut t = Transaction::new(&table);
         t.remove_table();
         t.commit(&firewall.socket)
-            .during(|| format!("removing the table {table}"))
+            .at(format!("removing the table {table}"))
     }
 
-    fn put(&self, slot: u32, rules: Rules) -> Result<(), NetError> {
+    fn put(&self, slot: u32, rules: Rules) -> Result<(), Step> {
         let mut firewall = self.firewall();
         firewall.chains_made += 1;
         let mut t = Transaction::new(&self.plan.table());
@@ -423,20 +362,20 @@ impl Net {
         let entry = table::put(&mut t, &self.plan, slot, had, rules, firewall.chains_made);
         if !t.is_empty() {
             t.commit(&firewall.socket)
-                .during(|| format!("putting the policy of slot {slot} in force"))?;
+                .at(format!("putting the policy of slot {slot} in force"))?;
         }
         firewall.entries.insert(slot, entry);
         Ok(())
     }
 
     /// Forgets the flows from a slot that may not stay.
-    fn cut(&self, slot: u32, may_stay: impl Fn(Ipv4Addr) -> bool) -> Result<(), NetError> {
+    fn cut(&self, slot: u32, may_stay: impl Fn(Ipv4Addr) -> bool) -> Result<(), Step> {
         let step = || format!("cutting the flows of slot {slot}");
         let firewall = self.firewall();
         let mut flows =
-            conntrack::flows_from(&firewall.socket, self.plan.address(slot)).during(step)?;
+            conntrack::flows_from(&firewall.socket, self.plan.address(slot)).at(step())?;
         flows.retain(|flow| !may_stay(flow.destination));
-        conntrack::forget(&firewall.socket, &flows).during(step)
+        conntrack::forget(&firewall.socket, &flows).at(step())
     }
 
     fn routes(&self) -> MutexGuard<'_, Socket> {
@@ -448,25 +387,19 @@ impl Net {
     }
 }
 
-/// Runs inside: brings the links up, with address and route.
-fn furnish(address: Ipv4Addr, gateway_mac: rtnl::Mac) -> io::Result<()> {
+/// Runs inside: makes the pair, brings the links up, with address and route.
+fn furnish(pair: &Veth<'_>, address: Ipv4Addr) -> io::Result<()> {
     let socket = Socket::open(Family::Route)?;
-    let index = |name| {
-        let found = rtnl::link(&socket, name)?;
-        found.map(|link| link.index).ok_or(io::Error::from(io::ErrorKind::NotFound))
-    };
-    let (loopback, inside) = (index("lo")?, index(INSIDE)?);
-    let quiet = Up {
-        no_arp: true,
-        no_ipv6: has_ipv6(),
-        settings: &[],
-    };
     let mut batch = Batch::default();
-    rtnl::bring_up(&mut batch, loopback, &Up::default());
-    rtnl::add_address(&mut batch, inside, address);
-    rtnl::bring_up(&mut batch, inside, &quiet);
-    rtnl::add_neighbour(&mut batch, inside, GATEWAY, gateway_mac);
-    rtnl::add_route(&mut batch, Ipv4Addr::UNSPECIFIED, 0, inside, Some(GATEWAY));
+    rtnl::create_veth(&mut batch, pair);
+    socket.run(&batch)?;
+    let inside = rtnl::link(&socket, pair.name)?.ok_or(io::Error::from(io::ErrorKind::NotFound))?;
+    let mut batch = Batch::default();
+    rtnl::bring_up(&mut batch, LOOPBACK_INDEX, &Up::default());
+    rtnl::add_address(&mut batch, inside.index, address);
+    rtnl::bring_up(&mut batch, inside.index, &quiet(&[]));
+    rtnl::add_neighbour(&mut batch, inside.index, GATEWAY, pair.peer_mac);
+    rtnl::add_route(&mut batch, Ipv4Addr::UNSPECIFIED, 0, inside.index, Some(GATEWAY));
     socket.run(&batch)?;
     for (path, value) in SETTINGS_INSIDE {
         std::fs::write(path, value)?;
@@ -474,15 +407,21 @@ fn furnish(address: Ipv4Addr, gateway_mac: rtnl::Mac) -> io::Result<()> {
     Ok(())
 }
 
+/// Both ends know each other, and speak IPv4 only.
+fn quiet<'a>(settings: &'a [(Setting, u32)]) -> Up<'a> {
+    Up {
+        no_arp: true,
+        no_ipv6: has_ipv6(),
+        settings,
+    }
+}
+
 /// Whether the kernel speaks IPv6 at all.
 fn has_ipv6() -> bool {
     std::path::Path::new("/proc/sys/net/ipv6").exists()
 }
 
-fn bounded(what: &'static str, number: u32, most: u32) -> Result<(), NetError> {
-    if number <= most {
-        Ok(())
-    } else {
-        Err(NetError::TooLarge { what, number, most })
-    }
+fn bounded(what: &str, number: u32, most: u32) -> Result<(), Step> {
+    let outside = || io::Error::from(io::ErrorKind::InvalidInput);
+    (number <= most).then_some(()).ok_or_else(outside).at(format!("naming a link for {what} {number}, at most {most}"))
 }

@@ -83,12 +83,6 @@ impl Containers {
         self.pool.want(Shape { build, disk });
     }
 
-    /// How many slots are ready.
-    #[must_use]
-    pub fn slots_ready(&self) -> usize {
-        self.pool.ready()
-    }
-
     /// Whether disks lie in a file that was made for them.
     #[must_use]
     pub fn disks_are_in_a_file(&self) -> bool {
@@ -121,6 +115,10 @@ impl Runtime for Containers {
         }
         tokio::spawn(Arc::clone(&self.pool).fill(Arc::clone(&self.house)));
         Ok(Recovered { machines, disks, reclaimed })
+    }
+
+    fn slots_ready(&self) -> u32 {
+        u32::try_from(self.pool.ready()).unwrap_or(u32::MAX)
     }
 
     async fn has_build(&self, build: BuildId) -> bool {

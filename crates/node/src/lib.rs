@@ -1,1 +1,25 @@
-//! Placeholder of the workspace skeleton.
+//! The node agent: everything of one machine that runs sandboxes.
+//!
+//! ```text
+//! node ──▶ sandbox ──▶ envd        one driver for each sandbox: its state, its machine, its deadline
+//!   │         ├─▶ journal          what must survive a restart of the daemon, written before it is true for others
+//!   │         ├─▶ history, lines   metrics and log, bounded
+//!   └─▶ recover                    adopting what earlier daemons left
+//! guest                            connections into sandboxes, for the edge
+//! ```
+//!
+//! **Invariants.** Operations on one sandbox come one after another. Nobody is told that a sandbox runs before its
+//! journal says so. Deadlines are enforced here, with nobody's help. A connection never reaches another execution than
+//! the one it was meant for.
+#![forbid(unsafe_code)]
+
+mod envd;
+mod guest;
+mod history;
+mod journal;
+mod lines;
+mod node;
+mod recover;
+mod sandbox;
+
+pub use node::{Config, LocalNode};

@@ -115,6 +115,10 @@ pub trait Runtime: Send + Sync {
     async fn start(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, RuntimeError>;
     /// Deletes the disk kept for `sandbox`. No disk is no error.
     async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError>;
+    /// How many machines could be started from what is prepared ahead.
+    fn slots_ready(&self) -> u32 {
+        0
+    }
     /// Gives back what was prepared ahead. Machines live on: they are stopped one by one by their owner.
     async fn close(&self);
 }

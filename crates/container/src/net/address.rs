@@ -64,7 +64,7 @@ impl Plan {
         prefix(self.instance)
     }
     pub(crate) fn link(&self, slot: u32) -> String {
-        format!("{}{slot}", self.prefix())
+        link_name(self.instance, slot)
     }
     pub(crate) fn table(&self) -> String {
         table(self.instance)
@@ -77,6 +77,12 @@ impl Plan {
         let [a, b, c, d] = self.address(slot).octets();
         ([0xfe, 0xa7, a, b, c, d], [0x02, 0xa7, a, b, c, d])
     }
+}
+
+/// The name of the host's end of a slot's link.
+#[must_use]
+pub fn link_name(instance: u32, slot: u32) -> String {
+    format!("{}{slot}", prefix(instance))
 }
 
 /// The slot that a link of this instance belongs to; `None` when it is none of its links.

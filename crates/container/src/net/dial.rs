@@ -21,7 +21,7 @@ pub(super) async fn dial(netns: BorrowedFd<'_>, home: BorrowedFd<'_>, port: u16)
             .connect(SocketAddr::new(address, port))
             .await?;
         stream.set_nodelay(true)?;
-        Ok(stream)
+        Ok::<_, io::Error>(stream)
     };
     let both = async {
         match try_one(Ipv4Addr::LOCALHOST.into()).await {
