@@ -1,0 +1,100 @@
+//! The connections into one execution: those in use, and those kept for the next request.
+use std::sync::{Arc, Mutex};
+use std::task::Context;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cut::{Cuts, Ticket};
+use crate::line::Line;
+
+/// Idle connections kept for one execution: as many as a busy client uses at once. One more, and the oldest goes.
+const IDLE_MAX: usize = 64;
+
+/// How long a connection is kept for the next request. Each holds a descriptor here and one inside.
+pub(crate) const IDLE_KEPT: Duration = Duration::from_secs(30);
+
+/// All lines into one execution, or to the API.
+#[derive(Default)]
+pub(crate) struct Lines {
+    cuts: Arc<Cuts>,
+    idle: Mutex<Vec<Parked>>,
+}
+
+struct Parked {
+    line: Box<Line>,
+    since: Instant,
+}
+
+const UNPOISONED: &str = "nothing panics while it holds the idle lines";
+
+impl Lines {
+    /// A place among the streams that end with the execution; `None` once it has been withdrawn.
+    pub(crate) fn enter(&self) -> Option<Ticket> {
+        self.cuts.enter()
+    }
+
+    pub(crate) fn withdrawn(&self) -> bool {
+        self.cuts.fired()
+    }
+
+    /// Cuts every stream and hangs up. Returns how many lines there were.
+    pub(crate) fn withdraw(&self) -> usize {
+        let cut = self.cuts.fire();
+        let idle = std::mem::take(&mut *self.idle.lock().expect(UNPOISONED));
+        drop(idle);
+        cut
+    }
+
+    /// The line to `port` that was parked last and is still good.
+    pub(crate) fn take(&self, port: u16, cx: &mut Context<'_>) -> Option<Box<Line>> {
+        loop {
+            let mut parked = {
+                let mut idle = self.idle.lock().expect(UNPOISONED);
+                let last = idle.iter().rposition(|parked| parked.line.port() == port)?;
+                idle.remove(last)
+            };
+            if parked.line.poll_free(cx) {
+                return Some(parked.line);
+            }
+        }
+    }
+
+    /// Keeps a line for the next request, if it can carry one.
+    pub(crate) fn park(&self, mut line: Box<Line>, cx: &mut Context<'_>) {
+        if !line.poll_free(cx) {
+            return;
+        }
+        let since = Instant::now();
+        let oldest = {
+            let mut idle = self.idle.lock().expect(UNPOISONED);
+            // Read under the lock under which `withdraw` empties the list.
+            if self.cuts.fired() {
+                return;
+            }
+            let oldest = (idle.len() >= IDLE_MAX).then(|| idle.remove(0));
+            idle.push(Parked { line, since });
+            oldest
+        };
+        drop(oldest);
+    }
+
+    /// Hangs up the idle lines to `port`.
+    pub(crate) fn hang_up(&self, port: u16) {
+        self.keep(|parked| parked.line.port() != port);
+    }
+
+    /// Hangs up what has been idle for longer than [`IDLE_KEPT`].
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        self.keep(|parked| now.duration_since(parked.since) < IDLE_KEPT);
+    }
+
+    fn keep(&self, keep: impl Fn(&Parked) -> bool) {
+        let gone: Vec<_> = {
+            let mut idle = self.idle.lock().expect(UNPOISONED);
+            idle.extract_if(.., |parked| !keep(parked)).collect()
+        };
+        drop(gone);
+    }
+}

@@ -1,0 +1,111 @@
+//! Whose signed URL is this?
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use model::SandboxId;
+use ports::{Catalog, CatalogError};
+use tokio::sync::Semaphore;
+
+use crate::signed::{SignedUrl, Unsigned};
+
+/// Searches at once. A search costs one SHA-256 block for each live sandbox; what more ask at once waits its turn,
+/// so that signatures made up by strangers never take more than a core.
+const SEARCHES_MAX: usize = 1;
+/// Tokens tried between two pauses for the other tasks of the thread: about 50 µs.
+const TRIES_IN_A_ROW: usize = 256;
+/// Answers remembered: a link is usually followed more than once (ranges, retries, previews).
+const REMEMBERED_MAX: usize = 4096;
+
+/// Finds the sandbox of a URL that was signed with its token.
+pub(crate) struct Signers {
+    catalog: Arc<dyn Catalog>,
+    turns: Semaphore,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    owners: HashMap<[u8; 32], SandboxId>,
+    order: VecDeque<[u8; 32]>,
+}
+
+/// Why there is none.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SearchError {
+    /// No live sandbox signed it.
+    #[error(transparent)]
+    Nobody(#[from] Unsigned),
+    /// The catalog did not say.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+const UNPOISONED: &str = "nothing panics while it holds the known signers";
+
+impl Signers {
+    pub(crate) fn new(catalog: Arc<dyn Catalog>) -> Self {
+        Self {
+            catalog,
+            turns: Semaphore::new(SEARCHES_MAX),
+            known: Mutex::default(),
+        }
+    }
+
+    /// The sandbox that signed. This is an address, no permission: envd checks the signature again, and its expiry.
+    pub(crate) async fn find(&self, url: &SignedUrl) -> Result<SandboxId, SearchError> {
+        let known = self.known.lock().expect(UNPOISONED).owners.get(&url.digest).copied();
+        if let Some(sandbox) = known {
+            return Ok(sandbox);
+        }
+        let _turn = self.turns.acquire().await.expect("never closed");
+        let check = url.check();
+        for routes in self.catalog.all().await?.chunks(TRIES_IN_A_ROW) {
+            let signer = routes.iter().find(|route| {
+                route
+                    .envd_token
+                    .as_ref()
+                    .is_some_and(|token| check.is_signed_with(token))
+            });
+            if let Some(route) = signer {
+                self.remember(url.digest, route.sandbox);
+                return Ok(route.sandbox);
+            }
+            tokio::task::yield_now().await;
+        }
+        Err(Unsigned::Invalid.into())
+    }
+
+    fn remember(&self, digest: [u8; 32], sandbox: SandboxId) {
+        let mut known = self.known.lock().expect(UNPOISONED);
+        if known.owners.insert(digest, sandbox).is_none() {
+            known.order.push_back(digest);
+        }
+        if known.order.len() > REMEMBERED_MAX
+            && let Some(oldest) = known.order.pop_front()
+        {
+            known.owners.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_answer_is_forgotten_first() {
+        let signers = Signers::new(Arc::new(ports::catalog::Memory::default()));
+        let sandbox = SandboxId::random();
+        let digest = |n: usize| {
+            let mut digest = [0; 32];
+            digest[..8].copy_from_slice(&n.to_le_bytes());
+            digest
+        };
+        for n in 0..=REMEMBERED_MAX {
+            signers.remember(digest(n), sandbox);
+        }
+        let known = signers.known.lock().unwrap();
+        assert_eq!(known.owners.len(), REMEMBERED_MAX);
+        assert!(!known.owners.contains_key(&digest(0)) && known.owners.contains_key(&digest(1)));
+    }
+}
