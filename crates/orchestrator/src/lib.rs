@@ -1,1 +1,57 @@
-//! Placeholder of the workspace skeleton.
+//! The life of sandboxes: what clients wish is stored, carried out on nodes, and kept true.
+//!
+//! ```text
+//!  SandboxManager ──▶ create connect resume pause restart kill timeout network list telemetry
+//!  Wake ────────────▶ wake                │
+//!                                         ▼
+//!              change       one write: read, decide by the phase table, compare-and-set
+//!              bring_up     Starting ─▶ node ─▶ route ─▶ Running, or undone
+//!              reap         Killing ─▶ route withdrawn ─▶ node ─▶ Gone
+//!                                         ▲
+//!  NodeEvent ───────▶ hear                │        what nodes tell
+//!  tick, nudge ─────▶ reconcile ──────────┘        what nodes hold against what is stored
+//! ```
+//!
+//! **Invariants.**
+//! - A phase changes through [`model::Phase::on`] alone, and every change is a compare-and-set.
+//! - Intent is stored before effect: `Starting` before a node is asked to start, `Pausing` before it is asked to pause,
+//!   `Killing` before it is asked to kill. A crash at any step leaves what the reconciler finishes or undoes.
+//! - A route is published just before the write that makes it true, and withdrawn again where that write is refused;
+//!   so whoever withdraws a route after a write has withdrawn it for good.
+//! - Operations on one sandbox follow one another within this process, except for kills, which wait for nobody.
+//! - An operation that has begun is carried to its end, also when its client is gone.
+//! - Placement, quotas and the verdicts of the reconciler are pure functions. This crate knows no SQL and no HTTP.
+#![forbid(unsafe_code)]
+
+mod bring_up;
+mod change;
+mod connect;
+mod create;
+mod failure;
+mod hear;
+mod idempotency;
+mod kill;
+mod list;
+mod locks;
+mod manager;
+mod network;
+mod news;
+mod nodes;
+mod orchestrator;
+mod pause;
+mod placement;
+mod quota;
+mod reconcile;
+mod resolve;
+mod restart;
+mod resume;
+mod routes;
+mod telemetry;
+mod timeout;
+mod tokens;
+mod wake;
+
+pub mod bootstrap;
+
+pub use orchestrator::{Orchestrator, Parts};
+pub use reconcile::Settled;

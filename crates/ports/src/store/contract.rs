@@ -464,7 +464,10 @@ pub async fn a_template_is_found_by_id_name_and_promotion(store: &dyn TemplateSt
     assert_eq!(store.named(ours, &name).await.unwrap().as_ref(), Some(&private));
     assert_eq!(store.named(theirs, &name).await.unwrap().as_ref(), Some(&newer));
     assert_eq!(store.promoted(&name).await.unwrap().as_ref(), Some(&older));
-    assert_eq!(store.list(ours).await.unwrap().as_slice(), std::slice::from_ref(&private));
+    assert_eq!(
+        store.list(ours).await.unwrap().as_slice(),
+        std::slice::from_ref(&private)
+    );
     store.remove(older.id).await.unwrap();
     store.remove(older.id).await.unwrap();
     assert_eq!(store.promoted(&name).await.unwrap().as_ref(), Some(&newer));

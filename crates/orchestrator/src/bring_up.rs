@@ -1,0 +1,134 @@
+//! From a stored `Starting` to `Running`, or back to what was there before.
+use model::{Event, Kind, Origin, Phase, Sandbox, SandboxId};
+use ports::node::Order;
+use ports::{ManagerError, Node, NodeError};
+
+use crate::change::apply;
+use crate::failure;
+use crate::nodes::{START_MAX, within};
+use crate::orchestrator::Orchestrator;
+
+/// Why nothing came up. What was there before is there again, or on its way.
+pub(crate) enum NotUp {
+    /// The node did not start it.
+    Node(NodeError),
+    /// It was ended, or could not be stored.
+    Manager(ManagerError),
+}
+
+impl NotUp {
+    pub(crate) fn public(self, id: SandboxId) -> ManagerError {
+        match self {
+            NotUp::Node(error) => failure::node(id, "starting the sandbox")(error),
+            NotUp::Manager(error) => error,
+        }
+    }
+}
+
+impl Orchestrator {
+    /// Starts what is stored as starting. `ready` sets what else is true of a running one.
+    pub(crate) async fn bring_up(
+        &self,
+        starting: Sandbox,
+        order: Order,
+        node: &dyn Node,
+        ready: impl Fn(&mut Sandbox) + Send + Sync,
+    ) -> Result<Sandbox, NotUp> {
+        let id = starting.id;
+        let started = stage("node", within(START_MAX, "the start", node.start(order))).await;
+        if let Err(error) = started {
+            self.undo(starting, node).await;
+            return Err(NotUp::Node(error));
+        }
+        match self.commit(&starting, ready).await {
+            Ok(running) => Ok(running),
+            Err(error) => {
+                self.give_up(starting, node).await;
+                tracing::debug!(sandbox = %id, "it came up and was not wanted any more");
+                Err(NotUp::Manager(error))
+            }
+        }
+    }
+
+    /// Publishes the route, then stores that it runs.
+    async fn commit(
+        &self,
+        starting: &Sandbox,
+        ready: impl Fn(&mut Sandbox) + Send + Sync,
+    ) -> Result<Sandbox, ManagerError> {
+        let Phase::Starting { at, from } = starting.phase else {
+            return Err(failure::fault(
+                "starting the sandbox",
+                Kind::Internal,
+                "it was not stored as starting",
+            ));
+        };
+        let mut running = starting.clone();
+        ready(&mut running);
+        stage("route", self.publish(&running, at)).await?;
+        let edit = |sandbox: &mut Sandbox| {
+            apply(sandbox, Event::Ready)?;
+            ready(sandbox);
+            Ok(())
+        };
+        stage("commit", self.change(starting.clone(), edit))
+            .await
+            .map_err(|error| match (from, error) {
+                // A client that never had an answer does not know the id: "not found" would be a riddle.
+                (Origin::Template(_), ManagerError::NotFound(_)) => failure::fault(
+                    "starting the sandbox",
+                    Kind::Unavailable,
+                    "it ended while it was starting",
+                ),
+                (_, error) => error,
+            })
+    }
+
+    /// The node did not start it: a fresh one is gone, a paused one is paused.
+    async fn undo(&self, starting: Sandbox, node: &dyn Node) {
+        let id = starting.id;
+        let failed = self
+            .change(starting, |sandbox| apply(sandbox, Event::Failed))
+            .await;
+        let outcome = match failed {
+            Ok(Sandbox {
+                phase: Phase::Paused { .. },
+                ..
+            }) => Ok(()),
+            Ok(killing) => self.reap(killing).await,
+            // Somebody ended it meanwhile: whatever came up after that kill is ended too.
+            Err(ManagerError::NotFound(_)) => self.kill_on(node, id).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "a failed start was not undone; the reconciler does it");
+            self.nudge.notify_one();
+        }
+    }
+
+    /// It came up, and that could not be stored: it was killed meanwhile, or the store is away.
+    async fn give_up(&self, starting: Sandbox, node: &dyn Node) {
+        let Phase::Starting { at, from } = starting.phase else {
+            return;
+        };
+        self.withdraw(starting.id, at).await;
+        // While the store is away nobody knows what is wanted of a resumed one, so it is kept for the reconciler.
+        let ended = match self.stored(starting.id).await {
+            Ok(Some(now)) => matches!(now.phase, Phase::Killing { .. } | Phase::Gone { .. }),
+            Ok(None) => true,
+            Err(_) => matches!(from, Origin::Template(_)),
+        };
+        if ended && let Err(error) = self.kill_on(node, starting.id).await {
+            tracing::error!(sandbox = %starting.id, error = &error as &dyn std::error::Error, "a sandbox was left on its node; the reconciler ends it");
+        }
+        self.nudge.notify_one();
+    }
+}
+
+/// Times one stage of bringing a sandbox up.
+pub(crate) async fn stage<T>(name: &'static str, work: impl Future<Output = T>) -> T {
+    let began = tokio::time::Instant::now();
+    let outcome = work.await;
+    metrics::histogram!("atoll_sandbox_create_stage_seconds", "stage" => name).record(began.elapsed());
+    outcome
+}

@@ -1,0 +1,81 @@
+use model::{Event, KillReason, Phase, Sandbox, SandboxId, TeamId};
+use ports::{ManagerError, Node};
+use tokio::time::Instant;
+
+use crate::change::apply;
+use crate::failure;
+use crate::nodes::{KILL_MAX, within};
+use crate::orchestrator::Orchestrator;
+
+/// Sandboxes that [`Orchestrator::down`] ends at once: enough to keep a small machine busy, few enough for it to answer.
+const DOWN_AT_ONCE: usize = 16;
+
+impl Orchestrator {
+    /// Ends a sandbox that the team sees. Waits for no other operation: whatever is under way finds it ended.
+    #[tracing::instrument(name = "sandbox.kill", skip(self))]
+    pub(crate) async fn kill_sandbox(&self, team: TeamId, id: SandboxId) -> Result<(), ManagerError> {
+        let sandbox = self.visible(team, id).await?;
+        self.end(sandbox, KillReason::Requested).await
+    }
+
+    /// Ends a sandbox.
+    pub(crate) async fn end(&self, sandbox: Sandbox, why: KillReason) -> Result<(), ManagerError> {
+        let began = Instant::now();
+        let killing = self
+            .change(sandbox, |sandbox| apply(sandbox, Event::Kill(why)))
+            .await?;
+        self.reap(killing).await?;
+        metrics::histogram!("atoll_sandbox_kill_seconds").record(began.elapsed());
+        Ok(())
+    }
+
+    /// Carries out a kill that is stored: unreachable first, then gone from its node, then gone.
+    pub(crate) async fn reap(&self, killing: Sandbox) -> Result<(), ManagerError> {
+        let (id, Phase::Killing { at, why }) = (killing.id, killing.phase) else {
+            return Ok(());
+        };
+        self.withdraw(id, at).await;
+        let node = self.node(at.node)?;
+        within(KILL_MAX, "the kill", node.kill(id, why))
+            .await
+            .map_err(failure::node(id, "killing the sandbox"))?;
+        match self
+            .change(killing, |sandbox| apply(sandbox, Event::Reaped))
+            .await
+        {
+            // Somebody else reaped it, so long ago that it is forgotten.
+            Ok(_) | Err(ManagerError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends what a node holds of a sandbox, whatever the store says.
+    pub(crate) async fn kill_on(&self, node: &dyn Node, id: SandboxId) -> Result<(), ManagerError> {
+        let kill = node.kill(id, KillReason::NodeLost);
+        within(KILL_MAX, "the kill", kill)
+            .await
+            .map_err(failure::node(id, "killing the sandbox"))
+    }
+
+    /// Ends all sandboxes of all teams; returns how many there were. The first failure is returned after all were tried.
+    ///
+    /// # Errors
+    /// Where the store or a node did not do its part; what was recorded is finished by the next reconciler.
+    pub async fn down(&self) -> Result<usize, ManagerError> {
+        use futures_util::{StreamExt, stream};
+        let live = self
+            .parts
+            .sandboxes
+            .live()
+            .await
+            .map_err(failure::store("reading the sandboxes"))?;
+        let count = live.len();
+        let ends = stream::iter(live).map(|sandbox| self.end(sandbox, KillReason::Requested));
+        let mut first = Ok(());
+        let mut outcomes = ends.buffer_unordered(DOWN_AT_ONCE);
+        while let Some(outcome) = outcomes.next().await {
+            first = first.and(outcome);
+        }
+        first.map(|()| count)
+    }
+}

@@ -1,0 +1,179 @@
+use model::{BuildId, Event, PauseMode, Phase, Refused, Sandbox, SandboxId, Seat, TeamId};
+use ports::node::PauseOutcome;
+use ports::{ManagerError, Node, NodeError};
+use tokio::time::Instant;
+
+use crate::change::apply;
+use crate::failure;
+use crate::nodes::{PAUSE_MAX, WORD_MAX, within};
+use crate::orchestrator::Orchestrator;
+
+/// The phase of a sandbox that its node is pausing as `into`, whatever was meant before.
+pub(crate) fn pausing(phase: Phase, into: BuildId, mode: PauseMode) -> Result<Phase, Refused> {
+    match phase {
+        Phase::Pausing { into: meant, .. } if meant == into => Ok(phase),
+        Phase::Pausing { .. } | Phase::Snapshotting { .. } => pausing(phase.on(Event::Failed)?, into, mode),
+        Phase::Starting { .. } => pausing(phase.on(Event::Ready)?, into, mode),
+        phase => phase.on(Event::Pause(into, mode)),
+    }
+}
+
+/// The phase of a sandbox that its node has paused as `into`, with what it really kept.
+pub(crate) fn paused(phase: Phase, into: BuildId, kept: PauseMode) -> Result<Phase, Refused> {
+    match phase {
+        Phase::Paused { snapshot, .. } if snapshot == into => Ok(phase),
+        Phase::Pausing { mode, .. } if mode != kept => paused(phase.on(Event::Failed)?, into, kept),
+        phase => pausing(phase, into, kept)?.on(Event::Sealed),
+    }
+}
+
+impl Orchestrator {
+    /// Pauses a running sandbox; when this returns it can be resumed.
+    #[tracing::instrument(name = "sandbox.pause", skip(self))]
+    pub(crate) async fn pause_sandbox(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        mode: PauseMode,
+        require_healthy: bool,
+    ) -> Result<(), ManagerError> {
+        let began = Instant::now();
+        let (_locked, sandbox) = self.settled_now(team, id).await?;
+        let at = match sandbox.phase {
+            Phase::Running { at } => at,
+            Phase::Paused { .. } => return Err(ManagerError::AlreadyPaused(id)),
+            other => {
+                return Err(ManagerError::Busy {
+                    id,
+                    state: other.name(),
+                });
+            }
+        };
+        let node = self.node(at.node)?;
+        // A guest that is stuck cannot flush its disk, so a pause that keeps only that would lose data.
+        if require_healthy || mode == PauseMode::Filesystem {
+            self.check_health(node.as_ref(), id, at).await?;
+        }
+        let into = BuildId::random();
+        let meant = self
+            .change(sandbox, |sandbox| apply(sandbox, Event::Pause(into, mode)))
+            .await?;
+        self.withdraw(id, at).await;
+        let pause = node.pause(id, at.execution, into, mode);
+        match within(PAUSE_MAX, "the pause", pause).await {
+            Ok(outcome) => self.seal(meant, into, outcome).await?,
+            Err(error) => {
+                self.undo_pause(meant, at, &error).await;
+                return Err(failure::node(id, "pausing the sandbox")(error));
+            }
+        }
+        metrics::histogram!("atoll_sandbox_pause_seconds").record(began.elapsed());
+        Ok(())
+    }
+
+    async fn check_health(&self, node: &dyn Node, id: SandboxId, at: Seat) -> Result<(), ManagerError> {
+        match within(WORD_MAX, "the health probe", node.is_healthy(id, at.execution)).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(NodeError::Timeout(_)) => Err(ManagerError::GuestUnhealthy(id)),
+            Err(error) => Err(failure::node(id, "probing the guest")(error)),
+        }
+    }
+
+    /// Stores that a pause is complete.
+    pub(crate) async fn seal(
+        &self,
+        sandbox: Sandbox,
+        into: BuildId,
+        outcome: PauseOutcome,
+    ) -> Result<(), ManagerError> {
+        let at = sandbox.phase.seat();
+        let edit = |sandbox: &mut Sandbox| {
+            // Another incarnation is no business of this pause.
+            if sandbox.phase.seat().is_some_and(|now| Some(now) != at) {
+                return Ok(());
+            }
+            sandbox.phase =
+                paused(sandbox.phase, into, outcome.mode).map_err(failure::refused(sandbox.id))?;
+            sandbox.envd_unresponsive_at_pause = outcome.envd_unresponsive;
+            Ok(())
+        };
+        self.change(sandbox, edit).await?;
+        Ok(())
+    }
+
+    /// A pause that failed leaves a running sandbox. Where the node's answer does not say what is true now, the node is
+    /// asked.
+    async fn undo_pause(&self, meant: Sandbox, at: Seat, error: &NodeError) {
+        let id = meant.id;
+        let unclear = matches!(
+            error,
+            NodeError::Unknown | NodeError::Busy(_) | NodeError::Timeout(_)
+        );
+        let outcome = if unclear {
+            self.settle_one(id).await
+        } else {
+            self.run_on(meant, at).await
+        };
+        if let Err(error) = outcome {
+            tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "a failed pause was not undone; the reconciler does it");
+            self.nudge.notify_one();
+        }
+    }
+
+    /// A pause failed, and the sandbox runs on: it is reachable again.
+    pub(crate) async fn run_on(&self, pausing: Sandbox, at: Seat) -> Result<(), ManagerError> {
+        let id = pausing.id;
+        self.publish(&pausing, at).await?;
+        let outcome = self
+            .change(pausing, |sandbox| apply(sandbox, Event::Failed))
+            .await;
+        if outcome.is_err() {
+            self.withdraw(id, at).await;
+        }
+        outcome.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{ExecutionId, KillReason, NodeId, Origin};
+
+    use super::*;
+
+    #[test]
+    fn what_a_node_has_paused_is_paused_whatever_was_meant() {
+        let at = Seat {
+            node: NodeId::random(),
+            execution: ExecutionId::random(),
+        };
+        let (into, other) = (BuildId::random(), BuildId::random());
+        let (full, disk) = (PauseMode::Full, PauseMode::Filesystem);
+        let kept = Phase::Paused {
+            snapshot: into,
+            mode: disk,
+            home: at.node,
+        };
+        for phase in [
+            Phase::Running { at },
+            Phase::Snapshotting { at, into: other },
+            Phase::Pausing { at, into, mode: disk },
+            Phase::Pausing { at, into, mode: full },
+            Phase::Pausing {
+                at,
+                into: other,
+                mode: full,
+            },
+            Phase::Starting {
+                at,
+                from: Origin::Template(other),
+            },
+            kept,
+        ] {
+            assert_eq!(paused(phase, into, disk), Ok(kept), "{phase:?}");
+        }
+        let why = KillReason::Requested;
+        for phase in [Phase::Killing { at, why }, Phase::Gone { why }] {
+            assert!(paused(phase, into, disk).is_err(), "{phase:?}");
+        }
+    }
+}

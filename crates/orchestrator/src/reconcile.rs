@@ -1,0 +1,309 @@
+//! Keeps what is stored and what nodes hold the same. A pass takes no input: it reads both, and settles the difference.
+//!
+//! The store is read before the nodes are asked, and a verdict is carried out by compare-and-set on the version that was
+//! read, with the sandbox's lock free: if anything moved in between, the verdict is void and the next pass sees again.
+mod carry_out;
+mod verdict;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use model::{NodeId, Phase, Sandbox, SandboxId, State};
+use ports::node::Held;
+use ports::{ManagerError, Node, Route};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use self::verdict::{Verdict, verdict};
+use crate::failure;
+use crate::nodes::{WORD_MAX, within};
+use crate::orchestrator::Orchestrator;
+
+/// A difference is settled within this time; what operations and events settle by themselves needs no pass.
+const PERIOD: Duration = Duration::from_secs(5);
+/// Ended sandboxes are remembered for this long, so that answers and logs can say what became of them.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// Operations under way when the process is asked to stop get this long.
+const GRACE: Duration = Duration::from_secs(10);
+/// Differences that are settled at once. Most of them are kills, which wait for the kernel.
+const AT_ONCE: usize = 16;
+/// Passes in a row that must miss a paused sandbox before it is given up: it is somebody's data, and nothing waits for it.
+const ABSENCES_MAX: u32 = 3;
+
+/// Paused sandboxes that their nodes did not report, and how often in a row.
+pub(crate) type Absent = Mutex<HashMap<SandboxId, u32>>;
+
+/// What a pass did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settled {
+    /// Sandboxes that are stored and not gone.
+    pub live: usize,
+    /// Those on which store and node agree, or of which one is at work.
+    pub agreed: usize,
+    /// Those on which they were made to agree.
+    pub settled: usize,
+    /// What nodes held of sandboxes that nobody knows, and was ended.
+    pub strays: usize,
+    /// Nodes that did not report; their sandboxes are left as they are.
+    pub silent_nodes: usize,
+}
+
+/// What the nodes that answered hold.
+type Reports = HashMap<NodeId, HashMap<SandboxId, Held>>;
+
+/// What was stored when the pass began.
+type Known = HashMap<SandboxId, Phase>;
+
+/// The node that has a sandbox, running or paused.
+fn home(phase: Phase) -> Option<NodeId> {
+    match phase {
+        Phase::Paused { home, .. } => Some(home),
+        phase => phase.seat().map(|seat| seat.node),
+    }
+}
+
+impl Orchestrator {
+    /// Settles everything once, before the first client: when this returns, adopted sandboxes have their routes.
+    ///
+    /// # Errors
+    /// Where the store is away.
+    pub async fn settle_now(&self) -> Result<Settled, ManagerError> {
+        let live = self
+            .parts
+            .sandboxes
+            .live()
+            .await
+            .map_err(failure::store("reading the sandboxes"))?;
+        for sandbox in live.iter().filter(|sandbox| sandbox.phase.seat().is_some()) {
+            self.ledger.hold(sandbox.id, sandbox.team, sandbox.resources);
+        }
+        let settled = self.pass().await?;
+        tracing::info!(?settled, "sandboxes are settled");
+        Ok(settled)
+    }
+
+    /// Hears the nodes and reconciles until `shutdown`; then lets operations under way end.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut fleet = self.parts.fleet.nodes();
+        let mut heard = HashSet::new();
+        let mut tick = tokio::time::interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.hear_all(&fleet.borrow_and_update().clone(), &mut heard, &shutdown);
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                Ok(()) = fleet.changed() => continue,
+                () = self.nudge.notified() => {}
+                _ = tick.tick() => {}
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                outcome = self.pass() => if let Err(error) = outcome {
+                    tracing::error!(error = &error as &dyn std::error::Error, "a pass of the reconciler failed");
+                },
+            }
+        }
+        self.tasks.close();
+        if tokio::time::timeout(GRACE, self.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                operations = self.tasks.len(),
+                "operations are cut short; the next start settles them"
+            );
+        }
+    }
+
+    /// Listens to the nodes that are new. A node that went and came back is heard again at its next appearance.
+    fn hear_all(
+        self: &Arc<Self>,
+        fleet: &[Arc<dyn Node>],
+        heard: &mut HashSet<NodeId>,
+        shutdown: &CancellationToken,
+    ) {
+        heard.retain(|id| fleet.iter().any(|node| node.id() == *id));
+        for node in fleet {
+            if heard.insert(node.id()) {
+                self.tasks
+                    .spawn(Arc::clone(self).listen(node.events(), shutdown.clone()));
+            }
+        }
+    }
+
+    /// One pass.
+    async fn pass(&self) -> Result<Settled, ManagerError> {
+        let began = tokio::time::Instant::now();
+        let live = self
+            .parts
+            .sandboxes
+            .live()
+            .await
+            .map_err(failure::store("reading the sandboxes"))?;
+        let fleet = self.parts.fleet.nodes().borrow().clone();
+        let mut reports = Reports::new();
+        for report in self.reports().await {
+            let held = report.held.into_iter().map(|held| (held.order.sandbox, held));
+            reports.insert(report.node, held.collect());
+        }
+        let mut settled = Settled {
+            live: live.len(),
+            silent_nodes: fleet.len() - reports.len(),
+            ..Settled::default()
+        };
+        self.gauge(&live);
+        let known: Known = live.iter().map(|sandbox| (sandbox.id, sandbox.phase)).collect();
+        self.ledger.prune(&known.keys().copied().collect());
+        self.withdraw_stale(&known).await;
+
+        let mut work = Vec::new();
+        for sandbox in live {
+            let Some(held) = home(sandbox.phase).and_then(|node| reports.get(&node)) else {
+                continue;
+            };
+            work.push((held.get(&sandbox.id), sandbox));
+        }
+        let outcomes: Vec<bool> = stream::iter(work)
+            .map(|(held, sandbox)| self.settle(sandbox, held))
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        settled.settled = outcomes.iter().filter(|done| **done).count();
+        settled.agreed = outcomes.len() - settled.settled;
+        settled.strays = self.end_strays(&fleet, &reports, &known).await;
+        self.forget().await;
+        metrics::histogram!("atoll_reconcile_pass_seconds").record(began.elapsed());
+        Ok(settled)
+    }
+
+    /// Settles one sandbox with what its node says now. The caller holds its lock.
+    pub(crate) async fn settle_one(&self, id: SandboxId) -> Result<(), ManagerError> {
+        let Some(sandbox) = self.stored(id).await? else {
+            return Ok(());
+        };
+        let Some(node) = home(sandbox.phase) else {
+            return Ok(());
+        };
+        let report = within(WORD_MAX, "the report", self.node(node)?.report()).await;
+        let report = report.map_err(failure::node(id, "asking its node"))?;
+        let held = report.held.iter().find(|held| held.order.sandbox == id);
+        let verdict = verdict(&sandbox, held, self.now());
+        self.carry_out(verdict, sandbox, held).await?;
+        Ok(())
+    }
+
+    /// Settles one sandbox of a pass; whether there was something to settle, and it is.
+    async fn settle(&self, sandbox: Sandbox, held: Option<&Held>) -> bool {
+        let verdict = verdict(&sandbox, held, self.now());
+        let id = sandbox.id;
+        if self.is_patient(id, &sandbox, verdict) || verdict == Verdict::Wait {
+            return false;
+        }
+        if verdict == Verdict::Agreed && !self.differs(&sandbox, held).await {
+            return false;
+        }
+        // An operation of this process is at it, and knows better.
+        let Some(_locked) = self.locks.try_lock(id) else {
+            return false;
+        };
+        tracing::info!(sandbox = %id, phase = sandbox.phase.name(), ?verdict, "settling what is stored with what its node holds");
+        match self.carry_out(verdict, sandbox, held).await {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::warn!(sandbox = %id, error = &error as &dyn std::error::Error, "a difference was not settled; the next pass tries again");
+                false
+            }
+        }
+    }
+
+    /// Whether a lost sandbox is to be looked for again before it is given up.
+    fn is_patient(&self, id: SandboxId, sandbox: &Sandbox, verdict: Verdict) -> bool {
+        let mut absent = self
+            .absent
+            .lock()
+            .expect("nothing panics while it holds the absent");
+        let lost = matches!((sandbox.phase, verdict), (Phase::Paused { .. }, Verdict::Lost(_)));
+        if !lost {
+            absent.remove(&id);
+            return false;
+        }
+        let times = absent.entry(id).or_default();
+        *times += 1;
+        let patient = *times < ABSENCES_MAX;
+        if !patient {
+            absent.remove(&id);
+        }
+        patient
+    }
+
+    /// Whether a running sandbox lacks its route, or its node has other settings than are stored.
+    async fn differs(&self, sandbox: &Sandbox, held: Option<&Held>) -> bool {
+        let (Phase::Running { at }, Some(held)) = (sandbox.phase, held) else {
+            return false;
+        };
+        let route = self.parts.catalog.find(sandbox.id).await;
+        let routed = route.is_ok_and(|route| route.is_some_and(|route| route.seat == at));
+        !routed || held.order.deadline != sandbox.end_at || held.order.network != sandbox.network
+    }
+
+    /// Ends what nodes hold of sandboxes that are unknown, gone, or elsewhere. What was stored after the pass began is
+    /// looked up again, and what this process is at is left alone.
+    async fn end_strays(&self, fleet: &[Arc<dyn Node>], reports: &Reports, known: &Known) -> usize {
+        let mut strays = Vec::new();
+        for node in fleet {
+            let held = reports.get(&node.id()).into_iter().flat_map(HashMap::keys);
+            let strange = held.filter(|id| known.get(*id).and_then(|phase| home(*phase)) != Some(node.id()));
+            strays.extend(strange.map(|id| (node, *id)));
+        }
+        let ends = stream::iter(strays).map(|(node, id)| async move {
+            let Some(_locked) = self.locks.try_lock(id) else { return false };
+            let elsewhere = |sandbox: Sandbox| home(sandbox.phase) != Some(node.id());
+            if !self.stored(id).await.is_ok_and(|stored| stored.is_none_or(elsewhere)) {
+                return false;
+            }
+            tracing::warn!(sandbox = %id, node = %node.id(), "ending what a node holds of a sandbox that is not its own");
+            self.kill_on(node.as_ref(), id).await.is_ok()
+        });
+        let ended: Vec<bool> = ends.buffer_unordered(AT_ONCE).collect().await;
+        ended.into_iter().filter(|ended| *ended).count()
+    }
+
+    /// Withdraws routes of sandboxes that do not run any more.
+    async fn withdraw_stale(&self, known: &Known) {
+        let Ok(routes) = self.parts.catalog.all().await else {
+            return;
+        };
+        let stale = |route: &&Arc<Route>| known.get(&route.sandbox).and_then(Phase::seat) != Some(route.seat);
+        for route in routes.iter().filter(stale) {
+            let runs = |sandbox: Sandbox| sandbox.phase.seat() == Some(route.seat);
+            if self
+                .stored(route.sandbox)
+                .await
+                .is_ok_and(|stored| !stored.is_some_and(runs))
+            {
+                self.withdraw(route.sandbox, route.seat).await;
+            }
+        }
+    }
+
+    async fn forget(&self) {
+        let before = self.now() - REMEMBERED;
+        if let Err(error) = self.parts.sandboxes.forget_gone(before).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "ended sandboxes were not forgotten"
+            );
+        }
+    }
+
+    fn gauge(&self, live: &[Sandbox]) {
+        for (name, state) in [("running", State::Running), ("paused", State::Paused)] {
+            let count = live
+                .iter()
+                .filter(|sandbox| sandbox.phase.state() == Some(state))
+                .count();
+            #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2^52 sandboxes")]
+            metrics::gauge!("atoll_sandboxes", "state" => name).set(count as f64);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Routes follow phases. A catalog that is away stops no operation: the reconciler publishes and withdraws what was
+//! missed.
+use model::{Phase, Sandbox, SandboxId, Seat};
+use ports::{ManagerError, Route};
+
+use crate::orchestrator::Orchestrator;
+
+impl Orchestrator {
+    /// Makes a sandbox reachable at `seat`. The caller then writes what makes that true, or withdraws.
+    pub(crate) async fn publish(&self, sandbox: &Sandbox, seat: Seat) -> Result<(), ManagerError> {
+        let tokens = self.tokens().await?;
+        let route = Route {
+            sandbox: sandbox.id,
+            seat,
+            envd_token: tokens.envd(sandbox),
+            traffic_token: tokens.traffic(sandbox),
+            mask_host: sandbox.network.mask_host.clone(),
+        };
+        if let Err(error) = self.parts.catalog.publish(route).await {
+            tracing::error!(%error, sandbox = %sandbox.id, "a route was not published; the reconciler tries again");
+            self.nudge.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Publishes the route of a running sandbox again, after the fact. A kill may have withdrawn it since the caller
+    /// read: that is looked up afterwards.
+    pub(crate) async fn publish_again(&self, sandbox: &Sandbox) -> Result<(), ManagerError> {
+        let Some(seat) = sandbox.phase.seat().filter(|_| sandbox.phase.is_routable()) else {
+            return Ok(());
+        };
+        self.publish(sandbox, seat).await?;
+        let still = |phase: Phase| phase.is_routable() && phase.seat() == Some(seat);
+        if !self.stored(sandbox.id).await?.is_some_and(|now| still(now.phase)) {
+            self.withdraw(sandbox.id, seat).await;
+        }
+        Ok(())
+    }
+
+    /// Makes a sandbox unreachable at `seat`, and cuts its streams.
+    pub(crate) async fn withdraw(&self, id: SandboxId, seat: Seat) {
+        if let Err(error) = self.parts.catalog.withdraw(id, seat).await {
+            tracing::error!(%error, sandbox = %id, "a route was not withdrawn; the reconciler tries again");
+            self.nudge.notify_one();
+        }
+    }
+}
