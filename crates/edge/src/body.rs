@@ -28,9 +28,16 @@ pub(crate) struct Relay {
 /// What moves the bytes.
 pub(crate) enum Carrier {
     /// The line is driven by this body, and parked at its end.
-    Inline { line: Box<Line>, home: Option<Arc<Lines>> },
+    Inline {
+        line: Box<Line>,
+        home: Option<Arc<Lines>>,
+    },
     /// A task drives the connection, because the request still comes in.
-    Task { detached: Option<Detached>, ticket: Ticket },
+    Task {
+        #[expect(dead_code, reason = "held for its drop, which ends the task")]
+        detached: Option<Detached>,
+        ticket: Ticket,
+    },
     /// The response is over.
     Done,
 }
@@ -81,7 +88,11 @@ impl Relay {
 
     /// Gives the line back; whatever the client still sends is no longer awaited.
     fn finish(&mut self, cx: &mut Context<'_>) {
-        if let Carrier::Inline { line, home: Some(home) } = std::mem::replace(&mut self.carrier, Carrier::Done) {
+        if let Carrier::Inline {
+            line,
+            home: Some(home),
+        } = std::mem::replace(&mut self.carrier, Carrier::Done)
+        {
             home.park(line, cx);
         }
     }
@@ -91,10 +102,7 @@ impl HttpBody for Relay {
     type Data = Bytes;
     type Error = Broken;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self.get_mut();
         let cut = match &this.carrier {
             Carrier::Inline { line, .. } => line.ticket().poll_cut(cx),
@@ -140,10 +148,7 @@ impl HttpBody for Body {
     type Data = Bytes;
     type Error = Broken;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
             Body::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Body::Relay(relay) => Pin::new(relay).poll_frame(cx),

@@ -77,7 +77,11 @@ impl Ticket {
         }
         self.waker.register(cx.waker());
         // Again: the cut may have come before the waker was there to be woken.
-        if self.is_cut() { Poll::Ready(()) } else { Poll::Pending }
+        if self.is_cut() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 
     pub(crate) fn is_cut(&self) -> bool {
@@ -92,12 +96,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.cuts
-            .live
-            .lock()
-            .expect(UNPOISONED)
-            .wakers
-            .remove(&self.key);
+        self.cuts.live.lock().expect(UNPOISONED).wakers.remove(&self.key);
     }
 }
 

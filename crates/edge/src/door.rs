@@ -51,13 +51,17 @@ struct Upgrade {
 
 impl Door {
     /// Answers one request.
-    pub(crate) async fn handle(self: Arc<Self>, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    pub(crate) async fn handle(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
         let begun = Instant::now();
         let asker = Asker::of(request.headers());
-        let upgrade = forward::upgrade(request.version(), request.method(), request.headers()).map(|protocol| {
-            let client = hyper::upgrade::on(&mut request);
-            Upgrade { protocol, client }
-        });
+        let upgrade =
+            forward::upgrade(request.version(), request.method(), request.headers()).map(|protocol| {
+                let client = hyper::upgrade::on(&mut request);
+                Upgrade { protocol, client }
+            });
         let version = request.version();
         let (parts, body) = request.into_parts();
         let (upload, sent) = Upload::of(body);

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, request};
-use ports::{Catalog, CatalogError, Clock, Guest, Presented, Route, Wake, WakeRefused};
+use ports::{Catalog, CatalogError, Guest, Presented, Route, Wake, WakeRefused};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wire::host::{Asked, HostRefused, SANDBOX_ID_HEADER, SANDBOX_PORT_HEADER, Target};
 
@@ -29,8 +29,6 @@ pub struct EdgeParts {
     pub wake: Arc<dyn Wake>,
     /// The domain under which sandboxes have their names: `{port}-{id}.<domain>`, and `api.<domain>` beside them.
     pub domain: String,
-    /// The time of day.
-    pub clock: Arc<dyn Clock>,
 }
 
 /// The proxy before all sandboxes. Serves any number of listeners at once.
@@ -39,7 +37,6 @@ pub struct Edge {
     pub(crate) guest: Arc<dyn Guest>,
     pub(crate) executions: Arc<Executions>,
     pub(crate) meters: Arc<Meters>,
-    pub(crate) clock: Arc<dyn Clock>,
     wake: Arc<dyn Wake>,
     signers: Signers,
     api_host: String,
@@ -66,7 +63,6 @@ impl Edge {
             guest: parts.guest,
             executions,
             meters,
-            clock: parts.clock,
             wake: parts.wake,
             api_host: format!("api.{}", parts.domain.to_ascii_lowercase()),
             _following: stop.drop_guard(),

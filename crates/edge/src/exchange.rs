@@ -32,7 +32,11 @@ const DIAL_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy)]
 pub(crate) enum Upstream<'a> {
     /// A port inside a sandbox.
-    Sandbox { guest: &'a dyn Guest, route: &'a Route, port: u16 },
+    Sandbox {
+        guest: &'a dyn Guest,
+        route: &'a Route,
+        port: u16,
+    },
     /// The API, on this machine.
     Api(SocketAddr),
 }
@@ -141,7 +145,10 @@ impl Upstream<'_> {
         };
         meters.fresh.increment(1);
         meters.added.record(call.begun.elapsed());
-        match line.send(request, reuses.then_some(|| lines.hang_up(self.port()))).await {
+        match line
+            .send(request, reuses.then_some(|| lines.hang_up(self.port())))
+            .await
+        {
             Ok(response) => Ok(respond(response, line, reuses.then_some(lines), call).await),
             Err(SendError::Cut) => Err(Lost::Gone),
             Err(SendError::Unsent(unsent)) => {
@@ -197,7 +204,10 @@ async fn respond(
 ) -> Response<Body> {
     let (mut parts, incoming) = response.into_parts();
     forward::response(&mut parts);
-    let still_sending = call.sent.as_ref().is_some_and(|sent| !sent.load(Ordering::Acquire));
+    let still_sending = call
+        .sent
+        .as_ref()
+        .is_some_and(|sent| !sent.load(Ordering::Acquire));
     let body = if still_sending {
         let (detached, ticket) = line.into_task();
         Body::relay(incoming, Carrier::Task { detached, ticket })

@@ -39,7 +39,13 @@ impl Executions {
         if let Some(lines) = self.lines.read().expect(UNPOISONED).get(&execution) {
             return Ok(Some(Arc::clone(lines)));
         }
-        let lines = Arc::clone(self.lines.write().expect(UNPOISONED).entry(execution).or_default());
+        let lines = Arc::clone(
+            self.lines
+                .write()
+                .expect(UNPOISONED)
+                .entry(execution)
+                .or_default(),
+        );
         // The route may have been withdrawn, and nobody told, before there was an entry to find. From here on the
         // withdrawal is either seen below or finds the entry.
         let current = self.catalog.find(route.sandbox).await?;

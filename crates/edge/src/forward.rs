@@ -117,7 +117,11 @@ fn join_cookies(headers: &mut HeaderMap) {
     if headers.get_all(COOKIE).iter().nth(1).is_none() {
         return;
     }
-    let all: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let all: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
     if let Ok(joined) = HeaderValue::from_bytes(&all.join(b"; ".as_slice())) {
         headers.insert(COOKIE, joined);
     }
@@ -153,7 +157,9 @@ mod tests {
     #[test]
     fn a_target_in_absolute_form_becomes_a_path_and_names_the_host() {
         let mut parts = parts(Request::get("http://user@a.example:80/x?y=z").header("host", "b.example"));
-        let named = host(&parts.uri, &parts.headers).expect("one host").expect("a host");
+        let named = host(&parts.uri, &parts.headers)
+            .expect("one host")
+            .expect("a host");
         request(&mut parts, None);
         name_host(&mut parts.headers, Some(&named), None);
         assert_eq!(parts.uri, "/x?y=z");
@@ -170,7 +176,11 @@ mod tests {
     fn a_masked_host_leaves_the_asked_one_in_another_header() {
         let mut headers = HeaderMap::new();
         let asked = HeaderValue::from_static("8000-i.x");
-        name_host(&mut headers, Some(&asked), Some(HeaderValue::from_static("localhost")));
+        name_host(
+            &mut headers,
+            Some(&asked),
+            Some(HeaderValue::from_static("localhost")),
+        );
         assert_eq!(headers["host"], "localhost");
         assert_eq!(headers["x-forwarded-host"], "8000-i.x");
     }

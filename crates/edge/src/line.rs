@@ -103,12 +103,13 @@ impl Line {
             }
             // The response comes out of the connection just polled: nobody else needs to wake it.
             let mut own = Context::from_waker(Waker::noop());
-            response.as_mut().poll(&mut own).map_err(|mut failed| {
-                match failed.take_message() {
+            response
+                .as_mut()
+                .poll(&mut own)
+                .map_err(|mut failed| match failed.take_message() {
                     Some(request) => SendError::Unsent(Box::new(request)),
                     None => SendError::Broken(failed.into_error()),
-                }
-            })
+                })
         })
         .await
     }
@@ -163,7 +164,7 @@ pub(crate) enum Upload {
     /// None at all.
     Empty,
     /// The client's, and the flag to raise when it has been sent or dropped.
-    Body(Incoming, Sent),
+    Body(Incoming, #[expect(dead_code, reason = "held for its drop")] Sent),
 }
 
 /// Raised when an upload has ended.

@@ -139,9 +139,7 @@ impl Refusal {
             Refusal::Target(HostRefused::Foreign(sandbox)) => Shape::Either(of(sandbox)),
             Refusal::Target(_) | Refusal::Connect => Shape::Text,
             Refusal::Unsigned(_) | Refusal::ApiAway => Shape::Json(json!({"code": code, "message": message})),
-            Refusal::Control { path } => {
-                Shape::Json(json!({"message": message, "path": path, "code": code}))
-            }
+            Refusal::Control { path } => Shape::Json(json!({"message": message, "path": path, "code": code})),
             Refusal::PortClosed { sandbox, port } => {
                 let mut value = of(sandbox);
                 value["port"] = json!(port);
@@ -163,7 +161,10 @@ impl Refusal {
         let message = escaped(&self.to_string());
         let about = match self {
             Refusal::PortClosed { sandbox, port } => {
-                format!("Sandbox <code>{}</code>, port <code>{port}</code>", escaped(sandbox))
+                format!(
+                    "Sandbox <code>{}</code>, port <code>{port}</code>",
+                    escaped(sandbox)
+                )
             }
             Refusal::Target(HostRefused::Foreign(sandbox))
             | Refusal::NotFound { sandbox }
@@ -274,13 +275,19 @@ mod tests {
         assert_eq!(form(&[]), Form::Json);
         assert_eq!(form(&[("user-agent", "e2b-python-sdk/2.63")]), Form::Json);
         assert_eq!(form(&[firefox]), Form::Html);
-        assert_eq!(form(&[firefox, ("accept", "text/html,application/json")]), Form::Html);
+        assert_eq!(
+            form(&[firefox, ("accept", "text/html,application/json")]),
+            Form::Html
+        );
         assert_eq!(form(&[firefox, ("accept", "application/json")]), Form::Json);
         for mode in ["cors", "no-cors", "same-origin", "websocket"] {
             assert_eq!(form(&[firefox, ("sec-fetch-mode", mode)]), Form::Json, "{mode}");
         }
         assert_eq!(form(&[firefox, ("sec-fetch-mode", "navigate")]), Form::Html);
-        assert_eq!(form(&[firefox, ("x-requested-with", "XMLHttpRequest")]), Form::Json);
+        assert_eq!(
+            form(&[firefox, ("x-requested-with", "XMLHttpRequest")]),
+            Form::Json
+        );
         assert_eq!(
             form(&[firefox, ("x-requested-with", "x"), ("sec-fetch-mode", "navigate")]),
             Form::Html

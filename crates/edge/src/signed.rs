@@ -56,7 +56,11 @@ impl SignedUrl {
         let after = parameter(query, "signature_expiration")
             .filter(|text| !text.is_empty())
             .map_or_else(Vec::new, |text| [b":".as_slice(), &text].concat());
-        Ok(Self { digest, before, after })
+        Ok(Self {
+            digest,
+            before,
+            after,
+        })
     }
 
     /// Starts a check against many tokens.

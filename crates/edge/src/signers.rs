@@ -53,7 +53,13 @@ impl Signers {
 
     /// The sandbox that signed. This is an address, no permission: envd checks the signature again, and its expiry.
     pub(crate) async fn find(&self, url: &SignedUrl) -> Result<SandboxId, SearchError> {
-        let known = self.known.lock().expect(UNPOISONED).owners.get(&url.digest).copied();
+        let known = self
+            .known
+            .lock()
+            .expect(UNPOISONED)
+            .owners
+            .get(&url.digest)
+            .copied();
         if let Some(sandbox) = known {
             return Ok(sandbox);
         }

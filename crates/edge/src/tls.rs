@@ -126,7 +126,9 @@ impl Authority {
             format!("*.{}", self.domain),
             "localhost".to_owned(),
         ])?;
-        params.subject_alt_names.push(SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        params
+            .subject_alt_names
+            .push(SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)));
         params.distinguished_name = name(&self.domain);
         params.not_before = (now - DAY).into();
         params.not_after = until.into();

@@ -58,7 +58,9 @@ pub(crate) async fn open(
     let protocol = parts.headers.get(UPGRADE).cloned();
     let inside = parts.extensions.remove::<OnUpgrade>().ok_or(Lost::Closed)?;
     forward::response(&mut parts);
-    parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    parts
+        .headers
+        .insert(CONNECTION, HeaderValue::from_static("upgrade"));
     if let Some(protocol) = protocol {
         parts.headers.insert(UPGRADE, protocol);
     }
