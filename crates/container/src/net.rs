@@ -118,7 +118,11 @@ impl Net {
         Self::open_with(instance, resolvers_of_host(), adopted)
     }
 
-    fn open_with(instance: u32, mut resolvers: Vec<Ipv4Addr>, adopted: &[(u32, NetworkPolicy)]) -> Result<Self, Step> {
+    fn open_with(
+        instance: u32,
+        mut resolvers: Vec<Ipv4Addr>,
+        adopted: &[(u32, NetworkPolicy)],
+    ) -> Result<Self, Step> {
         bounded("instance", instance, INSTANCE_MAX)?;
         resolvers.truncate(RESOLVERS_MAX);
         let home = netns::current().at("opening the host's network namespace")?;
@@ -142,8 +146,8 @@ impl Net {
         let socket = Socket::open(Family::Netfilter).at("opening nfnetlink")?;
         // Without CAP_NET_ADMIN the transaction below fails and says why.
         let _ = socket.allow_large_batches();
-        let guarded = nft::link_names(&socket, &plan.table(), table::UPLINKS)
-            .at("reading the earlier firewall")?;
+        let guarded =
+            nft::link_names(&socket, &plan.table(), table::UPLINKS).at("reading the earlier firewall")?;
         let mut t = Transaction::new(&plan.table());
         table::build(&mut t, &plan, &resolvers, &guarded);
         let mut entries = HashMap::new();
@@ -211,14 +215,14 @@ impl Net {
             peer_netns: self.home.as_fd(),
             mtu_bytes: self.mtu_bytes,
         };
-        netns::within(inside, self.home.as_fd(), || furnish(&pair, address))
+        let within = || format!("making {INSIDE} of slot {slot}");
+        let socket = netns::within(inside, self.home.as_fd(), || open_inside(&pair))
             .and_then(|result| result)
-            .at(format!("setting up {INSIDE} inside slot {slot}"))?;
+            .at(within())?;
+        let inner = index(&socket, INSIDE).at(within())?;
 
         let routes = self.routes();
-        let host_end = rtnl::link(&routes, &link)
-            .and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()))
-            .at(format!("finding {link}"))?;
+        let outer = index(&routes, &link).at(format!("finding {link}"))?;
         let stub = u32::from(self.resolvers.iter().any(Ipv4Addr::is_loopback));
         let settings = [
             (Setting::Forwarding, 1),
@@ -231,10 +235,23 @@ impl Net {
             (Setting::RouteLocalnet, stub),
         ];
         let mut batch = Batch::default();
-        rtnl::bring_up(&mut batch, host_end.index, &quiet(&settings));
-        rtnl::add_route(&mut batch, address, 32, host_end.index, None);
-        rtnl::add_neighbour(&mut batch, host_end.index, address, mac_inside);
+        rtnl::bring_up(&mut batch, outer, &quiet(&settings));
+        rtnl::add_route(&mut batch, address, 32, outer, None);
+        rtnl::add_neighbour(&mut batch, outer, address, mac_inside);
         routes.run(&batch).at(format!("setting up {link}"))?;
+
+        let mut batch = Batch::default();
+        rtnl::bring_up(&mut batch, LOOPBACK_INDEX, &Up::default());
+        rtnl::add_address(&mut batch, inner, address);
+        rtnl::bring_up(&mut batch, inner, &quiet(&[]));
+        rtnl::add_neighbour(&mut batch, inner, GATEWAY, mac);
+        rtnl::add_route(&mut batch, Ipv4Addr::UNSPECIFIED, 0, inner, Some(GATEWAY));
+        socket
+            .run(&batch)
+            .at(format!("setting up {INSIDE} of slot {slot}"))?;
+        // The end that was up first drops packets until the kernel notices, some time later, that the other one is
+        // up too. Being asked it looks at once.
+        index(&routes, &link).at(format!("finding {link}"))?;
         Ok(Attached { slot, address, link })
     }
 
@@ -258,7 +275,11 @@ impl Net {
         self.put(slot, rules.clone())?;
         let inside = self.nameservers();
         self.cut(slot, |to| {
-            if inside.contains(&to) { rules.dns } else { rules.allows(to) }
+            if inside.contains(&to) {
+                rules.dns
+            } else {
+                rules.allows(to)
+            }
         })
     }
 
@@ -276,8 +297,7 @@ impl Net {
             };
             let mut t = Transaction::new(&self.plan.table());
             table::remove(&mut t, &self.plan, slot, entry);
-            t.commit(&firewall.socket)
-                .at(format!("releasing slot {slot}"))?;
+            t.commit(&firewall.socket).at(format!("releasing slot {slot}"))?;
             firewall.entries.remove(&slot);
         }
         self.cut(slot, |_| false)
@@ -310,7 +330,9 @@ impl Net {
         let links = rtnl::links(&self.routes()).at("listing links")?;
         let firewall = self.firewall();
         let slots = links.iter().filter_map(|link| slot_of(self.instance, &link.name));
-        Ok(slots.filter(|slot| !firewall.entries.contains_key(slot)).collect())
+        Ok(slots
+            .filter(|slot| !firewall.entries.contains_key(slot))
+            .collect())
     }
 
     /// Removes the links of the [`Net::leftovers`]; for start-up, before anything is parked. Some 20 ms each.
@@ -372,8 +394,7 @@ impl Net {
     fn cut(&self, slot: u32, may_stay: impl Fn(Ipv4Addr) -> bool) -> Result<(), Step> {
         let step = || format!("cutting the flows of slot {slot}");
         let firewall = self.firewall();
-        let mut flows =
-            conntrack::flows_from(&firewall.socket, self.plan.address(slot)).at(step())?;
+        let mut flows = conntrack::flows_from(&firewall.socket, self.plan.address(slot)).at(step())?;
         flows.retain(|flow| !may_stay(flow.destination));
         conntrack::forget(&firewall.socket, &flows).at(step())
     }
@@ -387,24 +408,21 @@ impl Net {
     }
 }
 
-/// Runs inside: makes the pair, brings the links up, with address and route.
-fn furnish(pair: &Veth<'_>, address: Ipv4Addr) -> io::Result<()> {
+/// Runs inside: makes the pair, and a socket that reaches this namespace from wherever it is used.
+fn open_inside(pair: &Veth<'_>) -> io::Result<Socket> {
     let socket = Socket::open(Family::Route)?;
     let mut batch = Batch::default();
     rtnl::create_veth(&mut batch, pair);
     socket.run(&batch)?;
-    let inside = rtnl::link(&socket, pair.name)?.ok_or(io::Error::from(io::ErrorKind::NotFound))?;
-    let mut batch = Batch::default();
-    rtnl::bring_up(&mut batch, LOOPBACK_INDEX, &Up::default());
-    rtnl::add_address(&mut batch, inside.index, address);
-    rtnl::bring_up(&mut batch, inside.index, &quiet(&[]));
-    rtnl::add_neighbour(&mut batch, inside.index, GATEWAY, pair.peer_mac);
-    rtnl::add_route(&mut batch, Ipv4Addr::UNSPECIFIED, 0, inside.index, Some(GATEWAY));
-    socket.run(&batch)?;
     for (path, value) in SETTINGS_INSIDE {
         std::fs::write(path, value)?;
     }
-    Ok(())
+    Ok(socket)
+}
+
+fn index(socket: &Socket, link: &str) -> io::Result<u32> {
+    let found = rtnl::link(socket, link)?;
+    found.map(|link| link.index).ok_or(io::ErrorKind::NotFound.into())
 }
 
 /// Both ends know each other, and speak IPv4 only.
@@ -423,5 +441,11 @@ fn has_ipv6() -> bool {
 
 fn bounded(what: &str, number: u32, most: u32) -> Result<(), Step> {
     let outside = || io::Error::from(io::ErrorKind::InvalidInput);
-    (number <= most).then_some(()).ok_or_else(outside).at(format!("naming a link for {what} {number}, at most {most}"))
+    (number <= most)
+        .then_some(())
+        .ok_or_else(outside)
+        .at(format!("naming a link for {what} {number}, at most {most}"))
 }
+
+#[cfg(test)]
+mod tests;

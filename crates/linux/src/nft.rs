@@ -93,10 +93,15 @@ pub enum Kind {
     Networks,
     /// A map from links to chains.
     LinkChains,
-    /// Links, added by rules and forgotten after this many seconds without use.
-    Seen {
+    /// Links, added by [`Rule::over_rate`] and forgotten after this many seconds without use.
+    Paced {
         /// Seconds.
         timeout_s: u32,
+        /// Most elements.
+        size: u32,
+    },
+    /// Links, added by [`Rule::over_flows`] and forgotten with their last flow.
+    Counted {
         /// Most elements.
         size: u32,
     },
@@ -258,8 +263,10 @@ impl Transaction {
                 a.u32_be(6, VERDICT_TYPE);
                 a.u32_be(7, 0);
             }
-            if let Kind::Seen { timeout_s, size } = kind {
+            if let Kind::Paced { size, .. } | Kind::Counted { size } = kind {
                 a.nest(9, |a| a.u32_be(1, size));
+            }
+            if let Kind::Paced { timeout_s, .. } = kind {
                 a.u64_be(11, u64::from(timeout_s) * 1000);
             }
             a.u32_be(10, id);
@@ -341,7 +348,7 @@ impl Transaction {
 impl Kind {
     fn key(self) -> (u32, u32) {
         match self {
-            Kind::Links | Kind::LinkChains | Kind::Seen { .. } => (TYPE_IFNAME, 16),
+            Kind::Links | Kind::LinkChains | Kind::Paced { .. } | Kind::Counted { .. } => (TYPE_IFNAME, 16),
             Kind::LinkAddresses => (TYPE_IFNAME << 6 | TYPE_ADDRESS, 20),
             Kind::Addresses | Kind::Networks => (TYPE_ADDRESS, 4),
         }
@@ -351,7 +358,8 @@ impl Kind {
             Kind::Links | Kind::LinkAddresses | Kind::Addresses => 0,
             Kind::Networks => SET_INTERVAL,
             Kind::LinkChains => SET_MAP,
-            Kind::Seen { .. } => SET_EVAL | SET_TIMEOUT,
+            Kind::Paced { .. } => SET_EVAL | SET_TIMEOUT,
+            Kind::Counted { .. } => SET_EVAL,
         }
     }
 }

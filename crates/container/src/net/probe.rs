@@ -45,10 +45,19 @@ impl fmt::Display for Lack {
                 f,
                 "the firewall cannot be made ({why}): run as root on a kernel with nf_tables, NAT, conntrack and connlimit"
             ),
-            Lack::Links(why) => write!(f, "links cannot be made ({why}): run as root on a kernel with veth"),
+            Lack::Links(why) => write!(
+                f,
+                "links cannot be made ({why}): run as root on a kernel with veth"
+            ),
             Lack::Settings(why) => write!(f, "/proc/sys/net cannot be written ({why})"),
-            Lack::Addresses => write!(f, "every /16 from 10.64.0.0 to 10.127.0.0 is in use by this host's routes"),
-            Lack::Resolver => write!(f, "/etc/resolv.conf names no IPv4 name server: sandboxes resolve no names"),
+            Lack::Addresses => write!(
+                f,
+                "every /16 from 10.64.0.0 to 10.127.0.0 is in use by this host's routes"
+            ),
+            Lack::Resolver => write!(
+                f,
+                "/etc/resolv.conf names no IPv4 name server: sandboxes resolve no names"
+            ),
             Lack::OtherFirewall(chains) => write!(
                 f,
                 "another firewall drops forwarded packets ({}): let it accept those from and to links named at*",

@@ -45,7 +45,10 @@ mod tests {
     #[test]
     fn servers_are_the_first_ipv4_ones() {
         let text = "# nameserver 9.9.9.9\nsearch x\nnameserver ::1\n nameserver\t10.0.0.2 # here\nnameserver x\nnameserver 1.1.1.1\n";
-        assert_eq!(parse(text), [Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(1, 1, 1, 1)]);
+        assert_eq!(
+            parse(text),
+            [Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(1, 1, 1, 1)]
+        );
         assert_eq!(parse(&"nameserver 1.1.1.1\n".repeat(9)).len(), RESOLVERS_MAX);
     }
 }

@@ -126,9 +126,7 @@ impl Rules {
             && match &self.shape {
                 Shape::Open => true,
                 Shape::Closed => false,
-                Shape::Lists { allow, deny, others } => {
-                    allow.contains(to) || (*others && !deny.contains(to))
-                }
+                Shape::Lists { allow, deny, others } => allow.contains(to) || (*others && !deny.contains(to)),
             }
     }
 }
@@ -163,7 +161,14 @@ mod tests {
     fn by_default_the_internet_is_open_and_what_is_near_is_not() {
         check(
             &policy(&[], &[], None),
-            &["1.1.1.1", "203.0.113.77", "198.51.100.1", "192.0.2.9", "172.32.0.1", "100.128.0.1"],
+            &[
+                "1.1.1.1",
+                "203.0.113.77",
+                "198.51.100.1",
+                "192.0.2.9",
+                "172.32.0.1",
+                "100.128.0.1",
+            ],
             &[
                 "10.1.2.3",
                 "172.31.255.255",
@@ -192,8 +197,15 @@ mod tests {
     #[test]
     fn no_internet_leaves_what_is_allowed_by_name() {
         check(&policy(&[], &[], Some(false)), &[], &["1.1.1.1"]);
-        check(&policy(&["1.1.1.1"], &[], Some(false)), &["1.1.1.1"], &["1.0.0.1"]);
-        assert_eq!(Rules::of(&policy(&[], &["0.0.0.0/0"], None), &[]).shape, Shape::Closed);
+        check(
+            &policy(&["1.1.1.1"], &[], Some(false)),
+            &["1.1.1.1"],
+            &["1.0.0.1"],
+        );
+        assert_eq!(
+            Rules::of(&policy(&[], &["0.0.0.0/0"], None), &[]).shape,
+            Shape::Closed
+        );
         // Two halves are the whole.
         assert_eq!(
             Rules::of(&policy(&[], &["0.0.0.0/1", "128.0.0.0/1"], None), &[]).shape,
@@ -214,7 +226,9 @@ mod tests {
         let nets = ["10.0.1.0/24", "10.0.0.0/24", "10.0.0.7/32", "10.0.3.0/24"];
         let ranges = Ranges::of(nets.map(|n| n.parse().unwrap()));
         assert_eq!(ranges.0.len(), 2);
-        assert!(ranges.contains(Ipv4Addr::new(10, 0, 1, 255)) && !ranges.contains(Ipv4Addr::new(10, 0, 2, 0)));
+        assert!(
+            ranges.contains(Ipv4Addr::new(10, 0, 1, 255)) && !ranges.contains(Ipv4Addr::new(10, 0, 2, 0))
+        );
         assert_eq!(Ranges::of(["0.0.0.0/0".parse().unwrap()]).elements().len(), 1);
     }
 }

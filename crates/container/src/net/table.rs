@@ -29,8 +29,8 @@ pub const FLOWS_BURST_MAX: u32 = 1_000;
 /// Flows of one sandbox at a time. The kernel's table has 262 144 entries by default, for all of the host: 64 hostile
 /// sandboxes fill it, one does not.
 pub const FLOWS_MAX: u32 = 4_096;
-/// How long the counts of a sandbox that begins no flows are kept, seconds.
-const COUNTS_KEPT_S: u32 = 600;
+/// How long the pace of a sandbox that begins no flows is remembered, seconds: more than the burst takes to refill.
+const PACE_KEPT_S: u32 = 60;
 
 /// Set: links that have forwarding only for our sake.
 pub(crate) const UPLINKS: &str = "uplinks";
@@ -67,7 +67,12 @@ pub(crate) fn build(t: &mut Transaction, plan: &Plan, resolvers: &[Ipv4Addr], up
     dns(t, &ours, resolvers);
     forward(t, &ours);
     from(t, &ours);
-    t.rule(TO, &Rule::new().state(CtState::ESTABLISHED | CtState::RELATED).accept());
+    t.rule(
+        TO,
+        &Rule::new()
+            .state(CtState::ESTABLISHED | CtState::RELATED)
+            .accept(),
+    );
     t.rule(TO, &Rule::new().drop());
     pass(t);
     t.rule(REFUSE, &Rule::new().protocol(TCP).reset());
@@ -93,19 +98,27 @@ fn sets(t: &mut Transaction, resolvers: &[Ipv4Addr], uplinks: &[String]) {
     ] {
         t.set(name, kind);
     }
-    for name in [PACE, COUNT] {
-        let kind = Kind::Seen {
-            timeout_s: COUNTS_KEPT_S,
-            size: super::address::SLOTS_MAX,
-        };
-        t.set(name, kind);
-    }
+    let size = super::address::SLOTS_MAX;
+    t.set(
+        PACE,
+        Kind::Paced {
+            timeout_s: PACE_KEPT_S,
+            size,
+        },
+    );
+    t.set(COUNT, Kind::Counted { size });
     t.elements(DENIED, &Ranges::denied().elements());
     let mut distinct = resolvers.to_vec();
     distinct.sort_unstable();
     distinct.dedup();
-    t.elements(RESOLVERS, &distinct.into_iter().map(Element::address).collect::<Vec<_>>());
-    t.elements(UPLINKS, &uplinks.iter().map(|name| Element::link(name)).collect::<Vec<_>>());
+    t.elements(
+        RESOLVERS,
+        &distinct.into_iter().map(Element::address).collect::<Vec<_>>(),
+    );
+    t.elements(
+        UPLINKS,
+        &uplinks.iter().map(|name| Element::link(name)).collect::<Vec<_>>(),
+    );
 }
 
 /// Before connections are tracked, so that forged packets cost no entry.
@@ -161,8 +174,18 @@ fn from(t: &mut Transaction, ours: &str) {
 }
 
 fn pass(t: &mut Transaction) {
-    t.rule(PASS, &Rule::new().state(CtState::ESTABLISHED | CtState::RELATED).accept());
-    t.rule(PASS, &Rule::new().over_rate(PACE, FLOWS_PER_SECOND_MAX, FLOWS_BURST_MAX).drop());
+    t.rule(
+        PASS,
+        &Rule::new()
+            .state(CtState::ESTABLISHED | CtState::RELATED)
+            .accept(),
+    );
+    t.rule(
+        PASS,
+        &Rule::new()
+            .over_rate(PACE, FLOWS_PER_SECOND_MAX, FLOWS_BURST_MAX)
+            .drop(),
+    );
     t.rule(PASS, &Rule::new().over_flows(COUNT, FLOWS_MAX).drop());
     t.rule(PASS, &Rule::new().accept());
 }

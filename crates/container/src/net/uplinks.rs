@@ -49,7 +49,11 @@ fn decide(is_router: bool, links: &[Link], guarded: &BTreeSet<String>) -> Steps 
         .map(|link| link.name.clone())
         .collect();
     Steps {
-        guard: shut.iter().filter(|name| !guarded.contains(*name)).cloned().collect(),
+        guard: shut
+            .iter()
+            .filter(|name| !guarded.contains(*name))
+            .cloned()
+            .collect(),
         unguard: guarded
             .iter()
             .filter(|name| !links.iter().any(|link| link.name == **name))
@@ -144,7 +148,10 @@ impl Watch {
             self.guarded.extend(steps.guard);
             self.guarded.retain(|name| !steps.unguard.contains(name));
         }
-        steps.forward.iter().try_for_each(|name| set_forwarding(name, true))
+        steps
+            .forward
+            .iter()
+            .try_for_each(|name| set_forwarding(name, true))
     }
 }
 
@@ -181,7 +188,12 @@ mod tests {
 
     #[test]
     fn a_link_is_guarded_before_it_forwards() {
-        let links = [link("lo", false), link("eth0", false), link("br0", true), link("at0-1", false)];
+        let links = [
+            link("lo", false),
+            link("eth0", false),
+            link("br0", true),
+            link("at0-1", false),
+        ];
         let steps = decide(false, &links, &BTreeSet::new());
         assert_eq!(steps.guard, names(&["eth0"]));
         assert_eq!(steps.forward, names(&["eth0"]));

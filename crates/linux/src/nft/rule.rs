@@ -24,6 +24,7 @@ const CT_STATUS: u32 = 2;
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const LOOKUP_NOT: u32 = 1;
+const DYNSET_ADD: u32 = 0;
 const DYNSET_UPDATE: u32 = 1;
 const OVER: u32 = 1;
 const REJECT_TCP_RESET: u32 = 1;
@@ -170,7 +171,7 @@ impl Rule {
     }
     /// Its link sends more such packets than this, which `set` counts.
     pub fn over_rate(self, set: &str, per_second: u64, burst: u32) -> Self {
-        self.seen(set, "limit", |a| {
+        self.seen(set, DYNSET_UPDATE, "limit", |a| {
             a.u64_be(1, per_second);
             a.u64_be(2, 1);
             a.u32_be(3, burst);
@@ -180,7 +181,7 @@ impl Rule {
     }
     /// Its link has more flows than this, which `set` counts.
     pub fn over_flows(self, set: &str, most: u32) -> Self {
-        self.seen(set, "connlimit", |a| {
+        self.seen(set, DYNSET_ADD, "connlimit", |a| {
             a.u32_be(1, most);
             a.u32_be(2, OVER);
         })
@@ -246,10 +247,10 @@ impl Rule {
         })
     }
 
-    fn seen(self, set: &str, expression: &str, data: impl FnOnce(&mut Attributes<'_>)) -> Self {
+    fn seen(self, set: &str, op: u32, expression: &str, data: impl FnOnce(&mut Attributes<'_>)) -> Self {
         self.meta(META_IIFNAME, R1).expression("dynset", |a| {
             a.text(1, set);
-            a.u32_be(3, DYNSET_UPDATE);
+            a.u32_be(3, op);
             a.u32_be(4, R1);
             a.nest(7, |a| {
                 a.text(1, expression);
