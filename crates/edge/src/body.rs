@@ -38,6 +38,8 @@ pub(crate) enum Carrier {
         detached: Option<Detached>,
         ticket: Ticket,
     },
+    /// The response breaks off, once what came before has gone out.
+    Breaking(Broken),
     /// The response is over.
     Done,
 }
@@ -72,7 +74,7 @@ impl Relay {
     /// The next frame. The body comes out of the line which is driven here: no one else needs to wake it.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match &mut self.carrier {
-            Carrier::Done => Poll::Ready(None),
+            Carrier::Breaking(_) | Carrier::Done => Poll::Ready(None),
             Carrier::Task { .. } => Pin::new(&mut self.incoming).poll_frame(cx),
             Carrier::Inline { line, .. } => {
                 let mut own = Context::from_waker(Waker::noop());
@@ -83,6 +85,21 @@ impl Relay {
                 line.drive(cx);
                 Pin::new(&mut self.incoming).poll_frame(&mut own)
             }
+        }
+    }
+
+    /// Fails with the next poll, in the same turn of the task: an error drops what the connection still holds back,
+    /// and it holds back until this body has nothing more to say.
+    fn break_off<T>(&mut self, broken: Broken, cx: &mut Context<'_>) -> Poll<T> {
+        self.carrier = Carrier::Breaking(broken);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn broken(&mut self) -> Option<Broken> {
+        match std::mem::replace(&mut self.carrier, Carrier::Done) {
+            Carrier::Breaking(broken) => Some(broken),
+            _ => None,
         }
     }
 
@@ -107,11 +124,10 @@ impl HttpBody for Relay {
         let cut = match &this.carrier {
             Carrier::Inline { line, .. } => line.ticket().poll_cut(cx),
             Carrier::Task { ticket, .. } => ticket.poll_cut(cx),
-            Carrier::Done => return Poll::Ready(None),
+            Carrier::Breaking(_) | Carrier::Done => return Poll::Ready(this.broken().map(Err)),
         };
         if cut.is_ready() {
-            this.carrier = Carrier::Done;
-            return Poll::Ready(Some(Err(Broken::Cut)));
+            return this.break_off(Broken::Cut, cx);
         }
         let next = match this.poll_next(cx) {
             Poll::Pending => return Poll::Pending,
@@ -124,10 +140,7 @@ impl HttpBody for Relay {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => {
-                this.carrier = Carrier::Done;
-                Poll::Ready(Some(Err(Broken::Service(error))))
-            }
+            Some(Err(error)) => this.break_off(Broken::Service(error), cx),
             None => {
                 this.finish(cx);
                 Poll::Ready(None)
@@ -136,7 +149,7 @@ impl HttpBody for Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.incoming.is_end_stream() && !matches!(self.carrier, Carrier::Breaking(_))
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -117,7 +117,7 @@ impl Line {
     /// Lets the connection go on in a task of its own: a response has begun while its request still comes in, and
     /// neither may wait for the other. The task ends with the returned handle.
     pub(crate) fn into_task(self: Box<Self>) -> (Option<Detached>, Ticket) {
-        let detached = self.connection.map(|connection| Detached::spawn(connection));
+        let detached = self.connection.map(Detached::spawn);
         (detached, self.ticket)
     }
 

@@ -125,9 +125,8 @@ struct Guest {
 impl Guest {
     async fn clear(self, stream: TcpStream) {
         // A client that says nothing at all is not kept for ever.
-        match tokio::time::timeout(IDLE, stream.readable()).await {
-            Ok(Ok(())) => self.serve(TokioIo::new(stream)).await,
-            Ok(Err(_)) | Err(_) => {}
+        if let Ok(Ok(())) = tokio::time::timeout(IDLE, stream.readable()).await {
+            self.serve(TokioIo::new(stream)).await;
         }
     }
 

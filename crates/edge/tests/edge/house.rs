@@ -110,8 +110,8 @@ impl FakeGuest {
         self.dials.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn listen_at(&self, port: u16, address: SocketAddr) {
-        self.ports.lock().unwrap().insert(port, address);
+    pub(crate) fn address_of(&self, port: u16) -> SocketAddr {
+        self.ports.lock().unwrap()[&port]
     }
 
     /// Serves HTTP/1.1 on a port of all sandboxes.
@@ -144,7 +144,10 @@ impl FakeGuest {
         F: Future<Output = ()> + Send + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        self.listen_at(port, listener.local_addr().unwrap());
+        self.ports
+            .lock()
+            .unwrap()
+            .insert(port, listener.local_addr().unwrap());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(service(stream));
