@@ -10,8 +10,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if std::env::var_os("CARGO_FEATURE_ENVD").is_none() {
         return Ok(());
     }
-    let descriptors = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).join("descriptors.bin");
+    let descriptors =
+        PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).join("descriptors.bin");
     std::fs::write(&descriptors, protox::compile(PROTOS, ["proto"])?.encode_to_vec())?;
-    connectrpc_build::Config::new().descriptor_set(&descriptors).files(&PROTOS).include_file("envd.rs").compile()?;
+    connectrpc_build::Config::new()
+        .descriptor_set(&descriptors)
+        .files(&PROTOS)
+        .include_file("envd.rs")
+        .compile()?;
     Ok(())
 }

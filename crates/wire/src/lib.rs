@@ -15,6 +15,8 @@
 pub mod envd;
 pub mod host;
 pub mod init;
+#[cfg(feature = "rest")]
+pub mod rest;
 pub mod status;
 
 /// The version that envd tells clients, and that their feature gates look at (contract 5.5).

@@ -1,0 +1,118 @@
+//! Routes, and the server that serves them.
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::routing::{get, patch, post, put};
+use axum::{Json, Router, middleware};
+use http::{Method, StatusCode, Uri};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::error::ApiError;
+use crate::{Api, create, keys, lifecycle, logs, metrics, network, nodes, observe, openapi, sandboxes, templates, unsupported};
+
+/// A client that does not finish its headers in this time is not one.
+const HEADERS_WITHIN: Duration = Duration::from_secs(30);
+/// What is under way at the end is given this long.
+const GRACE: Duration = Duration::from_secs(5);
+
+impl Api {
+    /// All routes.
+    pub fn router(self: &Arc<Self>) -> Router {
+        Router::new()
+            .route("/health", get(health))
+            .route("/openapi.json", get(description))
+            .route("/v2/sandboxes", post(create::create_v2).get(sandboxes::list_v2))
+            .route("/sandboxes", post(create::create_v1).get(sandboxes::list_v1))
+            .route("/sandboxes/metrics", get(metrics::of_several))
+            .route("/sandboxes/{sandboxID}", get(sandboxes::get).delete(lifecycle::kill))
+            .route("/sandboxes/{sandboxID}/connect", post(lifecycle::connect_v1))
+            .route("/v2/sandboxes/{sandboxID}/connect", post(lifecycle::connect_v2))
+            .route("/sandboxes/{sandboxID}/resume", post(lifecycle::resume))
+            .route("/sandboxes/{sandboxID}/pause", post(lifecycle::pause))
+            .route("/sandboxes/{sandboxID}/restart", post(lifecycle::restart))
+            .route("/sandboxes/{sandboxID}/timeout", post(lifecycle::set_timeout))
+            .route("/sandboxes/{sandboxID}/refreshes", post(lifecycle::refresh))
+            .route("/sandboxes/{sandboxID}/network", put(network::update))
+            .route("/sandboxes/{sandboxID}/metrics", get(metrics::of_one))
+            .route("/sandboxes/{sandboxID}/logs", get(logs::v1))
+            .route("/v2/sandboxes/{sandboxID}/logs", get(logs::v2))
+            .route("/teams", get(keys::teams))
+            .route("/api-keys", get(keys::list).post(keys::create))
+            .route("/api-keys/{apiKeyID}", patch(keys::rename).delete(keys::delete))
+            .route("/nodes", get(nodes::list))
+            .route("/nodes/{nodeID}", get(nodes::get))
+            .route("/templates", get(templates::list).post(unsupported::missing("template builds")))
+            .route("/v2/templates", get(templates::list_v2).post(unsupported::missing("template builds")))
+            .route("/templates/aliases/{alias}", get(templates::alias))
+            .route("/templates/{templateID}", templates_by_id())
+            .route("/templates/{templateID}/tags", get(templates::tags))
+            .merge(unsupported::routes())
+            .method_not_allowed_fallback(wrong_method)
+            .fallback(unknown_route)
+            .layer(middleware::from_fn(observe::observe))
+            .with_state(Arc::clone(self))
+    }
+
+    /// Serves until it is told to stop; then what is under way has a few seconds.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+        let router = self.router();
+        let connections = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = shutdown.cancelled() => break,
+            };
+            let Ok((stream, _)) = accepted else {
+                // Out of descriptors, most likely: a moment's rest lets something end.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            };
+            let _ = stream.set_nodelay(true);
+            let (router, shutdown) = (router.clone(), shutdown.clone());
+            connections.spawn(async move {
+                let mut builder = auto::Builder::new(TokioExecutor::new());
+                builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+                builder.http2().timer(TokioTimer::new());
+                let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+                tokio::pin!(connection);
+                tokio::select! {
+                    _ = &mut connection => return,
+                    () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+                }
+                let _ = connection.await;
+            });
+        }
+        connections.close();
+        let _ = tokio::time::timeout(GRACE, connections.wait()).await;
+    }
+}
+
+fn templates_by_id() -> axum::routing::MethodRouter<Arc<Api>> {
+    const CHANGES: &str = "changes of templates";
+    get(templates::get).delete(unsupported::missing(CHANGES)).patch(unsupported::missing(CHANGES)).post(unsupported::missing("template builds"))
+}
+
+/// Whether the API answers.
+#[utoipa::path(get, path = "/health", tag = "server", security(()), responses((status = 204, description = "It does.")))]
+pub(crate) async fn health() -> StatusCode {
+    StatusCode::NO_CONTENT
+}
+
+/// This description.
+#[utoipa::path(get, path = "/openapi.json", tag = "server", security(()), responses((status = 200, description = "OpenAPI 3.1.", body = serde_json::Value)))]
+pub(crate) async fn description() -> Json<utoipa::openapi::OpenApi> {
+    Json(openapi::document())
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::http(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not a method of {}", uri.path()))
+}
+
+async fn unknown_route(uri: Uri) -> ApiError {
+    ApiError::not_found(format!("there is nothing at {}", uri.path()))
+}

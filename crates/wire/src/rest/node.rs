@@ -1,0 +1,49 @@
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A machine that runs sandboxes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Node {
+    /// Its id.
+    #[serde(rename = "nodeID")]
+    pub node_id: String,
+    /// `ready` or `draining`.
+    pub status: String,
+    /// Which kind of machine sandboxes are: `container`, `qemu`, `firecracker`.
+    pub runtime: String,
+    /// Running sandboxes.
+    pub sandbox_count: usize,
+    /// Paused ones.
+    pub paused_count: usize,
+    /// Being started now.
+    pub sandbox_starting_count: u32,
+    /// Prepared ahead.
+    pub slots_ready: u32,
+    /// CPUs of the machine.
+    pub cpu_count: u32,
+    /// Memory of the machine, MiB.
+    #[serde(rename = "memoryTotalMB")]
+    pub memory_total_mb: u32,
+    /// Free memory, MiB.
+    #[serde(rename = "memoryAvailableMB")]
+    pub memory_available_mb: u32,
+    /// Disk of the machine, MiB.
+    #[serde(rename = "diskTotalMB")]
+    pub disk_total_mb: u32,
+    /// Free disk, MiB.
+    #[serde(rename = "diskAvailableMB")]
+    pub disk_available_mb: u32,
+    /// When its daemon started, RFC 3339.
+    pub started_at: String,
+}
+
+/// A node with what it holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct NodeDetail {
+    /// The node.
+    #[serde(flatten)]
+    pub node: Node,
+    /// Ids of all sandboxes that it holds.
+    pub sandboxes: Vec<String>,
+}

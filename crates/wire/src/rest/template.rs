@@ -1,0 +1,77 @@
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A machine that sandboxes are copies of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Template {
+    /// Its id.
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    /// The build that is meant when no tag is given.
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+    /// vCPUs of its sandboxes.
+    pub cpu_count: u32,
+    /// MiB.
+    #[serde(rename = "memoryMB")]
+    pub memory_mb: u32,
+    /// MiB.
+    #[serde(rename = "diskSizeMB")]
+    pub disk_size_mb: u32,
+    /// Whether other teams may use it.
+    pub public: bool,
+    /// Its names, without the namespace.
+    pub aliases: Vec<String>,
+    /// Its names, with the namespace.
+    pub names: Vec<String>,
+    /// RFC 3339.
+    pub created_at: String,
+    /// RFC 3339.
+    pub updated_at: String,
+    /// Not kept: null.
+    pub created_by: Option<serde_json::Value>,
+    /// RFC 3339.
+    pub last_spawned_at: Option<String>,
+    /// Sandboxes that were created from it.
+    pub spawn_count: u64,
+    /// Builds that it had.
+    pub build_count: u64,
+    /// What envd in its sandboxes can do.
+    pub envd_version: String,
+    /// `ready`.
+    pub build_status: String,
+}
+
+/// A template with its builds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateDetail {
+    /// The template.
+    #[serde(flatten)]
+    pub template: Template,
+    /// Its builds by tag.
+    pub builds: Vec<TemplateTag>,
+}
+
+/// A tag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TemplateTag {
+    /// The tag.
+    pub tag: String,
+    /// The build that it names.
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+    /// When, RFC 3339.
+    pub created_at: String,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Alias {
+    /// The template's id.
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    /// Whether other teams may use it.
+    pub public: bool,
+}
