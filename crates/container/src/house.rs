@@ -3,10 +3,10 @@ use std::collections::VecDeque;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use model::{BuildId, MiB, SandboxId};
+use model::{BuildId, MiB, NetworkPolicy, SandboxId};
 use ports::RuntimeError;
 use rand::Rng as _;
 use rustix::event::{PollFd, PollFlags};
@@ -61,8 +61,8 @@ pub(crate) struct House {
     pub(crate) disks: Disks,
     pub(crate) cgroups: Cgroups,
     pub(crate) launcher: Launcher,
-    /// There from recovery on.
-    pub(crate) net: OnceLock<Net>,
+    /// There from recovery to the end.
+    net: RwLock<Option<Arc<Net>>>,
     numbers: Mutex<Numbers>,
     agent: PathBuf,
 }
@@ -86,7 +86,7 @@ impl House {
             disks: Disks::open(data)?,
             cgroups: Cgroups::open(instance.number)?,
             launcher: Launcher::start(launcher)?,
-            net: OnceLock::new(),
+            net: RwLock::default(),
             numbers: Mutex::default(),
             agent: agent::stage(envd, data)?,
             instance,
@@ -94,8 +94,24 @@ impl House {
     }
 
     /// The network, which recovery opens before anything else is done.
-    pub(crate) fn net(&self) -> Result<&Net, Step> {
-        self.net.get().ok_or_else(|| std::io::Error::other("the runtime has not recovered yet")).at("using the network")
+    pub(crate) fn net(&self) -> Result<Arc<Net>, Step> {
+        let net = self.net.read().expect(UNPOISONED).clone();
+        net.ok_or_else(|| std::io::Error::other("the runtime has not recovered, or is closed")).at("using the network")
+    }
+
+    /// Opens the network, in which these slots go on with these policies.
+    pub(crate) fn open_net(&self, adopted: &[(u32, NetworkPolicy)]) -> Result<(), Step> {
+        let net = Net::open(self.instance.number, adopted)?;
+        *self.net.write().expect(UNPOISONED) = Some(Arc::new(net));
+        Ok(())
+    }
+
+    /// Takes the network back, when no sandbox is left.
+    pub(crate) fn close_net(&self) {
+        let net = self.net.write().expect(UNPOISONED).take().and_then(Arc::into_inner);
+        if let Some(Err(error)) = net.map(Net::close) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the network could not be taken back");
+        }
     }
 
     /// A number that names nothing on this host.
@@ -207,8 +223,9 @@ impl House {
     pub(crate) fn give_back(&self, number: u32, fate: Fate) {
         let cgroup = self.cgroups.of(number);
         end_everything(&cgroup);
-        if let Some(net) = self.net.get() {
-            net.release(number);
+        let released = self.net().and_then(|net| net.release(number));
+        if let Err(error) = released {
+            tracing::warn!(slot = number, error = &error as &dyn std::error::Error, "a slot's network could not be released");
         }
         let disk = match fate {
             Fate::Keep(sandbox) if self.disks.of_slot(number).exists() => self.disks.keep(number, sandbox),
@@ -232,7 +249,7 @@ impl House {
     }
 }
 
-const UNPOISONED: &str = "nothing panics while it holds the numbers";
+const UNPOISONED: &str = "nothing panics while it holds this";
 
 fn open(path: &str) -> Result<OwnedFd, Step> {
     rustix::fs::open(path, rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty()).at(format!("opening {path}"))

@@ -51,6 +51,7 @@ impl Container {
     /// Watches over a claimed slot from now on.
     pub(crate) fn watch(house: Arc<House>, slot: Slot, spec: MachineSpec) -> Result<Arc<Self>, Step> {
         let life = rustix::io::fcntl_dupfd_cloexec(&slot.pidfd, 0).at("duplicating a pidfd")?;
+        #[expect(deprecated, reason = "its successor is unsafe; the descriptor is owned here, and nobody replaces it")]
         let life: AsyncFd<OwnedFd> = AsyncFd::new(life).at("watching a pidfd")?;
         let container = Arc::new(Self {
             frozen: AtomicBool::new(slot.cgroup.is_frozen()),

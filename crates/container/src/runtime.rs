@@ -11,7 +11,6 @@ use ports::{Machine, MachineSpec, Runtime, RuntimeError};
 use crate::house::{Fate, Give, House, Shape};
 use crate::import;
 use crate::machine::{Container, Handle};
-use crate::net::Net;
 use crate::pool::Pool;
 use crate::slot::Slot;
 
@@ -168,9 +167,7 @@ impl Runtime for Containers {
             house.disks.volume().close();
             house.cgroups.close();
             if house.records.all().is_empty() {
-                if let Some(net) = house.net.get() {
-                    net.close();
-                }
+                house.close_net();
             }
             Ok(())
         })
@@ -203,11 +200,12 @@ fn settle(house: &House) -> Result<(Living, Vec<SandboxId>, usize), RuntimeError
     dead.extend(unknown.into_iter().map(|number| (number, Fate::Discard)));
 
     let adopted: Vec<_> = living.iter().map(|(slot, spec)| (slot.number, spec.network.clone())).collect();
-    let net = Net::open(house.instance.number, &adopted)?;
-    house.net.set(net).map_err(|_| RuntimeError::Step { step: "recovering twice".to_owned(), source: std::io::Error::other("it was done") })?;
+    house.open_net(&adopted)?;
     let reclaimed = dead.len();
     for (number, fate) in dead {
         house.give_back(number, fate);
     }
+    let swept = house.net()?.sweep()?;
+    tracing::debug!(reclaimed, swept, "cleared away what earlier daemons left");
     Ok((living, house.disks.all_kept(), reclaimed))
 }

@@ -122,8 +122,11 @@ impl World {
     }
 
     fn connect(&self, from: &Sandbox, to: Ipv4Addr, port: u16) -> io::Result<TcpStream> {
+        self.connect_for(PATIENCE, from, to, port)
+    }
+    fn connect_for(&self, time: Duration, from: &Sandbox, to: Ipv4Addr, port: u16) -> io::Result<TcpStream> {
         within(&from.netns, &self.home, || {
-            TcpStream::connect_timeout(&SocketAddr::new(to.into(), port), Duration::from_secs(1))
+            TcpStream::connect_timeout(&SocketAddr::new(to.into(), port), time)
         })
     }
     #[track_caller]
@@ -138,7 +141,7 @@ impl World {
     #[track_caller]
     fn reaches_not(&self, from: &Sandbox, to: Ipv4Addr) {
         for port in [80, PORT] {
-            if let Ok(mut stream) = self.connect(from, to, port) {
+            if let Ok(mut stream) = self.connect_for(SILENCE, from, to, port) {
                 panic!("{to}:{port} is reached: {:?}", echo(&mut stream));
             }
         }
