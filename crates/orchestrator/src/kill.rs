@@ -1,3 +1,4 @@
+use futures_util::{FutureExt, StreamExt, stream};
 use model::{Event, KillReason, Phase, Sandbox, SandboxId, TeamId};
 use ports::{ManagerError, Node};
 use tokio::time::Instant;
@@ -62,7 +63,6 @@ impl Orchestrator {
     /// # Errors
     /// Where the store or a node did not do its part; what was recorded is finished by the next reconciler.
     pub async fn down(&self) -> Result<usize, ManagerError> {
-        use futures_util::{StreamExt, stream};
         let live = self
             .parts
             .sandboxes
@@ -70,9 +70,11 @@ impl Orchestrator {
             .await
             .map_err(failure::store("reading the sandboxes"))?;
         let count = live.len();
-        let ends = stream::iter(live).map(|sandbox| self.end(sandbox, KillReason::Requested));
+        let ends = live
+            .into_iter()
+            .map(|sandbox| self.end(sandbox, KillReason::Requested).boxed());
         let mut first = Ok(());
-        let mut outcomes = ends.buffer_unordered(DOWN_AT_ONCE);
+        let mut outcomes = stream::iter(ends).buffer_unordered(DOWN_AT_ONCE);
         while let Some(outcome) = outcomes.next().await {
             first = first.and(outcome);
         }

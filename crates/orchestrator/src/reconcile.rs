@@ -9,7 +9,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
 use model::{NodeId, Phase, Sandbox, SandboxId, State};
 use ports::node::Held;
 use ports::{ManagerError, Node, Route};
@@ -62,6 +63,16 @@ fn home(phase: Phase) -> Option<NodeId> {
         Phase::Paused { home, .. } => Some(home),
         phase => phase.seat().map(|seat| seat.node),
     }
+}
+
+/// Carries out a few at a time; how many of them were of effect.
+async fn count(work: Vec<BoxFuture<'_, bool>>) -> usize {
+    let mut outcomes = stream::iter(work).buffer_unordered(AT_ONCE);
+    let mut done = 0;
+    while let Some(outcome) = outcomes.next().await {
+        done += usize::from(outcome);
+    }
+    done
 }
 
 impl Orchestrator {
@@ -156,20 +167,18 @@ impl Orchestrator {
         self.ledger.prune(&known.keys().copied().collect());
         self.withdraw_stale(&known).await;
 
-        let mut work = Vec::new();
+        let mut differences = Vec::new();
         for sandbox in live {
             let Some(held) = home(sandbox.phase).and_then(|node| reports.get(&node)) else {
                 continue;
             };
-            work.push((held.get(&sandbox.id), sandbox));
+            let held = held.get(&sandbox.id);
+            match self.difference(&sandbox, held).await {
+                Some(verdict) => differences.push(self.settle(verdict, sandbox, held).boxed()),
+                None => settled.agreed += 1,
+            }
         }
-        let outcomes: Vec<bool> = stream::iter(work)
-            .map(|(held, sandbox)| self.settle(sandbox, held))
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
-        settled.settled = outcomes.iter().filter(|done| **done).count();
-        settled.agreed = outcomes.len() - settled.settled;
+        settled.settled = count(differences).await;
         settled.strays = self.end_strays(&fleet, &reports, &known).await;
         self.forget().await;
         metrics::histogram!("atoll_reconcile_pass_seconds").record(began.elapsed());
@@ -192,32 +201,41 @@ impl Orchestrator {
         Ok(())
     }
 
-    /// Settles one sandbox of a pass; whether there was something to settle, and it is.
-    async fn settle(&self, sandbox: Sandbox, held: Option<&Held>) -> bool {
-        let verdict = verdict(&sandbox, held, self.now());
+    /// What is to be done about a sandbox in this pass, if anything.
+    async fn difference(&self, sandbox: &Sandbox, held: Option<&Held>) -> Option<Verdict> {
+        let verdict = verdict(sandbox, held, self.now());
+        if self.is_patient(sandbox, verdict) {
+            return None;
+        }
+        match verdict {
+            Verdict::Wait => None,
+            Verdict::Agreed => self.differs(sandbox, held).await.then_some(verdict),
+            verdict => Some(verdict),
+        }
+    }
+
+    /// Settles one sandbox of a pass; whether it is settled now.
+    async fn settle(&self, verdict: Verdict, sandbox: Sandbox, held: Option<&Held>) -> bool {
         let id = sandbox.id;
-        if self.is_patient(id, &sandbox, verdict) || verdict == Verdict::Wait {
-            return false;
-        }
-        if verdict == Verdict::Agreed && !self.differs(&sandbox, held).await {
-            return false;
-        }
         // An operation of this process is at it, and knows better.
         let Some(_locked) = self.locks.try_lock(id) else {
             return false;
         };
-        tracing::info!(sandbox = %id, phase = sandbox.phase.name(), ?verdict, "settling what is stored with what its node holds");
+        let phase = sandbox.phase.name();
+        tracing::info!(sandbox = %id, phase, ?verdict, "settling what is stored with what its node holds");
         match self.carry_out(verdict, sandbox, held).await {
             Ok(done) => done,
             Err(error) => {
-                tracing::warn!(sandbox = %id, error = &error as &dyn std::error::Error, "a difference was not settled; the next pass tries again");
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(sandbox = %id, error, "a difference was not settled; the next pass tries again");
                 false
             }
         }
     }
 
     /// Whether a lost sandbox is to be looked for again before it is given up.
-    fn is_patient(&self, id: SandboxId, sandbox: &Sandbox, verdict: Verdict) -> bool {
+    fn is_patient(&self, sandbox: &Sandbox, verdict: Verdict) -> bool {
+        let id = sandbox.id;
         let mut absent = self
             .absent
             .lock()
@@ -246,26 +264,35 @@ impl Orchestrator {
         !routed || held.order.deadline != sandbox.end_at || held.order.network != sandbox.network
     }
 
-    /// Ends what nodes hold of sandboxes that are unknown, gone, or elsewhere. What was stored after the pass began is
-    /// looked up again, and what this process is at is left alone.
+    /// Ends what nodes hold of sandboxes that are unknown, gone, or elsewhere.
     async fn end_strays(&self, fleet: &[Arc<dyn Node>], reports: &Reports, known: &Known) -> usize {
         let mut strays = Vec::new();
         for node in fleet {
-            let held = reports.get(&node.id()).into_iter().flat_map(HashMap::keys);
-            let strange = held.filter(|id| known.get(*id).and_then(|phase| home(*phase)) != Some(node.id()));
-            strays.extend(strange.map(|id| (node, *id)));
-        }
-        let ends = stream::iter(strays).map(|(node, id)| async move {
-            let Some(_locked) = self.locks.try_lock(id) else { return false };
-            let elsewhere = |sandbox: Sandbox| home(sandbox.phase) != Some(node.id());
-            if !self.stored(id).await.is_ok_and(|stored| stored.is_none_or(elsewhere)) {
-                return false;
+            for id in reports.get(&node.id()).into_iter().flat_map(HashMap::keys) {
+                if known.get(id).and_then(|phase| home(*phase)) != Some(node.id()) {
+                    strays.push(self.end_stray(node.as_ref(), *id).boxed());
+                }
             }
-            tracing::warn!(sandbox = %id, node = %node.id(), "ending what a node holds of a sandbox that is not its own");
-            self.kill_on(node.as_ref(), id).await.is_ok()
-        });
-        let ended: Vec<bool> = ends.buffer_unordered(AT_ONCE).collect().await;
-        ended.into_iter().filter(|ended| *ended).count()
+        }
+        count(strays).await
+    }
+
+    /// Ends one, if it is one: what was stored after the pass began is looked up again, and what this process is at is
+    /// left alone.
+    async fn end_stray(&self, node: &dyn Node, id: SandboxId) -> bool {
+        let Some(_locked) = self.locks.try_lock(id) else {
+            return false;
+        };
+        let elsewhere = |sandbox: Sandbox| home(sandbox.phase) != Some(node.id());
+        if !self
+            .stored(id)
+            .await
+            .is_ok_and(|stored| stored.is_none_or(elsewhere))
+        {
+            return false;
+        }
+        tracing::warn!(sandbox = %id, node = %node.id(), "ending what a node holds of a sandbox that is not its own");
+        self.kill_on(node, id).await.is_ok()
     }
 
     /// Withdraws routes of sandboxes that do not run any more.

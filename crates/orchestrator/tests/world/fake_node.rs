@@ -1,0 +1,271 @@
+//! A node that runs sandboxes in a map, and fails or waits where a test says so.
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use model::{BuildId, ExecutionId, KillReason, MiB, NetworkPolicy, NodeId, PauseMode, SandboxId};
+use ports::node::{Held, HeldState, Order, OrderOrigin, PauseOutcome, Report};
+use ports::{LogLine, LogQuery, MetricSample, Node, NodeError, NodeEvent};
+use tokio::sync::{Semaphore, broadcast};
+
+pub(crate) struct FakeNode {
+    id: NodeId,
+    inner: Mutex<Inner>,
+    events: broadcast::Sender<NodeEvent>,
+}
+
+#[derive(Default)]
+struct Inner {
+    held: BTreeMap<SandboxId, Held>,
+    failures: HashMap<&'static str, VecDeque<NodeError>>,
+    gates: HashMap<&'static str, Arc<Semaphore>>,
+    calls: Vec<&'static str>,
+    envd_unresponsive: bool,
+}
+
+impl Default for FakeNode {
+    fn default() -> Self {
+        Self {
+            id: NodeId::random(),
+            inner: Mutex::default(),
+            events: broadcast::channel(64).0,
+        }
+    }
+}
+
+/// Calls of one kind wait while this lives.
+pub(crate) struct Gate {
+    node: Arc<FakeNode>,
+    what: &'static str,
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        if let Some(gate) = self.node.inner().gates.remove(self.what) {
+            gate.close();
+        }
+    }
+}
+
+impl Gate {
+    /// Waits until a call waits at the gate.
+    pub(crate) async fn reached(&self) {
+        super::eventually(async || self.node.calls(self.what) > 0).await;
+    }
+}
+
+impl FakeNode {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap()
+    }
+
+    /// The next call of a kind fails and changes nothing; a failed reboot leaves the disk.
+    pub(crate) fn fail(&self, what: &'static str, error: NodeError) {
+        self.inner().failures.entry(what).or_default().push_back(error);
+    }
+
+    /// Calls of a kind wait from now on.
+    pub(crate) fn hold_back(self: &Arc<Self>, what: &'static str) -> Gate {
+        let mut inner = self.inner();
+        inner.gates.insert(what, Arc::new(Semaphore::new(0)));
+        inner.calls.retain(|call| *call != what);
+        drop(inner);
+        Gate {
+            node: Arc::clone(self),
+            what,
+        }
+    }
+
+    /// The guest answers no more.
+    pub(crate) fn wedge_guest(&self) {
+        self.inner().envd_unresponsive = true;
+    }
+
+    pub(crate) fn held(&self) -> BTreeMap<SandboxId, Held> {
+        self.inner().held.clone()
+    }
+
+    /// Changes what is held behind everybody's back.
+    pub(crate) fn meddle(&self, edit: impl FnOnce(&mut BTreeMap<SandboxId, Held>)) {
+        edit(&mut self.inner().held);
+    }
+
+    pub(crate) fn set_state(&self, id: SandboxId, state: HeldState) {
+        self.meddle(|held| held.get_mut(&id).unwrap().state = state);
+    }
+
+    pub(crate) fn calls(&self, what: &str) -> usize {
+        self.inner().calls.iter().filter(|call| **call == what).count()
+    }
+
+    /// Tells what happened.
+    pub(crate) fn tell(&self, event: NodeEvent) {
+        self.events.send(event).expect("somebody listens");
+    }
+
+    pub(crate) fn is_heard(&self) -> bool {
+        self.events.receiver_count() > 0
+    }
+
+    /// Notes a call, waits where it is to wait, fails where it is to fail.
+    async fn enter(&self, what: &'static str) -> Result<(), NodeError> {
+        let gate = {
+            let mut inner = self.inner();
+            inner.calls.push(what);
+            inner.gates.get(what).cloned()
+        };
+        if let Some(gate) = gate {
+            // Closed when the gate is dropped.
+            let _ = gate.acquire().await;
+        }
+        match self.inner().failures.get_mut(what).and_then(VecDeque::pop_front) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn with<T>(
+        &self,
+        id: SandboxId,
+        execution: ExecutionId,
+        act: impl FnOnce(&mut Held) -> T,
+    ) -> Result<T, NodeError> {
+        let mut inner = self.inner();
+        let held = inner
+            .held
+            .get_mut(&id)
+            .filter(|held| held.order.execution == execution);
+        held.map(act).ok_or(NodeError::Unknown)
+    }
+}
+
+#[async_trait]
+impl Node for FakeNode {
+    fn id(&self) -> NodeId {
+        self.id
+    }
+
+    async fn start(&self, order: Order) -> Result<(), NodeError> {
+        let entered = self.enter("start").await;
+        let mut inner = self.inner();
+        let held = inner.held.get(&order.sandbox);
+        if held
+            .is_some_and(|held| held.order.execution == order.execution && held.state == HeldState::Running)
+        {
+            return Ok(());
+        }
+        let there = match (order.origin, held.map(|held| (held.order.execution, held.state))) {
+            (OrderOrigin::Fresh, None) => true,
+            (OrderOrigin::Paused(build, _), Some((_, HeldState::Paused(kept, _)))) => kept == build,
+            (OrderOrigin::Reboot(old), Some((present, HeldState::Running))) => present == old,
+            _ => false,
+        };
+        if !there {
+            return Err(NodeError::Unknown);
+        }
+        let state = match (&entered, order.origin) {
+            (Ok(()), _) => HeldState::Running,
+            (Err(_), OrderOrigin::Reboot(_)) => {
+                HeldState::Paused(BuildId(order.execution.0), PauseMode::Filesystem)
+            }
+            (Err(_), _) => return entered,
+        };
+        inner.held.insert(order.sandbox, Held { order, state });
+        entered
+    }
+
+    async fn pause(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        into: BuildId,
+        mode: PauseMode,
+    ) -> Result<PauseOutcome, NodeError> {
+        self.enter("pause").await?;
+        let envd_unresponsive = self.inner().envd_unresponsive;
+        self.with(sandbox, execution, |held| {
+            held.state = HeldState::Paused(into, mode)
+        })?;
+        Ok(PauseOutcome {
+            mode,
+            envd_unresponsive,
+        })
+    }
+
+    async fn is_healthy(&self, _: SandboxId, _: ExecutionId) -> Result<bool, NodeError> {
+        self.enter("is_healthy").await?;
+        Ok(!self.inner().envd_unresponsive)
+    }
+
+    async fn kill(&self, sandbox: SandboxId, _: KillReason) -> Result<(), NodeError> {
+        self.enter("kill").await?;
+        self.inner().held.remove(&sandbox);
+        Ok(())
+    }
+
+    async fn set_deadline(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        deadline: SystemTime,
+    ) -> Result<(), NodeError> {
+        self.enter("set_deadline").await?;
+        self.with(sandbox, execution, |held| held.order.deadline = deadline)
+    }
+
+    async fn set_network(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        policy: NetworkPolicy,
+    ) -> Result<(), NodeError> {
+        self.enter("set_network").await?;
+        self.with(sandbox, execution, |held| held.order.network = policy)
+    }
+
+    async fn metrics(
+        &self,
+        sandbox: SandboxId,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+    ) -> Result<Vec<MetricSample>, NodeError> {
+        self.enter("metrics").await?;
+        self.inner()
+            .held
+            .contains_key(&sandbox)
+            .then(Vec::new)
+            .ok_or(NodeError::Unknown)
+    }
+
+    async fn logs(&self, sandbox: SandboxId, _: LogQuery) -> Result<Vec<LogLine>, NodeError> {
+        self.enter("logs").await?;
+        self.inner()
+            .held
+            .contains_key(&sandbox)
+            .then(Vec::new)
+            .ok_or(NodeError::Unknown)
+    }
+
+    async fn report(&self) -> Result<Report, NodeError> {
+        self.enter("report").await?;
+        Ok(Report {
+            node: self.id,
+            runtime: "fake".to_owned(),
+            started_at: SystemTime::UNIX_EPOCH,
+            held: self.inner().held.values().cloned().collect(),
+            cpu_total: 2,
+            memory_total: MiB(1024),
+            memory_available: MiB(512),
+            disk_total: MiB(1024),
+            disk_available: MiB(512),
+            slots_ready: 0,
+            starting: 0,
+            accepts: true,
+        })
+    }
+
+    fn events(&self) -> broadcast::Receiver<NodeEvent> {
+        self.events.subscribe()
+    }
+}
