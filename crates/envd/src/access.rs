@@ -1,4 +1,6 @@
 //! Who may do what: the access token, users by name, browsers of any origin (contract 2.2).
+use std::time::Duration;
+
 use base64::Engine as _;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
@@ -8,6 +10,9 @@ use crate::users::User;
 
 /// Where the token travels.
 pub(crate) const TOKEN_HEADER: &str = "x-access-token";
+
+/// Streams that nobody spoke on for two minutes are cut by some proxies.
+const KEEPALIVE: Duration = Duration::from_secs(90);
 
 /// Paths that need no token: they check for themselves, or tell nothing.
 const OPEN: [&str; 2] = ["/health", "/files"];
@@ -27,7 +32,10 @@ struct RefusalBody<'a> {
 
 impl Refusal {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self {
+            status,
+            message: message.into(),
+        }
     }
     pub(crate) fn bad(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
@@ -35,34 +43,68 @@ impl Refusal {
     pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, message)
     }
+    /// What the client is told.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
     pub(crate) fn into_answer(self) -> Answer {
-        json(self.status, &RefusalBody { code: self.status.as_u16(), message: &self.message })
+        json(
+            self.status,
+            &RefusalBody {
+                code: self.status.as_u16(),
+                message: &self.message,
+            },
+        )
     }
 }
 
 /// Whether the request may go on.
 pub(crate) fn check(settings: &Settings, path: &str, headers: &HeaderMap) -> Result<(), Refusal> {
-    let Some(token) = &settings.token else { return Ok(()) };
-    let right = headers.get(TOKEN_HEADER).is_some_and(|given| token.matches(given.as_bytes()));
+    let Some(token) = &settings.token else {
+        return Ok(());
+    };
+    let right = headers
+        .get(TOKEN_HEADER)
+        .is_some_and(|given| token.matches(given.as_bytes()));
     if right || OPEN.contains(&path) {
         return Ok(());
     }
-    Err(Refusal::unauthorized("unauthorized access, please provide a valid access token or method signing if supported"))
+    Err(Refusal::unauthorized(
+        "unauthorized access, please provide a valid access token or method signing if supported",
+    ))
 }
 
 /// The user that a call names by Basic authentication with an empty password, or the default one. It is identity,
 /// not authentication.
 pub(crate) fn user_of(settings: &Settings, headers: &HeaderMap) -> Result<User, String> {
-    let named = headers.get(header::AUTHORIZATION).and_then(|value| basic_user(value));
-    let name = named.or_else(|| settings.default_user.clone()).ok_or("no user specified")?;
+    let named = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| basic_user(value));
+    let name = named
+        .or_else(|| settings.default_user.clone())
+        .ok_or("no user specified")?;
     User::find(&name).ok_or_else(|| format!("invalid username: '{name}'"))
 }
 
 fn basic_user(value: &HeaderValue) -> Option<String> {
     let encoded = value.to_str().ok()?.strip_prefix("Basic ")?;
-    let decoded = base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok()?;
+    let decoded = base64::engine::general_purpose::STANDARD
+        .decode(encoded.trim())
+        .ok()?;
     let text = String::from_utf8(decoded).ok()?;
-    text.split_once(':').map(|(user, _)| user.to_owned()).filter(|user| !user.is_empty())
+    text.split_once(':')
+        .map(|(user, _)| user.to_owned())
+        .filter(|user| !user.is_empty())
+}
+
+/// How long a quiet stream may stay quiet, as the client says or as clients expect (contract 2.5).
+pub(crate) fn keepalive(headers: &HeaderMap) -> Duration {
+    let asked = headers
+        .get("keepalive-ping-interval")
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    asked
+        .filter(|seconds| *seconds > 0)
+        .map_or(KEEPALIVE, Duration::from_secs)
 }
 
 /// The answer to a browser that asks whether it may ask.
@@ -71,8 +113,14 @@ pub(crate) fn preflight() -> Answer {
     *answer.status_mut() = StatusCode::NO_CONTENT;
     let headers = answer.headers_mut();
     allow_any_origin(headers);
-    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("HEAD, GET, POST, PUT, PATCH, DELETE"));
-    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*, Authorization, X-Access-Token, Content-Type"));
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("HEAD, GET, POST, PUT, PATCH, DELETE"),
+    );
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("*, Authorization, X-Access-Token, Content-Type"),
+    );
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("7200"));
     answer
 }
@@ -80,7 +128,10 @@ pub(crate) fn preflight() -> Answer {
 /// Lets a page of any origin read the answer: what protects a sandbox is its token.
 pub(crate) fn allow_any_origin(headers: &mut HeaderMap) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("*"));
+    headers.insert(
+        header::ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("*"),
+    );
 }
 
 #[cfg(test)]
@@ -90,7 +141,10 @@ mod tests {
 
     fn with_token() -> Settings {
         let mut settings = Settings::new();
-        settings.take(&Init { access_token: Some("secret".into()), ..Init::default() });
+        settings.take(&Init {
+            access_token: Some("secret".into()),
+            ..Init::default()
+        });
         settings
     }
 
@@ -112,7 +166,13 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Basic cm9vdDo="));
         assert_eq!(user_of(&Settings::new(), &headers).unwrap().name, "root");
-        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Basic bm9ib2R5LWhhczo="));
-        assert_eq!(user_of(&Settings::new(), &headers).unwrap_err(), "invalid username: 'nobody-has'");
+        headers.insert(
+            header::AUTHORIZATION,
+            HeaderValue::from_static("Basic bm9ib2R5LWhhczo="),
+        );
+        assert_eq!(
+            user_of(&Settings::new(), &headers).unwrap_err(),
+            "invalid username: 'nobody-has'"
+        );
     }
 }

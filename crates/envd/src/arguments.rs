@@ -19,7 +19,13 @@ pub(crate) struct Arguments {
 
 impl Arguments {
     pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut parsed = Self { pid1: false, socket: PathBuf::from("/run/atoll/envd.sock"), port: None, ready_fd: None, accept_local_peers: false };
+        let mut parsed = Self {
+            pid1: false,
+            socket: PathBuf::from("/run/atoll/envd.sock"),
+            port: None,
+            ready_fd: None,
+            accept_local_peers: false,
+        };
         let mut rest = arguments;
         while let Some(argument) = rest.next() {
             let mut value = || rest.next().ok_or_else(|| format!("{argument} needs a value"));
@@ -37,5 +43,6 @@ impl Arguments {
 }
 
 fn number<T: std::str::FromStr>(argument: &str, text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("{argument} takes a number, not '{text}'"))
+    text.parse()
+        .map_err(|_| format!("{argument} takes a number, not '{text}'"))
 }

@@ -47,7 +47,8 @@ async fn init(envd: &Envd, request: Request<Incoming>) -> Result<Answer, Refusal
     let init: Init = if body.is_empty() {
         Init::default()
     } else {
-        serde_json::from_slice(&body).map_err(|error| Refusal::bad(format!("the body is not settings: {error}")))?
+        serde_json::from_slice(&body)
+            .map_err(|error| Refusal::bad(format!("the body is not settings: {error}")))?
     };
     let taken = {
         let mut settings = envd.settings();
@@ -66,7 +67,9 @@ async fn init(envd: &Envd, request: Request<Incoming>) -> Result<Answer, Refusal
         }
     }
     let mut answer = no_content(HeaderValue::from_static("no-store"));
-    answer.headers_mut().insert("x-envd-version", HeaderValue::from_static(wire::ENVD_VERSION));
+    answer
+        .headers_mut()
+        .insert("x-envd-version", HeaderValue::from_static(wire::ENVD_VERSION));
     Ok(answer)
 }
 
@@ -76,20 +79,26 @@ fn name_machine(name: &str) {
         return;
     }
     let _ = std::fs::write("/etc/hostname", format!("{name}\n"));
-    let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let hosts =
+        format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     let _ = std::fs::write("/etc/hosts", hosts);
 }
 
 fn logs(envd: &Envd, request: &Request<Incoming>) -> Answer {
     let query = request.uri().query().unwrap_or_default();
-    let after = query.split('&').find_map(|pair| pair.strip_prefix("after=")).and_then(|n| n.parse().ok()).unwrap_or(0);
+    let after = query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("after="))
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0);
     json(StatusCode::OK, &envd.logs.since(after))
 }
 
 /// Ends every process: politely, then surely. Answers when they are gone and everything is on the disk.
 async fn shutdown(envd: &Envd, request: Request<Incoming>) -> Result<Answer, Refusal> {
     let body = small_body(request.into_body(), INIT_BYTES_MAX).await?;
-    let Shutdown { grace_ms } = serde_json::from_slice(&body).map_err(|error| Refusal::bad(format!("the body is not a shutdown: {error}")))?;
+    let Shutdown { grace_ms } = serde_json::from_slice(&body)
+        .map_err(|error| Refusal::bad(format!("the body is not a shutdown: {error}")))?;
     let grace = Duration::from_millis(grace_ms).min(GRACE_MAX);
     if std::process::id() == 1 {
         signal_everybody(Signal::TERM);
@@ -106,7 +115,11 @@ async fn shutdown(envd: &Envd, request: Request<Incoming>) -> Result<Answer, Ref
 /// Signals every process of our process namespace but ourselves.
 fn signal_everybody(signal: Signal) {
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(rustix::process::Pid::from_raw);
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+            .and_then(rustix::process::Pid::from_raw);
         if let Some(pid) = pid.filter(|pid| pid.as_raw_nonzero().get() > 1) {
             let _ = rustix::process::kill_process(pid, signal);
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use connectrpc::ConnectRpcService;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -65,11 +65,20 @@ impl Envd {
         let processes = Processes::new(Arc::clone(&settings), Arc::clone(&logs), Arc::clone(&reaper));
         let filesystem = Arc::new(Filesystem::new(Arc::clone(&settings)));
         let router = filesystem.register(Arc::clone(&processes).register(connectrpc::Router::new()));
-        let limits = connectrpc::Limits::default().with_max_message_size(MESSAGE_BYTES_MAX).with_max_request_body_size(MESSAGE_BYTES_MAX);
+        let limits = connectrpc::Limits::default()
+            .with_max_message_size(MESSAGE_BYTES_MAX)
+            .with_max_request_body_size(MESSAGE_BYTES_MAX);
         // A streamed request is bounded by its messages, not by its length.
         let streamed = limits.with_max_request_body_size(usize::MAX);
         let rpc = ConnectRpcService::new(router).with_limits(streamed);
-        Self { settings, logs, reaper, processes, rpc, accept_local_peers: arguments.accept_local_peers }
+        Self {
+            settings,
+            logs,
+            reaper,
+            processes,
+            rpc,
+            accept_local_peers: arguments.accept_local_peers,
+        }
     }
 
     /// Listens, says so, and serves for ever.
@@ -94,13 +103,24 @@ impl Envd {
 
     /// What is in force.
     pub(crate) fn settings(&self) -> std::sync::MutexGuard<'_, Settings> {
-        self.settings.lock().expect("nothing panics while it holds the settings")
+        self.settings
+            .lock()
+            .expect("nothing panics while it holds the settings")
     }
 
-    async fn serve_host(self: Arc<Self>, listener: UnixListener, connections: Arc<Semaphore>) -> io::Result<()> {
+    async fn serve_host(
+        self: Arc<Self>,
+        listener: UnixListener,
+        connections: Arc<Semaphore>,
+    ) -> io::Result<()> {
         loop {
-            let permit = Arc::clone(&connections).acquire_owned().await.expect("the semaphore is never closed");
-            let Some((stream, _)) = survive(listener.accept().await).await? else { continue };
+            let permit = Arc::clone(&connections)
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
+            let Some((stream, _)) = survive(listener.accept().await).await? else {
+                continue;
+            };
             // A peer outside our process namespace has no number in it.
             let outside = stream.peer_cred().is_ok_and(|peer| peer.pid() == Some(0));
             if !outside && !self.accept_local_peers {
@@ -114,11 +134,22 @@ impl Envd {
         }
     }
 
-    async fn serve_inside(self: Arc<Self>, listener: Option<TcpListener>, connections: Arc<Semaphore>) -> io::Result<()> {
-        let Some(listener) = listener else { return std::future::pending().await };
+    async fn serve_inside(
+        self: Arc<Self>,
+        listener: Option<TcpListener>,
+        connections: Arc<Semaphore>,
+    ) -> io::Result<()> {
+        let Some(listener) = listener else {
+            return std::future::pending().await;
+        };
         loop {
-            let permit = Arc::clone(&connections).acquire_owned().await.expect("the semaphore is never closed");
-            let Some((stream, _)) = survive(listener.accept().await).await? else { continue };
+            let permit = Arc::clone(&connections)
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
+            let Some((stream, _)) = survive(listener.accept().await).await? else {
+                continue;
+            };
             let _ = stream.set_nodelay(true);
             let envd = Arc::clone(&self);
             tokio::spawn(async move {
@@ -128,13 +159,19 @@ impl Envd {
         }
     }
 
-    async fn serve(self: Arc<Self>, stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, door: Door) {
+    async fn serve(
+        self: Arc<Self>,
+        stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+        door: Door,
+    ) {
         let service = service_fn(|request| {
             let envd = Arc::clone(&self);
             async move { Ok::<_, Infallible>(envd.answer(request, door).await) }
         });
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS_WITHIN);
         // A connection that breaks is the peer's business; what it had under way is dropped with it.
         let _ = builder.serve_connection(TokioIo::new(stream), service).await;
     }
@@ -144,7 +181,10 @@ impl Envd {
         if request.method() == Method::OPTIONS && origin.is_some() {
             return access::preflight();
         }
-        let mut answer = self.route(request, door).await.unwrap_or_else(Refusal::into_answer);
+        let mut answer = self
+            .route(request, door)
+            .await
+            .unwrap_or_else(Refusal::into_answer);
         if origin.is_some() {
             access::allow_any_origin(answer.headers_mut());
         }
@@ -166,14 +206,25 @@ impl Envd {
             (&Method::GET | &Method::HEAD, "/files") => files::download(self, request).await,
             (&Method::POST, "/files") => files::upload(self, request).await,
             (&Method::POST, "/files/compose") => files::compose(self, request).await,
-            (_, "/health" | "/metrics" | "/envs" | "/files" | "/files/compose") => {
-                Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not a method of {path}", request.method())))
-            }
-            (_, path) if path.starts_with("/process.Process/") || path.starts_with("/filesystem.Filesystem/") => {
-                let answer = self.rpc.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
+            (_, "/health" | "/metrics" | "/envs" | "/files" | "/files/compose") => Err(Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                format!("{} is not a method of {path}", request.method()),
+            )),
+            (_, path)
+                if path.starts_with("/process.Process/") || path.starts_with("/filesystem.Filesystem/") =>
+            {
+                let answer = self
+                    .rpc
+                    .clone()
+                    .oneshot(request)
+                    .await
+                    .unwrap_or_else(|never| match never {});
                 Ok(answer.map(|body| body.map_err(io::Error::other).boxed_unsync()))
             }
-            _ => Err(Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}"))),
+            _ => Err(Refusal::new(
+                StatusCode::NOT_FOUND,
+                format!("there is nothing at {path}"),
+            )),
         }
     }
 }
@@ -213,8 +264,14 @@ pub(crate) fn json(status: StatusCode, body: &impl serde::Serialize) -> Answer {
     let mut answer = Response::new(full(text.into()));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json; charset=utf-8"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/json; charset=utf-8"),
+    );
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        header::HeaderValue::from_static("nosniff"),
+    );
     answer
 }
 
@@ -232,7 +289,8 @@ pub(crate) fn full(bytes: Bytes) -> http_body_util::combinators::UnsyncBoxBody<B
 }
 
 /// Reads a small body whole, or says that it is too large.
-pub(crate) async fn small_body<B: Body<Data = Bytes>>(body: B, bytes_max: usize) -> Result<Bytes, Refusal> {
+pub(crate) async fn small_body(body: Incoming, bytes_max: usize) -> Result<Bytes, Refusal> {
     let read = http_body_util::Limited::new(body, bytes_max).collect().await;
-    read.map(http_body_util::Collected::to_bytes).map_err(|_| Refusal::bad(format!("the body is broken or longer than {bytes_max} bytes")))
+    read.map(http_body_util::Collected::to_bytes)
+        .map_err(|_| Refusal::bad(format!("the body is broken or longer than {bytes_max} bytes")))
 }

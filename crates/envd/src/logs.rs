@@ -29,11 +29,20 @@ impl Logs {
         ring.last += 1;
         let message: String = message.chars().take(MESSAGE_BYTES_MAX).collect();
         let timestamp_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let entry = LogEntry { seq: ring.last, timestamp_ms, level: level.into(), logger: logger.into(), message, fields };
+        let entry = LogEntry {
+            seq: ring.last,
+            timestamp_ms,
+            level: level.into(),
+            logger: logger.into(),
+            message,
+            fields,
+        };
         ring.bytes += weight(&entry);
         ring.entries.push_back(entry);
         while ring.bytes > BYTES_MAX {
-            let Some(oldest) = ring.entries.pop_front() else { break };
+            let Some(oldest) = ring.entries.pop_front() else {
+                break;
+            };
             ring.bytes -= weight(&oldest);
         }
     }
@@ -41,14 +50,26 @@ impl Logs {
     /// What came after `after`.
     pub(crate) fn since(&self, after: u64) -> LogEntries {
         let ring = self.0.lock().expect("nothing panics while it holds the log");
-        LogEntries { next: ring.last, entries: ring.entries.iter().filter(|entry| entry.seq > after).cloned().collect() }
+        LogEntries {
+            next: ring.last,
+            entries: ring
+                .entries
+                .iter()
+                .filter(|entry| entry.seq > after)
+                .cloned()
+                .collect(),
+        }
     }
 }
 
 fn weight(entry: &LogEntry) -> usize {
     /// What an entry costs beside its text.
     const OVERHEAD: usize = 96;
-    let fields: usize = entry.fields.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let fields: usize = entry
+        .fields
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
     OVERHEAD + entry.message.len() + fields
 }
 
@@ -60,7 +81,12 @@ mod tests {
     fn the_oldest_is_forgotten_and_numbers_go_on() {
         let logs = Logs::default();
         for i in 0..10_000 {
-            logs.say("info", "test", &format!("{i} {}", "x".repeat(100)), BTreeMap::new());
+            logs.say(
+                "info",
+                "test",
+                &format!("{i} {}", "x".repeat(100)),
+                BTreeMap::new(),
+            );
         }
         let all = logs.since(0);
         assert_eq!(all.next, 10_000);

@@ -12,7 +12,10 @@
 //! **Invariants.** One thread runs it all; whatever blocks goes to the blocking pool. Every buffer has a bound. It
 //! makes no connection by itself. The protocol is the contract's section 5.
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stderr, reason = "whoever starts it by hand reads what went wrong")]
+#![expect(
+    clippy::print_stderr,
+    reason = "whoever starts it by hand reads what went wrong"
+)]
 
 mod access;
 mod arguments;
@@ -52,7 +55,8 @@ fn main() -> ExitCode {
         .max_blocking_threads(8)
         .thread_stack_size(256 * 1024)
         .build();
-    let outcome = runtime.and_then(|runtime| runtime.block_on(Arc::new(Envd::new(&arguments)).run(arguments)));
+    let outcome =
+        runtime.and_then(|runtime| runtime.block_on(Arc::new(Envd::new(&arguments)).run(arguments)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

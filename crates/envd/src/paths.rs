@@ -1,4 +1,10 @@
-//! What a client's path means (contract 5.1).
+//! What a client's path means (contract 5.1), and the directories that it needs.
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
+use rustix::io::Errno;
+
 use crate::users::User;
 
 /// Turns a client's path into an absolute one: empty is the default directory, `~` the user's home, a relative one
@@ -19,7 +25,11 @@ pub(crate) fn expand(path: &str, user: &User, default: Option<&str>) -> Result<S
     if path.starts_with('~') {
         return Err("cannot expand user-specific home dir".to_owned());
     }
-    if path.starts_with('/') { Ok(path.to_owned()) } else { Ok(join(&user.home, path)) }
+    if path.starts_with('/') {
+        Ok(path.to_owned())
+    } else {
+        Ok(join(&user.home, path))
+    }
 }
 
 /// One path below another, with the dots of the lower one resolved by text, as clients expect to see it again.
@@ -37,12 +47,67 @@ fn join(base: &str, rest: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
+/// Makes the directories above a path, as the user's.
+pub(crate) fn make_parents(path: &str, user: &User) -> io::Result<()> {
+    match path.trim_end_matches('/').rsplit_once('/') {
+        None | Some(("", _)) => Ok(()),
+        Some((parent, _)) => make_dirs(parent, user),
+    }
+}
+
+/// Makes a directory and those above it, as far as they are missing, as the user's.
+pub(crate) fn make_dirs(path: &str, user: &User) -> io::Result<()> {
+    match rustix::fs::stat(path) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => return Ok(()),
+        Ok(_) => return Err(Errno::NOTDIR.into()),
+        Err(Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    make_parents(path, user)?;
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Ok(()) if is_root() => Ok(rustix::fs::chownat(
+            CWD,
+            path,
+            uid(user),
+            gid(user),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?),
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Gives a file to the user, where we may.
+pub(crate) fn own(file: impl AsFd, user: &User) -> io::Result<()> {
+    if is_root() {
+        rustix::fs::fchown(file, uid(user), gid(user))?;
+    }
+    Ok(())
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn uid(user: &User) -> Option<Uid> {
+    Some(Uid::from_raw(user.uid))
+}
+
+fn gid(user: &User) -> Option<Gid> {
+    Some(Gid::from_raw(user.gid))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn check(path: &str, expanded: &str) {
-        let user = User { name: "user".into(), uid: 1000, gid: 1000, home: "/home/user".into() };
+        let user = User {
+            name: "user".into(),
+            uid: 1000,
+            gid: 1000,
+            home: "/home/user".into(),
+        };
         assert_eq!(expand(path, &user, Some("/work")).as_deref(), Ok(expanded));
     }
 
@@ -58,7 +123,12 @@ mod tests {
 
     #[test]
     fn another_users_home_is_not_expanded() {
-        let user = User { name: "user".into(), uid: 1000, gid: 1000, home: "/home/user".into() };
+        let user = User {
+            name: "user".into(),
+            uid: 1000,
+            gid: 1000,
+            home: "/home/user".into(),
+        };
         assert!(expand("~root/x", &user, None).is_err());
         assert!(expand("a\0b", &user, None).is_err());
     }

@@ -16,7 +16,10 @@ impl Reaper {
     /// the same thread, cannot have reaped it yet.
     pub(crate) fn watch(&self, pid: u32) -> oneshot::Receiver<WaitStatus> {
         let (tell, told) = oneshot::channel();
-        self.0.lock().expect("nothing panics while it holds the children").insert(pid, tell);
+        self.0
+            .lock()
+            .expect("nothing panics while it holds the children")
+            .insert(pid, tell);
         told
     }
 
@@ -33,7 +36,11 @@ impl Reaper {
 
     fn tell(&self, pid: Pid, status: WaitStatus) {
         let pid = pid.as_raw_nonzero().get().unsigned_abs();
-        let waiting = self.0.lock().expect("nothing panics while it holds the children").remove(&pid);
+        let waiting = self
+            .0
+            .lock()
+            .expect("nothing panics while it holds the children")
+            .remove(&pid);
         if let Some(waiting) = waiting {
             let _ = waiting.send(status);
         }

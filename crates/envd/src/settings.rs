@@ -30,12 +30,19 @@ pub(crate) struct Settings {
 impl Settings {
     pub(crate) fn new() -> Self {
         let system = BTreeMap::from([("E2B_SANDBOX", "true".to_owned())]);
-        Self { default_user: Some("root".to_owned()), system, ..Self::default() }
+        Self {
+            default_user: Some("root".to_owned()),
+            system,
+            ..Self::default()
+        }
     }
 
     /// Takes a call to `/init`, unless a newer one was taken before. Says whether it was taken.
     pub(crate) fn take(&mut self, init: &Init) -> bool {
-        let decided_at = init.timestamp.as_deref().and_then(|text| humantime::parse_rfc3339(text).ok());
+        let decided_at = init
+            .timestamp
+            .as_deref()
+            .and_then(|text| humantime::parse_rfc3339(text).ok());
         if decided_at.is_some() && decided_at < self.decided_at {
             return false;
         }
@@ -43,7 +50,11 @@ impl Settings {
         if let Some(env) = &init.env_vars {
             self.env = env.clone();
         }
-        self.token = init.access_token.clone().filter(|token| !token.is_empty()).map(Secret::new);
+        self.token = init
+            .access_token
+            .clone()
+            .filter(|token| !token.is_empty())
+            .map(Secret::new);
         if let Some(user) = init.default_user.clone().filter(|user| !user.is_empty()) {
             self.default_user = Some(user);
         }
@@ -68,7 +79,11 @@ impl Settings {
             ("LOGNAME".to_owned(), user.name.clone()),
         ]);
         env.extend(self.env.clone());
-        env.extend(self.system.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+        env.extend(
+            self.system
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), value.clone())),
+        );
         env.extend(own);
         env
     }
@@ -87,13 +102,22 @@ mod tests {
     use super::*;
 
     fn user() -> User {
-        User { name: "user".into(), uid: 1000, gid: 1000, home: "/home/user".into() }
+        User {
+            name: "user".into(),
+            uid: 1000,
+            gid: 1000,
+            home: "/home/user".into(),
+        }
     }
 
     #[test]
     fn an_older_call_changes_nothing() {
         let mut settings = Settings::new();
-        let at = |timestamp: &str, token: &str| Init { timestamp: Some(timestamp.into()), access_token: Some(token.into()), ..Init::default() };
+        let at = |timestamp: &str, token: &str| Init {
+            timestamp: Some(timestamp.into()),
+            access_token: Some(token.into()),
+            ..Init::default()
+        };
         assert!(settings.take(&at("2026-01-01T00:00:02Z", "new")));
         assert!(!settings.take(&at("2026-01-01T00:00:01Z", "old")));
         assert!(settings.token.as_ref().unwrap().matches(b"new"));
@@ -105,11 +129,22 @@ mod tests {
     fn the_system_is_overridden_by_a_process_and_not_by_init() {
         let mut settings = Settings::new();
         settings.take(&Init {
-            env_vars: Some(BTreeMap::from([("E2B_SANDBOX".into(), "no".into()), ("A".into(), "init".into()), ("HOME".into(), "/x".into())])),
+            env_vars: Some(BTreeMap::from([
+                ("E2B_SANDBOX".into(), "no".into()),
+                ("A".into(), "init".into()),
+                ("HOME".into(), "/x".into()),
+            ])),
             ..Init::default()
         });
         let env = settings.env_of(&user(), BTreeMap::from([("A".into(), "process".into())]));
-        assert_eq!((env["E2B_SANDBOX"].as_str(), env["A"].as_str(), env["HOME"].as_str()), ("true", "process", "/x"));
+        assert_eq!(
+            (
+                env["E2B_SANDBOX"].as_str(),
+                env["A"].as_str(),
+                env["HOME"].as_str()
+            ),
+            ("true", "process", "/x")
+        );
         let env = settings.env_of(&user(), BTreeMap::from([("E2B_SANDBOX".into(), "mine".into())]));
         assert_eq!(env["E2B_SANDBOX"], "mine");
     }

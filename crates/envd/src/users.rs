@@ -27,7 +27,10 @@ impl User {
 
     /// The account with this number.
     pub(crate) fn of_uid(uid: u32) -> Option<User> {
-        read("/etc/passwd").lines().filter_map(parse).find(|user| user.uid == uid)
+        read("/etc/passwd")
+            .lines()
+            .filter_map(parse)
+            .find(|user| user.uid == uid)
     }
 
     /// The account with all its groups.
@@ -44,7 +47,11 @@ impl User {
                 groups.push(gid);
             }
         }
-        Identity { uid: self.uid, gid: self.gid, groups }
+        Identity {
+            uid: self.uid,
+            gid: self.gid,
+            groups,
+        }
     }
 }
 
@@ -66,9 +73,16 @@ pub(crate) fn user_name(uid: u32) -> String {
 
 fn parse(line: &str) -> Option<User> {
     let fields: Vec<&str> = line.split(':').collect();
-    let [name, _, uid, gid, _, home, ..] = fields[..] else { return None };
+    let [name, _, uid, gid, _, home, ..] = fields[..] else {
+        return None;
+    };
     let home = if home.is_empty() { "/" } else { home };
-    Some(User { name: name.to_owned(), uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: home.to_owned() })
+    Some(User {
+        name: name.to_owned(),
+        uid: uid.parse().ok()?,
+        gid: gid.parse().ok()?,
+        home: home.to_owned(),
+    })
 }
 
 fn read(path: &str) -> String {
@@ -86,7 +100,10 @@ mod tests {
     #[test]
     fn accounts_parse_and_broken_lines_do_not() {
         let user = parse("user:x:1000:1000::/home/user:/bin/bash").unwrap();
-        assert_eq!((user.uid, user.gid, user.home.as_str()), (1000, 1000, "/home/user"));
+        assert_eq!(
+            (user.uid, user.gid, user.home.as_str()),
+            (1000, 1000, "/home/user")
+        );
         assert_eq!(parse("root:x:0:0:root::/bin/sh").unwrap().home, "/");
         assert_eq!(parse("broken"), None);
         assert_eq!(parse("a:x:notanumber:0::/:"), None);

@@ -43,7 +43,11 @@ pub(super) struct Started {
 
 /// Our ends of what it reads and writes.
 pub(super) enum Ends {
-    Pipes { stdin: Option<pipe::Sender>, stdout: pipe::Receiver, stderr: pipe::Receiver },
+    Pipes {
+        stdin: Option<pipe::Sender>,
+        stdout: pipe::Receiver,
+        stderr: pipe::Receiver,
+    },
     Terminal(AsyncFd<OwnedFd>),
 }
 
@@ -71,22 +75,37 @@ impl Launch {
         let direct = self.attempt(Command::new(&self.cmd), &self.args);
         match direct {
             // A program that is not there is the command's failure, with the shell's words and exit code, and not ours.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
-                let told = ["-c", "exec \"$0\" \"$@\"", &self.cmd].into_iter().map(str::to_owned);
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                ) =>
+            {
+                let told = ["-c", "exec \"$0\" \"$@\"", &self.cmd]
+                    .into_iter()
+                    .map(str::to_owned);
                 let args: Vec<String> = told.chain(self.args.iter().cloned()).collect();
-                self.attempt(Command::new("/bin/sh"), &args).map_err(|_| LaunchError::Refused(error))
+                self.attempt(Command::new("/bin/sh"), &args)
+                    .map_err(|_| LaunchError::Refused(error))
             }
             outcome => outcome.map_err(LaunchError::Refused),
         }
     }
 
     fn attempt(&self, mut command: Command, args: &[String]) -> io::Result<Started> {
-        command.args(args).env_clear().envs(&self.env).current_dir(&self.cwd);
+        command
+            .args(args)
+            .env_clear()
+            .envs(&self.env)
+            .current_dir(&self.cwd);
         let ends = match self.terminal {
             Some(size) => self.on_terminal(&mut command, size)?,
             None => self.on_pipes(&mut command)?,
         };
-        let manner = Manner { terminal: self.terminal.is_some(), oom_score_adj: OOM_SCORE_ADJ };
+        let manner = Manner {
+            terminal: self.terminal.is_some(),
+            oom_score_adj: OOM_SCORE_ADJ,
+        };
         let pid = spawn(command, &self.user.identity(), manner)?.id();
         Ok(Started { pid, ends })
     }
@@ -107,10 +126,18 @@ impl Launch {
         // Programs may open /dev/stdout anew, which asks for the pipe's owner.
         if rustix::process::geteuid().is_root() {
             for end in [&stdout, &stderr] {
-                let _ = rustix::fs::fchown(end, Some(rustix::process::Uid::from_raw(self.user.uid)), Some(rustix::process::Gid::from_raw(self.user.gid)));
+                let _ = rustix::fs::fchown(
+                    end,
+                    Some(rustix::process::Uid::from_raw(self.user.uid)),
+                    Some(rustix::process::Gid::from_raw(self.user.gid)),
+                );
             }
         }
-        Ok(Ends::Pipes { stdin, stdout: pipe::Receiver::from_owned_fd(stdout)?, stderr: pipe::Receiver::from_owned_fd(stderr)? })
+        Ok(Ends::Pipes {
+            stdin,
+            stdout: pipe::Receiver::from_owned_fd(stdout)?,
+            stderr: pipe::Receiver::from_owned_fd(stderr)?,
+        })
     }
 
     fn on_terminal(&self, command: &mut Command, (cols, rows): (u16, u16)) -> io::Result<Ends> {
@@ -123,14 +150,22 @@ impl Launch {
             let _ = rustix::fs::fchown(&theirs, Some(rustix::process::Uid::from_raw(self.user.uid)), None);
         }
         resize(&ours, cols, rows)?;
-        command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
+        command
+            .stdin(theirs.try_clone()?)
+            .stdout(theirs.try_clone()?)
+            .stderr(theirs);
         rustix::io::ioctl_fionbio(&ours, true)?;
-        Ok(Ends::Terminal(AsyncFd::new(ours)?))
+        Ok(Ends::Terminal(AsyncFd::register(ours)?))
     }
 }
 
 /// Tells a terminal, and the program on it, its size.
 pub(super) fn resize(terminal: &OwnedFd, cols: u16, rows: u16) -> io::Result<()> {
-    let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_row: rows,
+        ws_col: cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }

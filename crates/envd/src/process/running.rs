@@ -69,7 +69,11 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn new(launch: Launch, started: Started) -> Self {
         let (stdin, outputs, terminal) = match started.ends {
-            Ends::Pipes { stdin, stdout, stderr } => (stdin, Some((stdout, stderr)), None),
+            Ends::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => (stdin, Some((stdout, stderr)), None),
             Ends::Terminal(terminal) => (None, None, Some(terminal)),
         };
         Self {
@@ -97,7 +101,10 @@ impl Running {
     pub(super) fn subscribe(&self) -> mpsc::Receiver<Event> {
         let (tell, hear) = mpsc::channel(PIECES_MAX);
         // Under the lock, so that the end is told once: by us, or by the driver that finds us in the list.
-        let mut listeners = self.listeners.lock().expect("nothing panics while it holds the listeners");
+        let mut listeners = self
+            .listeners
+            .lock()
+            .expect("nothing panics while it holds the listeners");
         match self.end() {
             Some(end) => {
                 let _ = tell.try_send(Event::End(end));
@@ -109,7 +116,11 @@ impl Running {
 
     /// Carries its output to its end. All data is told before the end.
     pub(super) async fn drive(&self, ended: oneshot::Receiver<WaitStatus>) {
-        let outputs = self.outputs.lock().expect("nothing panics while it holds the outputs").take();
+        let outputs = self
+            .outputs
+            .lock()
+            .expect("nothing panics while it holds the outputs")
+            .take();
         let (over, is_over) = watch::channel(false);
         let waits = async {
             let status = ended.await;
@@ -127,7 +138,10 @@ impl Running {
         let reads = async {
             match (outputs, &self.terminal) {
                 (Some((stdout, stderr)), _) => {
-                    tokio::join!(self.pump(stdout, Output::Stdout, is_over.clone()), self.pump(stderr, Output::Stderr, is_over));
+                    tokio::join!(
+                        self.pump(stdout, Output::Stdout, is_over.clone()),
+                        self.pump(stderr, Output::Stderr, is_over)
+                    );
                 }
                 (None, Some(terminal)) => self.pump_terminal(terminal, is_over).await,
                 (None, None) => {}
@@ -136,7 +150,10 @@ impl Running {
         let (status, ()) = tokio::join!(waits, reads);
         let end = status.map_or_else(|_| unknown_end(), end_of);
         let listeners = {
-            let mut listeners = self.listeners.lock().expect("nothing panics while it holds the listeners");
+            let mut listeners = self
+                .listeners
+                .lock()
+                .expect("nothing panics while it holds the listeners");
             self.end.send_replace(Some(end.clone()));
             std::mem::take(&mut *listeners)
         };
@@ -146,7 +163,12 @@ impl Running {
         *self.stdin.lock().await = None;
     }
 
-    async fn pump(&self, mut from: pipe::Receiver, what: fn(Bytes) -> Output, mut is_over: watch::Receiver<bool>) {
+    async fn pump(
+        &self,
+        mut from: pipe::Receiver,
+        what: fn(Bytes) -> Output,
+        mut is_over: watch::Receiver<bool>,
+    ) {
         let mut last_words = 0;
         loop {
             let mut piece = Vec::with_capacity(CHUNK_BYTES_MAX);
@@ -187,7 +209,10 @@ impl Running {
             let Ok(mut ready) = ready else { return };
             match ready.try_io(|fd| Ok(rustix::io::read(fd, &mut buffer)?)) {
                 Ok(Ok(0)) => return,
-                Ok(Ok(read)) => self.tell(Output::Terminal(Bytes::copy_from_slice(&buffer[..read]))).await,
+                Ok(Ok(read)) => {
+                    self.tell(Output::Terminal(Bytes::copy_from_slice(&buffer[..read])))
+                        .await
+                }
                 // EIO: nobody has the terminal open any more.
                 Ok(Err(_)) => return,
                 Err(_would_block) => {}
@@ -197,22 +222,33 @@ impl Running {
 
     /// Tells every listener, waiting for the slow and forgetting the gone.
     async fn tell(&self, output: Output) {
-        let listeners = self.listeners.lock().expect("nothing panics while it holds the listeners").clone();
+        let listeners = self
+            .listeners
+            .lock()
+            .expect("nothing panics while it holds the listeners")
+            .clone();
         let mut gone = false;
         for listener in &listeners {
             gone |= listener.send(Event::Data(output.clone())).await.is_err();
         }
         if gone {
-            self.listeners.lock().expect("nothing panics while it holds the listeners").retain(|listener| !listener.is_closed());
+            self.listeners
+                .lock()
+                .expect("nothing panics while it holds the listeners")
+                .retain(|listener| !listener.is_closed());
         }
     }
 
     pub(super) async fn write_stdin(&self, data: &[u8]) -> Result<(), InputError> {
         if self.terminal.is_some() {
-            return Err(InputError::NotEnabled("tty assigned to process, use the pty input"));
+            return Err(InputError::NotEnabled(
+                "tty assigned to process, use the pty input",
+            ));
         }
         let mut stdin = self.stdin.lock().await;
-        let Some(pipe) = stdin.as_mut() else { return Err(InputError::NotEnabled("stdin not enabled or closed")) };
+        let Some(pipe) = stdin.as_mut() else {
+            return Err(InputError::NotEnabled("stdin not enabled or closed"));
+        };
         let ended = self.wait_for_end();
         tokio::select! {
             written = pipe.write_all(data) => written.map_err(InputError::Broken),
@@ -221,7 +257,9 @@ impl Running {
     }
 
     pub(super) async fn write_terminal(&self, data: &[u8]) -> Result<(), InputError> {
-        let Some(terminal) = &self.terminal else { return Err(InputError::NotEnabled("tty not assigned to process")) };
+        let Some(terminal) = &self.terminal else {
+            return Err(InputError::NotEnabled("tty not assigned to process"));
+        };
         let mut rest = data;
         while !rest.is_empty() {
             let mut ready = tokio::select! {
@@ -247,7 +285,9 @@ impl Running {
 
     /// Resizes its terminal; `None`: it has none.
     pub(super) fn resize(&self, cols: u16, rows: u16) -> Option<io::Result<()>> {
-        self.terminal.as_ref().map(|terminal| launch::resize(terminal.get_ref(), cols, rows))
+        self.terminal
+            .as_ref()
+            .map(|terminal| launch::resize(terminal.get_ref(), cols, rows))
     }
 
     /// Signals it alone, not its group.
@@ -265,7 +305,12 @@ impl Running {
 fn end_of(status: WaitStatus) -> End {
     if let Some(code) = status.exit_status() {
         let status = format!("exit status {code}");
-        return End { exit_code: code, exited: true, error: (code != 0).then(|| status.clone()), status };
+        return End {
+            exit_code: code,
+            exited: true,
+            error: (code != 0).then(|| status.clone()),
+            status,
+        };
     }
     let signal = status.terminating_signal().unwrap_or(0);
     let name = match signal {
@@ -283,10 +328,24 @@ fn end_of(status: WaitStatus) -> End {
         15 => "terminated",
         _ => "",
     };
-    let status = if name.is_empty() { format!("signal: signal {signal}") } else { format!("signal: {name}") };
-    End { exit_code: -1, exited: false, error: Some(status.clone()), status }
+    let status = if name.is_empty() {
+        format!("signal: signal {signal}")
+    } else {
+        format!("signal: {name}")
+    };
+    End {
+        exit_code: -1,
+        exited: false,
+        error: Some(status.clone()),
+        status,
+    }
 }
 
 fn unknown_end() -> End {
-    End { exit_code: -1, exited: false, status: "unknown".to_owned(), error: Some("the end of the process was not seen".to_owned()) }
+    End {
+        exit_code: -1,
+        exited: false,
+        status: "unknown".to_owned(),
+        error: Some("the end of the process was not seen".to_owned()),
+    }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use connectrpc::{ConnectError, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream};
+use connectrpc::{
+    ConnectError, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
+};
 use futures_util::{Stream, StreamExt as _};
 use rustix::process::Signal;
 use tokio::sync::mpsc;
@@ -13,58 +15,97 @@ use tokio::time::{Instant, Sleep};
 use wire::envd::process as proto;
 use wire::envd::process::process_event as event;
 
-use crate::access::user_of;
+use crate::access::{keepalive, user_of};
 use crate::paths::expand;
 use crate::process::launch::{Launch, LaunchError};
 use crate::process::running::{End, Event, InputError, Output, Running};
 use crate::process::table::{Processes, Selector};
 
-/// How long a quiet stream is left quiet, where the client does not say (contract 2.5).
-const KEEPALIVE: Duration = Duration::from_secs(90);
 /// A terminal without a size is one of the oldest.
 const TERMINAL_SIZE: (u16, u16) = (80, 24);
 
+#[expect(
+    refining_impl_trait,
+    reason = "callers are generated, and do not see more than the trait"
+)]
 impl proto::Process for Processes {
-    async fn list<'a>(&'a self, _: RequestContext, _: ServiceRequest<'_, proto::ListRequest>) -> ServiceResult<proto::ListResponse> {
+    async fn list<'a>(
+        &'a self,
+        _: RequestContext,
+        _: ServiceRequest<'_, proto::ListRequest>,
+    ) -> ServiceResult<proto::ListResponse> {
         let processes = self.live().iter().map(|process| info(process)).collect();
-        Response::ok(proto::ListResponse { processes, ..Default::default() })
+        Response::ok(proto::ListResponse {
+            processes,
+            ..Default::default()
+        })
     }
 
-    async fn start(&self, ctx: RequestContext, request: ServiceRequest<'_, proto::StartRequest>) -> ServiceResult<ServiceStream<proto::StartResponse>> {
+    async fn start(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, proto::StartRequest>,
+    ) -> ServiceResult<ServiceStream<proto::StartResponse>> {
         let launch = self.launch(&ctx, request.to_owned_message())?;
         let running = self.shared()?.start(launch).map_err(refused)?;
         if let Some(within) = ctx.time_remaining() {
             kill_after(&running, within);
         }
-        let events = Events::new(running, keepalive(&ctx)).map(|event| Ok(proto::StartResponse { event: Some(event).into(), ..Default::default() }));
+        let events = Events::new(running, keepalive(ctx.headers())).map(|event| {
+            Ok(proto::StartResponse {
+                event: Some(event).into(),
+                ..Default::default()
+            })
+        });
         Ok(Response::stream(events))
     }
 
-    async fn connect(&self, ctx: RequestContext, request: ServiceRequest<'_, proto::ConnectRequest>) -> ServiceResult<ServiceStream<proto::ConnectResponse>> {
+    async fn connect(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, proto::ConnectRequest>,
+    ) -> ServiceResult<ServiceStream<proto::ConnectResponse>> {
         let running = self.selected(request.to_owned_message().process.into_option())?;
-        let events = Events::new(running, keepalive(&ctx)).map(|event| Ok(proto::ConnectResponse { event: Some(event).into(), ..Default::default() }));
+        let events = Events::new(running, keepalive(ctx.headers())).map(|event| {
+            Ok(proto::ConnectResponse {
+                event: Some(event).into(),
+                ..Default::default()
+            })
+        });
         Ok(Response::stream(events))
     }
 
-    async fn update<'a>(&'a self, _: RequestContext, request: ServiceRequest<'_, proto::UpdateRequest>) -> ServiceResult<proto::UpdateResponse> {
+    async fn update<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, proto::UpdateRequest>,
+    ) -> ServiceResult<proto::UpdateResponse> {
         let request = request.to_owned_message();
         let running = self.selected(request.process.into_option())?;
         if let Some(pty) = request.pty.into_option() {
             let (cols, rows) = size(&pty);
-            let resized = running.resize(cols, rows).ok_or_else(|| ConnectError::internal("error resizing tty: tty not assigned to process"))?;
+            let resized = running
+                .resize(cols, rows)
+                .ok_or_else(|| ConnectError::internal("error resizing tty: tty not assigned to process"))?;
             resized.map_err(|error| ConnectError::internal(format!("error resizing tty: {error}")))?;
         }
         Response::ok(proto::UpdateResponse::default())
     }
 
-    async fn stream_input<'a>(&'a self, _: RequestContext, mut requests: InboundStream<proto::StreamInputRequest>) -> ServiceResult<proto::StreamInputResponse> {
+    async fn stream_input<'a>(
+        &'a self,
+        _: RequestContext,
+        mut requests: InboundStream<proto::StreamInputRequest>,
+    ) -> ServiceResult<proto::StreamInputResponse> {
         use proto::stream_input_request::Event as E;
         let mut running: Option<Arc<Running>> = None;
         while let Some(request) = requests.next().await {
             match request?.to_owned_message().event {
                 Some(E::Start(start)) => running = Some(self.selected(start.process.into_option())?),
                 Some(E::Data(data)) => {
-                    let running = running.as_ref().ok_or_else(|| ConnectError::invalid_argument("the first message must name the process"))?;
+                    let running = running.as_ref().ok_or_else(|| {
+                        ConnectError::invalid_argument("the first message must name the process")
+                    })?;
                     write(running, data.input.into_option()).await?;
                 }
                 Some(E::Keepalive(_)) => {}
@@ -74,30 +115,51 @@ impl proto::Process for Processes {
         Response::ok(proto::StreamInputResponse::default())
     }
 
-    async fn send_input<'a>(&'a self, _: RequestContext, request: ServiceRequest<'_, proto::SendInputRequest>) -> ServiceResult<proto::SendInputResponse> {
+    async fn send_input<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, proto::SendInputRequest>,
+    ) -> ServiceResult<proto::SendInputResponse> {
         let request = request.to_owned_message();
         let running = self.selected(request.process.into_option())?;
         write(&running, request.input.into_option()).await?;
         Response::ok(proto::SendInputResponse::default())
     }
 
-    async fn send_signal<'a>(&'a self, _: RequestContext, request: ServiceRequest<'_, proto::SendSignalRequest>) -> ServiceResult<proto::SendSignalResponse> {
+    async fn send_signal<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, proto::SendSignalRequest>,
+    ) -> ServiceResult<proto::SendSignalResponse> {
         let request = request.to_owned_message();
         let selector = selector(request.process.into_option())?;
-        let running = self.find(&selector).filter(|process| process.end().is_none()).ok_or_else(|| missing(&selector))?;
+        let running = self
+            .find(&selector)
+            .filter(|process| process.end().is_none())
+            .ok_or_else(|| missing(&selector))?;
         let signal = match request.signal.as_known() {
             Some(proto::Signal::SIGNAL_SIGKILL) => Signal::KILL,
             Some(proto::Signal::SIGNAL_SIGTERM) => Signal::TERM,
-            _ => return Err(ConnectError::unimplemented("only SIGKILL and SIGTERM can be sent")),
+            _ => {
+                return Err(ConnectError::unimplemented(
+                    "only SIGKILL and SIGTERM can be sent",
+                ));
+            }
         };
         running.signal(signal);
         Response::ok(proto::SendSignalResponse::default())
     }
 
-    async fn close_stdin<'a>(&'a self, _: RequestContext, request: ServiceRequest<'_, proto::CloseStdinRequest>) -> ServiceResult<proto::CloseStdinResponse> {
+    async fn close_stdin<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, proto::CloseStdinRequest>,
+    ) -> ServiceResult<proto::CloseStdinResponse> {
         let running = self.selected(request.to_owned_message().process.into_option())?;
         if !running.close_stdin().await {
-            return Err(ConnectError::unknown("cannot close stdin for PTY process — send Ctrl+D (0x04) instead"));
+            return Err(ConnectError::unknown(
+                "cannot close stdin for PTY process — send Ctrl+D (0x04) instead",
+            ));
         }
         Response::ok(proto::CloseStdinResponse::default())
     }
@@ -105,17 +167,31 @@ impl proto::Process for Processes {
 
 impl Processes {
     fn launch(&self, ctx: &RequestContext, request: proto::StartRequest) -> Result<Launch, ConnectError> {
-        let config = request.process.into_option().ok_or_else(|| ConnectError::invalid_argument("process is missing"))?;
+        let config = request
+            .process
+            .into_option()
+            .ok_or_else(|| ConnectError::invalid_argument("process is missing"))?;
         if config.cmd.is_empty() {
             return Err(ConnectError::invalid_argument("process.cmd is empty"));
         }
-        let settings = self.settings.lock().expect("nothing panics while it holds the settings");
+        let settings = self
+            .settings
+            .lock()
+            .expect("nothing panics while it holds the settings");
         let user = user_of(&settings, ctx.headers()).map_err(ConnectError::unauthenticated)?;
-        let cwd = expand(config.cwd.as_deref().unwrap_or_default(), &user, settings.default_workdir.as_deref());
+        let cwd = expand(
+            config.cwd.as_deref().unwrap_or_default(),
+            &user,
+            settings.default_workdir.as_deref(),
+        );
         let envs: BTreeMap<String, String> = config.envs.into_iter().collect();
-        let broken = envs.iter().any(|(key, value)| key.is_empty() || key.contains(['=', '\0']) || value.contains('\0'));
+        let broken = envs
+            .iter()
+            .any(|(key, value)| key.is_empty() || key.contains(['=', '\0']) || value.contains('\0'));
         if broken || config.cmd.contains('\0') || config.args.iter().any(|arg| arg.contains('\0')) {
-            return Err(ConnectError::invalid_argument("process.envs, cmd or args hold what the kernel does not take"));
+            return Err(ConnectError::invalid_argument(
+                "process.envs, cmd or args hold what the kernel does not take",
+            ));
         }
         Ok(Launch {
             env: settings.env_of(&user, envs.clone()),
@@ -133,7 +209,9 @@ impl Processes {
 
     /// The table as something that tasks can hold.
     fn shared(&self) -> Result<Arc<Processes>, ConnectError> {
-        self.this.upgrade().ok_or_else(|| ConnectError::unavailable("envd is ending"))
+        self.this
+            .upgrade()
+            .ok_or_else(|| ConnectError::unavailable("envd is ending"))
     }
 
     fn selected(&self, selector_: Option<proto::ProcessSelector>) -> Result<Arc<Running>, ConnectError> {
@@ -173,9 +251,18 @@ async fn write(running: &Running, input: Option<proto::ProcessInput>) -> Result<
 }
 
 fn size(pty: &proto::PTY) -> (u16, u16) {
-    let clamp = |n: u32, default: u16| if n == 0 { default } else { u16::try_from(n).unwrap_or(u16::MAX) };
+    let clamp = |n: u32, default: u16| {
+        if n == 0 {
+            default
+        } else {
+            u16::try_from(n).unwrap_or(u16::MAX)
+        }
+    };
     let size = pty.size.as_option();
-    (clamp(size.map_or(0, |s| s.cols), TERMINAL_SIZE.0), clamp(size.map_or(0, |s| s.rows), TERMINAL_SIZE.1))
+    (
+        clamp(size.map_or(0, |s| s.cols), TERMINAL_SIZE.0),
+        clamp(size.map_or(0, |s| s.rows), TERMINAL_SIZE.1),
+    )
 }
 
 fn info(process: &Running) -> proto::ProcessInfo {
@@ -187,12 +274,12 @@ fn info(process: &Running) -> proto::ProcessInfo {
         cwd: launch.asked_cwd.clone(),
         ..Default::default()
     };
-    proto::ProcessInfo { config: Some(config).into(), pid: process.pid, tag: launch.tag.clone(), ..Default::default() }
-}
-
-fn keepalive(ctx: &RequestContext) -> Duration {
-    let asked = ctx.header("keepalive-ping-interval").and_then(|value| value.to_str().ok()?.parse().ok());
-    asked.filter(|seconds| *seconds > 0).map_or(KEEPALIVE, Duration::from_secs)
+    proto::ProcessInfo {
+        config: Some(config).into(),
+        pid: process.pid,
+        tag: launch.tag.clone(),
+        ..Default::default()
+    }
 }
 
 /// The deadline of the call that started it is the program's too (contract 5.3).
@@ -218,7 +305,13 @@ struct Events {
 impl Events {
     fn new(running: Arc<Running>, every: Duration) -> Self {
         let hear = running.subscribe();
-        Self { start: Some(running.pid), hear, every, quiet: Box::pin(tokio::time::sleep(every)), over: false }
+        Self {
+            start: Some(running.pid),
+            hear,
+            every,
+            quiet: Box::pin(tokio::time::sleep(every)),
+            over: false,
+        }
     }
 }
 
@@ -230,7 +323,10 @@ impl Stream for Events {
             return Poll::Ready(None);
         }
         if let Some(pid) = self.start.take() {
-            return Poll::Ready(Some(wrap(event::StartEvent { pid, ..Default::default() })));
+            return Poll::Ready(Some(wrap(event::StartEvent {
+                pid,
+                ..Default::default()
+            })));
         }
         let next = Instant::now() + self.every;
         match self.hear.poll_recv(cx) {
@@ -255,7 +351,10 @@ impl Stream for Events {
 }
 
 fn wrap(event: impl Into<event::Event>) -> proto::ProcessEvent {
-    proto::ProcessEvent { event: Some(event.into()), ..Default::default() }
+    proto::ProcessEvent {
+        event: Some(event.into()),
+        ..Default::default()
+    }
 }
 
 fn data(output: Output) -> event::DataEvent {
@@ -265,9 +364,18 @@ fn data(output: Output) -> event::DataEvent {
         Output::Stderr(bytes) => O::Stderr(bytes.into()),
         Output::Terminal(bytes) => O::Pty(bytes.into()),
     };
-    event::DataEvent { output: Some(output), ..Default::default() }
+    event::DataEvent {
+        output: Some(output),
+        ..Default::default()
+    }
 }
 
 fn ended(end: End) -> event::EndEvent {
-    event::EndEvent { exit_code: end.exit_code, exited: end.exited, status: end.status, error: end.error, ..Default::default() }
+    event::EndEvent {
+        exit_code: end.exit_code,
+        exited: end.exited,
+        status: end.status,
+        error: end.error,
+        ..Default::default()
+    }
 }

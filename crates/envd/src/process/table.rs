@@ -46,7 +46,13 @@ impl std::fmt::Display for Selector {
 
 impl Processes {
     pub(crate) fn new(settings: Arc<Mutex<Settings>>, logs: Arc<Logs>, reaper: Arc<Reaper>) -> Arc<Self> {
-        Arc::new_cyclic(|this| Self { settings, logs, reaper, table: Mutex::default(), this: this.clone() })
+        Arc::new_cyclic(|this| Self {
+            settings,
+            logs,
+            reaper,
+            table: Mutex::default(),
+            this: this.clone(),
+        })
     }
 
     /// Starts a program and remembers it until a while after its end.
@@ -70,7 +76,10 @@ impl Processes {
             tokio::time::sleep(REMEMBERED_FOR).await;
             let mut table = processes.table();
             // The number may have been given to another program meanwhile.
-            if table.get(&driven.pid).is_some_and(|found| Arc::ptr_eq(found, &driven)) {
+            if table
+                .get(&driven.pid)
+                .is_some_and(|found| Arc::ptr_eq(found, &driven))
+            {
                 table.remove(&driven.pid);
             }
         });
@@ -83,16 +92,27 @@ impl Processes {
         match selector {
             Selector::Pid(pid) => table.get(pid).cloned(),
             Selector::Tag(tag) => {
-                let mut tagged = table.values().filter(|process| process.launch.tag.as_ref() == Some(tag));
+                let mut tagged = table
+                    .values()
+                    .filter(|process| process.launch.tag.as_ref() == Some(tag));
                 // A live one before one that is only remembered.
-                tagged.clone().find(|process| process.end().is_none()).or_else(|| tagged.next()).cloned()
+                tagged
+                    .clone()
+                    .find(|process| process.end().is_none())
+                    .or_else(|| tagged.next())
+                    .cloned()
             }
         }
     }
 
     /// The programs that live.
     pub(super) fn live(&self) -> Vec<Arc<Running>> {
-        let mut live: Vec<_> = self.table().values().filter(|process| process.end().is_none()).cloned().collect();
+        let mut live: Vec<_> = self
+            .table()
+            .values()
+            .filter(|process| process.end().is_none())
+            .cloned()
+            .collect();
         live.sort_by_key(|process| process.pid);
         live
     }
@@ -114,15 +134,34 @@ impl Processes {
     /// Runs what the template wants to run from the boot on; a line of its output is a line of the log.
     pub(crate) fn start_template_command(self: &Arc<Self>, start: StartCommand) {
         let env = {
-            let settings = self.settings.lock().expect("nothing panics while it holds the settings");
+            let settings = self
+                .settings
+                .lock()
+                .expect("nothing panics while it holds the settings");
             User::find(&start.user).map(|user| (settings.env_of(&user, BTreeMap::new()), user))
         };
         let Some((env, user)) = env else {
-            return self.logs.say("error", "start", &format!("the start command's user '{}' does not exist", start.user), BTreeMap::new());
+            return self.logs.say(
+                "error",
+                "start",
+                &format!("the start command's user '{}' does not exist", start.user),
+                BTreeMap::new(),
+            );
         };
         let cwd = start.cwd.unwrap_or_else(|| user.home.clone());
         let args = vec!["-l".to_owned(), "-c".to_owned(), start.command];
-        let launch = Launch { cmd: "/bin/bash".into(), args, envs: BTreeMap::new(), env, cwd, asked_cwd: None, user, tag: Some("start".into()), stdin: false, terminal: None };
+        let launch = Launch {
+            cmd: "/bin/bash".into(),
+            args,
+            envs: BTreeMap::new(),
+            env,
+            cwd,
+            asked_cwd: None,
+            user,
+            tag: Some("start".into()),
+            stdin: false,
+            terminal: None,
+        };
         match self.start(launch) {
             Ok(running) => {
                 let (processes, mut events) = (Arc::clone(self), running.subscribe());
@@ -138,22 +177,42 @@ impl Processes {
                     }
                 });
             }
-            Err(error) => self.logs.say("error", "start", &format!("the start command did not start: {error}"), BTreeMap::new()),
+            Err(error) => self.logs.say(
+                "error",
+                "start",
+                &format!("the start command did not start: {error}"),
+                BTreeMap::new(),
+            ),
         }
     }
 
     fn log_start(&self, process: &Running) {
-        let command = std::iter::once(&process.launch.cmd).chain(&process.launch.args).map(String::as_str).collect::<Vec<_>>().join(" ");
-        let fields = BTreeMap::from([("pid".to_owned(), process.pid.to_string()), ("user".to_owned(), process.launch.user.name.clone())]);
-        self.logs.say("info", "process", &format!("started: {command}"), fields);
+        let command = std::iter::once(&process.launch.cmd)
+            .chain(&process.launch.args)
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(" ");
+        let fields = BTreeMap::from([
+            ("pid".to_owned(), process.pid.to_string()),
+            ("user".to_owned(), process.launch.user.name.clone()),
+        ]);
+        self.logs
+            .say("info", "process", &format!("started: {command}"), fields);
     }
 
     fn log_end(&self, process: &Running) {
         let status = process.end().map(|end| end.status).unwrap_or_default();
-        self.logs.say("info", "process", &format!("ended: {status}"), BTreeMap::from([("pid".to_owned(), process.pid.to_string())]));
+        self.logs.say(
+            "info",
+            "process",
+            &format!("ended: {status}"),
+            BTreeMap::from([("pid".to_owned(), process.pid.to_string())]),
+        );
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Arc<Running>>> {
-        self.table.lock().expect("nothing panics while it holds the table")
+        self.table
+            .lock()
+            .expect("nothing panics while it holds the table")
     }
 }

@@ -1,0 +1,173 @@
+//! One file being written: opened once, filled in large pieces, while the next piece is still on its way.
+use std::fs::File;
+use std::io::{self, IoSlice, Write as _};
+
+use bytes::{Buf as _, Bytes};
+use rustix::fs::{FileType, Mode, OFlags};
+use tokio::task::JoinHandle;
+
+use super::metadata::Metadata;
+use super::{PIECE_BYTES, Written, blocking, failed, regular};
+use crate::access::Refusal;
+use crate::paths::{make_parents, own};
+use crate::users::User;
+
+/// A file on its way to the disk.
+pub(super) struct Writing {
+    path: String,
+    /// Here, or with the job.
+    file: Option<File>,
+    job: Option<JoinHandle<(File, io::Result<()>)>>,
+    batch: Vec<Bytes>,
+    batch_bytes: usize,
+}
+
+impl Writing {
+    /// Opens the file, empty, with the directories that it needs.
+    pub(super) async fn open(path: String, user: User) -> Result<Self, Refusal> {
+        let (path, file) = blocking(move || open(&path, &user).map(|file| (path, file))).await?;
+        Ok(Self {
+            path,
+            file: Some(file),
+            job: None,
+            batch: Vec::new(),
+            batch_bytes: 0,
+        })
+    }
+
+    /// Takes a piece. Waits only where the disk is slower than whoever sends.
+    pub(super) async fn write(&mut self, piece: Bytes) -> Result<(), Refusal> {
+        self.batch_bytes += piece.len();
+        self.batch.push(piece);
+        if self.batch_bytes < PIECE_BYTES {
+            return Ok(());
+        }
+        let mut file = self.settled().await?;
+        let batch = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
+        self.job = Some(tokio::task::spawn_blocking(move || {
+            let written = write_all(&mut file, batch);
+            (file, written)
+        }));
+        Ok(())
+    }
+
+    /// Writes what is left, and tells what there is now.
+    pub(super) async fn finish(mut self, metadata: Metadata) -> Result<Written, Refusal> {
+        let mut file = self.settled().await?;
+        let Self { path, batch, .. } = self;
+        blocking(move || {
+            write_all(&mut file, batch).map_err(|error| failed("writing", &path, &error))?;
+            metadata
+                .keep(&file)
+                .map_err(|error| failed("keeping the metadata of", &path, &error))?;
+            Ok(Written::new(path, metadata))
+        })
+        .await
+    }
+
+    /// The file, when nothing is being written to it.
+    async fn settled(&mut self) -> Result<File, Refusal> {
+        let Some(job) = self.job.take() else {
+            return self
+                .file
+                .take()
+                .ok_or_else(|| Refusal::bad(format!("path '{}' could not be written", self.path)));
+        };
+        let (file, written) = job
+            .await
+            .map_err(|error| failed("writing", &self.path, &io::Error::other(error)))?;
+        written.map_err(|error| failed("writing", &self.path, &error))?;
+        Ok(file)
+    }
+}
+
+/// Opens a file to be written anew, if it is one, or may become one.
+pub(super) fn open(path: &str, user: &User) -> Result<File, Refusal> {
+    let told = |error: rustix::io::Errno| failed("opening", path, &error.into());
+    match rustix::fs::stat(path) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => {
+            return Err(Refusal::bad(format!("path is a directory: {path}")));
+        }
+        Ok(found) => regular(path, FileType::from_raw_mode(found.st_mode))?,
+        Err(rustix::io::Errno::NOENT) if path.ends_with('/') => {
+            return Err(Refusal::bad(format!("path is a directory: {path}")));
+        }
+        Err(rustix::io::Errno::NOENT) => {
+            make_parents(path, user).map_err(|error| failed("making the directories of", path, &error))?;
+        }
+        Err(error) => return Err(told(error)),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o666)).map_err(told)?;
+    // Another file may have taken its place between the look and the opening.
+    let found = rustix::fs::fstat(&file).map_err(told)?;
+    regular(path, FileType::from_raw_mode(found.st_mode))?;
+    own(&file, user).map_err(|error| failed("changing the owner of", path, &error))?;
+    rustix::fs::ftruncate(&file, 0).map_err(told)?;
+    Ok(file.into())
+}
+
+fn write_all(file: &mut File, batch: Vec<Bytes>) -> io::Result<()> {
+    let mut left: &mut [Bytes] = &mut { batch };
+    while let Some(first) = left.first() {
+        if first.is_empty() {
+            left = &mut left[1..];
+            continue;
+        }
+        // As many as writev(2) takes at once, and more than a batch ever has.
+        let slices: Vec<IoSlice<'_>> = left.iter().take(1024).map(|piece| IoSlice::new(piece)).collect();
+        let mut written = match file.write_vectored(&slices) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        while written > 0 {
+            let taken = written.min(left[0].len());
+            left[0].advance(taken);
+            written -= taken;
+            if left[0].is_empty() {
+                left = &mut left[1..];
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_written_in_order_whatever_their_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let batch: Vec<Bytes> = (0..3000_u32)
+            .map(|n| Bytes::from(format!("{n},")))
+            .chain([Bytes::new()])
+            .collect();
+        let expected: Vec<u8> = batch.concat();
+        write_all(&mut File::create(&path).unwrap(), batch).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_before_it_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = User::of_uid(0).unwrap();
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        assert!(
+            open(pipe.to_str().unwrap(), &root)
+                .unwrap_err()
+                .message()
+                .contains("not a regular file")
+        );
+        let message = open(dir.path().to_str().unwrap(), &root)
+            .unwrap_err()
+            .message()
+            .to_owned();
+        assert_eq!(message, format!("path is a directory: {}", dir.path().display()));
+    }
+}
