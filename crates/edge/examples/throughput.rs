@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+const BULK_BYTES: usize = 100 << 20;
 const ANSWER: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!";
 
@@ -45,6 +46,13 @@ fn main() {
     let span = Duration::from_secs(seconds.unwrap_or(5));
     let service = apart(serve());
     let (edge, host) = apart_with(2, open_edge(service));
+    for upload in [false, true] {
+        let (direct, through) = (bulk(service, &host, upload), bulk(edge, &host, upload));
+        let what = if upload { "up" } else { "down" };
+        say(&format!(
+            "100 MiB {what}: direct {direct:?}, through the edge {through:?}"
+        ));
+    }
     for connections in [1, 64] {
         let direct = load(service, &host, connections, span);
         let through = load(edge, &host, connections, span);
@@ -89,6 +97,10 @@ async fn serve() -> SocketAddr {
                 let mut held = 0;
                 while let Ok(read @ 1..) = stream.read(&mut buffer[held..]).await {
                     held += read;
+                    if buffer.starts_with(b"GET /bulk ") || buffer.starts_with(b"POST /bulk ") {
+                        move_bulk(&mut stream, &buffer[..held]).await;
+                        return;
+                    }
                     if buffer[..held].ends_with(b"\r\n\r\n") {
                         held = 0;
                         if stream.write_all(ANSWER).await.is_err() {
@@ -100,6 +112,61 @@ async fn serve() -> SocketAddr {
         }
     });
     address
+}
+
+/// Takes or gives a large body, as the head asks.
+async fn move_bulk(stream: &mut TcpStream, held: &[u8]) {
+    let mut chunk = vec![7; 1 << 18];
+    if held.starts_with(b"GET") {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {BULK_BYTES}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.expect("a reader");
+        for _ in 0..BULK_BYTES / chunk.len() {
+            stream.write_all(&chunk).await.expect("a reader");
+        }
+        return;
+    }
+    let head = held
+        .windows(4)
+        .position(|end| end == b"\r\n\r\n")
+        .expect("a whole head")
+        + 4;
+    let mut left = BULK_BYTES - (held.len() - head);
+    while left > 0 {
+        left -= stream.read(&mut chunk).await.expect("a writer");
+    }
+    stream.write_all(ANSWER).await.expect("a reader");
+}
+
+/// How long a large body takes.
+fn bulk(to: SocketAddr, host: &str, upload: bool) -> Duration {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect(to).await.expect("a connection");
+        let mut chunk = vec![7; 1 << 18];
+        let mut left = BULK_BYTES;
+        if upload {
+            let head = format!("POST /bulk HTTP/1.1\r\nHost: {host}\r\nContent-Length: {BULK_BYTES}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.expect("a reader");
+            while left > 0 {
+                let most = left.min(chunk.len());
+                left -= stream.write(&chunk[..most]).await.expect("a reader");
+            }
+            assert!(stream.read(&mut chunk).await.expect("an answer") > 0);
+        } else {
+            let head = format!("GET /bulk HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.expect("a reader");
+            while left > 0 {
+                let read = stream.read(&mut chunk).await.expect("an answer");
+                assert!(read > 0, "the answer broke off");
+                left = left.saturating_sub(read);
+            }
+        }
+        begun.elapsed()
+    })
 }
 
 async fn open_edge(service: SocketAddr) -> (SocketAddr, String) {

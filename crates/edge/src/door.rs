@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use ports::Route;
 use ports::guest::ENVD_PORT;
 use tokio_util::task::TaskTracker;
@@ -20,7 +19,7 @@ use crate::exchange::{Call, Lost, Upstream};
 use crate::line::Upload;
 use crate::lines::Lines;
 use crate::refusal::{Asker, Refusal};
-use crate::tunnel::{self, Ends};
+use crate::tunnel::{self, Ends, Upgrade};
 use crate::{forward, path};
 
 /// Bytes of a refused request that are read before the answer, so that a client which is still sending gets to read
@@ -41,12 +40,6 @@ pub(crate) struct Door {
     pub(crate) tasks: TaskTracker,
     /// Ends them.
     pub(crate) closing: Arc<Cuts>,
-}
-
-/// A request that wants to go on with another protocol.
-struct Upgrade {
-    protocol: HeaderValue,
-    client: OnUpgrade,
 }
 
 impl Door {
@@ -158,15 +151,14 @@ impl Door {
         upgrade: &mut Option<Upgrade>,
     ) -> Result<Response<Body>, Lost> {
         let meters = &*self.edge.meters;
-        let Some(upgrade) = upgrade.take() else {
+        if upgrade.is_none() {
             return upstream.exchange(lines, call, meters).await;
-        };
+        }
         let ends = Ends {
-            client: upgrade.client,
             tasks: &self.tasks,
             closing: &self.closing,
         };
-        Box::pin(tunnel::open(upstream, lines, call, meters, ends)).await
+        Box::pin(tunnel::open(upstream, lines, call, upgrade, meters, ends)).await
     }
 
     async fn ask_api(

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method, Request, Response, Uri, request};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, request};
 use hyper::body::{Body as _, Incoming};
 use ports::guest::ENVD_PORT;
 use ports::{DialError, Guest, Route, Stream};
@@ -118,16 +118,15 @@ impl Upstream<'_> {
         call: &mut Call,
         meters: &Meters,
     ) -> Result<Response<Body>, Lost> {
-        let request = call.request.take().expect("a call is exchanged with its request");
+        let mut request = call.request.take().expect("a call is exchanged with its request");
         let replayable = call.sent.is_none() && request.method().is_idempotent();
         let reuses = self.reuses(replayable);
-        let mut request = request;
         if reuses && let Some(mut line) = take(lines, self.port()).await {
             let copy = replayable.then(|| Head::of(&request));
             meters.pooled.increment(1);
             meters.added.record(call.begun.elapsed());
             match line.send(request, None::<fn()>).await {
-                Ok(response) => return Ok(respond(response, line, Some(lines), call).await),
+                Ok(response) => return respond(response, line, Some(lines), call).await,
                 Err(SendError::Cut) => return Err(Lost::Gone),
                 Err(SendError::Unsent(unsent)) => request = *unsent,
                 Err(SendError::Broken(error)) => match copy {
@@ -149,7 +148,7 @@ impl Upstream<'_> {
             .send(request, reuses.then_some(|| lines.hang_up(self.port())))
             .await
         {
-            Ok(response) => Ok(respond(response, line, reuses.then_some(lines), call).await),
+            Ok(response) => respond(response, line, reuses.then_some(lines), call).await,
             Err(SendError::Cut) => Err(Lost::Gone),
             Err(SendError::Unsent(unsent)) => {
                 call.request = Some(*unsent);
@@ -201,7 +200,11 @@ async fn respond(
     line: Box<Line>,
     home: Option<&Arc<Lines>>,
     call: &Call,
-) -> Response<Body> {
+) -> Result<Response<Body>, Lost> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        // Nobody asked it to, and the client would not know what follows.
+        return Err(Lost::Closed);
+    }
     let (mut parts, incoming) = response.into_parts();
     forward::response(&mut parts);
     let still_sending = call
@@ -227,7 +230,7 @@ async fn respond(
         let home = home.cloned();
         Body::relay(incoming, Carrier::Inline { line, home })
     };
-    Response::from_parts(parts, body)
+    Ok(Response::from_parts(parts, body))
 }
 
 /// What a failed dial means for the client.

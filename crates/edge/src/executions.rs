@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::lines::Lines;
 use crate::meters::Meters;
 
-/// How often idle lines are looked over.
+/// How often idle lines are looked over, and the catalog is read for withdrawals that were not heard of.
 const SWEEP: Duration = Duration::from_secs(10);
 
 /// Lines by execution, not by sandbox: those of a resumed sandbox are others than those of its last life.
@@ -62,7 +62,11 @@ impl Executions {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = sweep.tick() => self.sweep(),
+                _ = sweep.tick() => {
+                    self.sweep();
+                    // What slipped through is found here: a lost change costs one period, never a leak.
+                    self.reread().await;
+                }
                 change = changes.recv() => match change {
                     Ok(RouteChange::Published(_)) => {}
                     Ok(RouteChange::Withdrawn(_, seat)) => self.withdraw(seat.execution),

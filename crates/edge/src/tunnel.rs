@@ -17,9 +17,14 @@ use crate::meters::Meters;
 /// Bytes on their way in each direction of a tunnel: a few large WebSocket frames.
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// What a tunnel needs of the client's side.
-pub(crate) struct Ends<'a> {
+/// A request that wants to go on with another protocol.
+pub(crate) struct Upgrade {
+    pub(crate) protocol: HeaderValue,
     pub(crate) client: OnUpgrade,
+}
+
+/// What a tunnel needs of its listener.
+pub(crate) struct Ends<'a> {
     pub(crate) tasks: &'a TaskTracker,
     pub(crate) closing: &'a Arc<Cuts>,
 }
@@ -30,6 +35,7 @@ pub(crate) async fn open(
     upstream: Upstream<'_>,
     lines: &Arc<Lines>,
     call: &mut Call,
+    upgrade: &mut Option<Upgrade>,
     meters: &Meters,
     ends: Ends<'_>,
 ) -> Result<Response<Body>, Lost> {
@@ -65,7 +71,7 @@ pub(crate) async fn open(
         parts.headers.insert(UPGRADE, protocol);
     }
     let closing = ends.closing.enter();
-    let client = ends.client;
+    let client = upgrade.take().ok_or(Lost::Closed)?.client;
     ends.tasks.spawn(async move {
         let joined = async {
             let (client, inside) = futures_util::future::try_join(client, inside).await?;

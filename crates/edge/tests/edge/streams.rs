@@ -316,6 +316,49 @@ async fn an_upload_goes_on_while_nobody_reads_the_answer() {
         .expect("all of the upload");
 }
 
+#[tokio::test]
+async fn a_client_that_asks_before_it_sends_is_told_to() {
+    let house = House::open().await;
+    house.guest.echo(8000).await;
+    let route = house.sandbox().await;
+    let mut stream = tokio::net::TcpStream::connect(house.address).await.unwrap();
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: {}\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n",
+        host(&route, 8000)
+    );
+    say(&mut stream, &head).await;
+    let told = tokio::time::timeout(PATIENCE, read_head(&mut stream))
+        .await
+        .expect("leave to send");
+    assert_eq!(told.as_deref(), Some("HTTP/1.1 100 Continue\r\n\r\n"));
+    say(&mut stream, "hello").await;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("\n\n5"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_protocol_that_nobody_asked_for_is_refused() {
+    let house = House::open().await;
+    house
+        .guest
+        .raw(8000, |mut stream| async move {
+            read_head(&mut stream).await;
+            say(
+                &mut stream,
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+            )
+            .await;
+            std::future::pending().await
+        })
+        .await;
+    let route = house.sandbox().await;
+    assert_eq!(ask(house.address, get(&route, 8000, "/")).await.status, 502);
+}
+
 fn upgrade(request: http::request::Builder) -> Request<Body> {
     bare(
         request
