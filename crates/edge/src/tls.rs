@@ -31,6 +31,9 @@ const RENEWED_BEFORE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// The authority cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
+    /// The domain is no host name.
+    #[error("'{0}' is not a domain")]
+    Domain(String),
     /// A file of the authority.
     #[error("cannot {what} {}", path.display())]
     File {
@@ -62,6 +65,10 @@ impl Authority {
     /// is readable by its owner alone. Blocks on the disk.
     pub fn open(dir: &Path, domain: &str) -> Result<Self, TlsError> {
         let domain = domain.to_ascii_lowercase();
+        // It becomes the name of files as well.
+        if !is_domain(&domain) {
+            return Err(TlsError::Domain(domain));
+        }
         let failed = |what, path: &Path| {
             let path = path.to_owned();
             move |source| TlsError::File { what, path, source }
@@ -211,6 +218,18 @@ fn authority_params(domain: &str) -> Result<CertificateParams, rcgen::Error> {
         excluded_subtrees: Vec::new(),
     });
     Ok(params)
+}
+
+/// Labels of letters, digits and inner dashes (RFC 1123, section 2.1).
+fn is_domain(text: &str) -> bool {
+    let label = |label: &str| {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(plain)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(label)
 }
 
 fn name(common: &str) -> DistinguishedName {

@@ -156,6 +156,15 @@ async fn the_authority_is_made_once_and_its_key_is_its_owners() {
     assert!(Authority::open(&dir, "atoll.localhost").is_err());
 }
 
+#[test]
+fn an_authority_is_for_a_domain() {
+    let dir = tempfile::tempdir().unwrap();
+    for domain in ["", "../x", "a/b", ".x", "x.", "-x", "ex ample", "exämple.com"] {
+        assert!(Authority::open(dir.path(), domain).is_err(), "{domain}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
 struct Hands(Mutex<SystemTime>);
 
 impl Clock for Hands {
