@@ -90,7 +90,11 @@ impl Watch {
 
     /// What was opened, on the runtime.
     pub(super) fn begin(inotify: OwnedFd, Opened(state): Opened) -> Result<Self, ConnectError> {
-        let inotify = AsyncFd::register(inotify).map_err(|error| broken(&error))?;
+        #[expect(
+            deprecated,
+            reason = "an OwnedFd is what it is until its end, which is all that registering asks for"
+        )]
+        let inotify = AsyncFd::new(inotify).map_err(|error| broken(&error))?;
         Ok(Self {
             inotify: Arc::new(inotify),
             state: Some(state),

@@ -155,7 +155,12 @@ impl Launch {
             .stdout(theirs.try_clone()?)
             .stderr(theirs);
         rustix::io::ioctl_fionbio(&ours, true)?;
-        Ok(Ends::Terminal(AsyncFd::register(ours)?))
+        #[expect(
+            deprecated,
+            reason = "an OwnedFd is what it is until its end, which is all that registering asks for"
+        )]
+        let ours = AsyncFd::new(ours)?;
+        Ok(Ends::Terminal(ours))
     }
 }
 
