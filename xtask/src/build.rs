@@ -1,4 +1,4 @@
-//! Building the two programs: the static one that runs in every sandbox, and Atoll itself.
+//! Building the programs: the static ones that run in every sandbox, and Atoll with its launcher.
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -12,7 +12,7 @@ const GNU: &str = "x86_64-unknown-linux-gnu";
 pub(crate) fn release() -> Result<PathBuf> {
     let envd = envd()?;
     eprintln!("build: atoll");
-    run(cargo().args(["build", "--release", "--package", "atoll"]))?;
+    run(cargo().args(["build", "--release", "--package", "atoll", "--package", "container", "--bins"]))?;
     let bin = target_dir().join("release");
     for program in ["atoll-envd", "atoll-sudo"] {
         // Replaced, never written over: a running sandbox may be executing the old file.

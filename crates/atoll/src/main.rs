@@ -1,2 +1,124 @@
-//! x
-fn main() {}
+//! `atoll`: the server and its tools, in one program.
+//!
+//! ```text
+//! up ──▶ house ──▶ orchestrator, node, container, api, edge     every role, wired in one place
+//! down, status ──▶ control                                      a word with the running daemon
+//! env, tls, doctor                                              what people need beside it
+//! sandbox, key, template ──▶ client                             the API, from a terminal
+//! ```
+//!
+//! **Invariants.** Only this crate reads the environment and chooses adapters. What a command was asked for goes to
+//! standard output, all other talk to standard error. Exit codes: 0 done, 1 failed, 2 not understood; `exec` and
+//! `shell` end as the program inside did.
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line speaks through them")]
+
+mod admin;
+mod base;
+mod client;
+mod control;
+mod data;
+mod doctor;
+mod down;
+mod house;
+mod settings;
+mod status;
+mod telemetry;
+mod tls;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::settings::Settings;
+
+/// An open, self-hosted cloud of sandboxes that speaks E2B's protocol.
+#[derive(Parser)]
+#[command(name = "atoll", version, arg_required_else_help = true, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Prints JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Starts everything on this machine, and serves until it is told to stop. Sandboxes outlive it.
+    Up(Settings),
+    /// Ends all sandboxes, and the daemon if it runs, and frees all that they held.
+    Down(Settings),
+    /// Says what the daemon is at.
+    Status(Settings),
+    /// Says what this machine can do, what it lacks, and how to get it.
+    Doctor(Settings),
+    /// Prints the lines that let E2B's clients work with this server.
+    Env(Settings),
+    /// Says how to trust the certificates of this server.
+    Tls {
+        #[command(flatten)]
+        settings: Settings,
+        /// Prints the path of the authority's certificate, and nothing else.
+        #[arg(long)]
+        path: bool,
+    },
+    /// Sandboxes.
+    #[command(subcommand)]
+    Sandbox(client::sandbox::Command),
+    /// API keys.
+    #[command(subcommand)]
+    Key(client::key::Command),
+    /// Templates.
+    #[command(subcommand)]
+    Template(client::template::Command),
+    /// Prints completions for a shell.
+    Completions {
+        /// For which.
+        shell: clap_complete::Shell,
+    },
+    /// Prints this reference in Markdown.
+    #[command(hide = true)]
+    GenDocs,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("atoll: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(Arguments { command, json }: Arguments) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Up(settings) => up::run(settings.resolve()?),
+        Command::Down(settings) => down::run(settings.resolve()?),
+        Command::Status(settings) => status::run(&settings.resolve()?, json),
+        Command::Doctor(settings) => doctor::run(&settings.resolve()?, json),
+        Command::Env(settings) => data::print_env(&settings.resolve()?, json),
+        Command::Tls { settings, path } => tls::run(&settings.resolve()?, path),
+        Command::Sandbox(command) => client(async move |endpoint| command.run(&endpoint, json).await),
+        Command::Key(command) => client(async move |endpoint| command.run(&endpoint, json).await),
+        Command::Template(command) => client(async move |endpoint| command.run(&endpoint, json).await),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "atoll", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::GenDocs => {
+            println!("{}", clap_markdown::help_markdown::<Arguments>());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Runs a command of the client's, with the server that the environment or the data directory names.
+fn client(command: impl AsyncFnOnce(client::Endpoint) -> anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
+    let endpoint = data::endpoint()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(command(endpoint))
+}

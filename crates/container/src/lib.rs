@@ -29,6 +29,7 @@ pub mod launcher;
 mod machine;
 mod net;
 mod pool;
+pub mod probe;
 mod record;
 mod root;
 mod runtime;

@@ -23,3 +23,4 @@ mod recover;
 mod sandbox;
 
 pub use node::{Config, LocalNode};
+pub use recover::Found;

@@ -1,0 +1,70 @@
+//! `atoll doctor`.
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use container::probe::{Check, Verdict, look};
+
+use crate::data::DataDir;
+use crate::settings::Resolved;
+
+/// Says what this machine can do; fails where no sandbox could be started.
+pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
+    let mut checks = vec![kernel()];
+    checks.extend(look(&settings.data_dir));
+    checks.push(kvm());
+    checks.extend(ports(settings)?);
+    let fit = checks.iter().all(|check| check.verdict != Verdict::Missing);
+    if json {
+        let shown: Vec<_> = checks.iter().map(as_json).collect();
+        println!("{}", serde_json::json!({ "fit": fit, "runtime": "container", "checks": shown }));
+    } else {
+        for check in &checks {
+            println!("{:<8} {:<30} {}", word(check.verdict), check.name, check.found);
+            if let Some(hint) = &check.hint {
+                println!("{:<8} {:<30} → {hint}", "", "");
+            }
+        }
+        println!();
+        println!("{}", if fit { "Sandboxes can run here, as containers." } else { "Sandboxes cannot run here yet." });
+    }
+    Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+const fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Good => "good",
+        Verdict::Poor => "poor",
+        Verdict::Missing => "missing",
+    }
+}
+
+fn as_json(check: &Check) -> serde_json::Value {
+    serde_json::json!({ "name": check.name, "verdict": word(check.verdict), "found": check.found, "hint": check.hint })
+}
+
+fn kernel() -> Check {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    // Overlays take layers as descriptors of detached mounts.
+    Check::new("kernel", version >= (6, 8), Verdict::Poor, release, "Atoll is tested on 6.8 and newer")
+}
+
+fn kvm() -> Check {
+    let there = Path::new("/dev/kvm").exists();
+    let found = if there { "/dev/kvm is there; sandboxes are containers all the same, until microVMs are supported" } else { "none: sandboxes are containers, which need none" };
+    Check::new("KVM", true, Verdict::Poor, found, "")
+}
+
+fn ports(settings: &Resolved) -> Result<Vec<Check>> {
+    if DataDir::is_held(&settings.data_dir)? {
+        return Ok(vec![Check::new("ports", true, Verdict::Missing, "a daemon runs on this data directory", "")]);
+    }
+    let check = |name: &'static str, address| {
+        let free = TcpListener::bind(address).is_ok();
+        Check::new(name, free, Verdict::Missing, format!("{address} is {}", if free { "free" } else { "taken" }), "choose another by --api-listen, --edge-listen or --admin-listen")
+    };
+    Ok(vec![check("API port", settings.api_listen), check("edge port", settings.edge_listen), check("admin port", settings.admin_listen)])
+}

@@ -1,0 +1,53 @@
+//! `atoll down`.
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::control::{self, Ended};
+use crate::data::DataDir;
+use crate::house::House;
+use crate::settings::Resolved;
+use crate::telemetry;
+
+/// What a daemon needs to give back what it had prepared.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
+
+/// Ends everything: by the daemon where one runs, by ourselves where none does.
+pub(crate) fn run(settings: Resolved) -> Result<ExitCode> {
+    if !settings.data_dir.join("atoll.db").exists() {
+        eprintln!("atoll: nothing was ever started in {}", settings.data_dir.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let ended = if DataDir::is_held(&settings.data_dir)? {
+        let ended: Ended = control::ask(&settings.data_dir, "down")?;
+        wait_until_gone(&settings)?;
+        ended
+    } else {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let _telemetry = telemetry::start(&settings)?;
+            // Nothing is prepared for sandboxes that are not to come.
+            let house = House::open(Resolved { pool: 0, ..settings.clone() }).await?;
+            let ended = house.end_sandboxes().await;
+            house.close().await;
+            anyhow::Ok(ended)
+        })?
+    };
+    if let Some(error) = ended.error {
+        bail!("not all sandboxes could be ended: {error}");
+    }
+    eprintln!("atoll: ended {} sandboxes; all is given back", ended.ended);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn wait_until_gone(settings: &Resolved) -> Result<()> {
+    let deadline = Instant::now() + GONE_WITHIN;
+    while DataDir::is_held(&settings.data_dir)? {
+        if Instant::now() > deadline {
+            bail!("the daemon has ended its sandboxes and does not stop itself");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}

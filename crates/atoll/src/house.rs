@@ -1,0 +1,154 @@
+//! Every role in one process: the one place where parts are chosen and put together.
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result};
+use api::{Api, ApiParts};
+use container::Containers;
+use edge::{Edge, EdgeParts};
+use model::Team;
+use node::LocalNode;
+use orchestrator::{Orchestrator, Parts, bootstrap};
+use ports::node::{HeldState, Node};
+use ports::{Clock, Runtime as _, SandboxManager};
+use sql::Sqlite;
+
+use crate::control::{Ended, Status};
+use crate::data::{Credentials, DataDir};
+use crate::settings::Resolved;
+use crate::{base, tls};
+
+/// All parts, recovered and ready to serve.
+pub(crate) struct House {
+    pub(crate) settings: Resolved,
+    pub(crate) data: DataDir,
+    pub(crate) credentials: Credentials,
+    pub(crate) orchestrator: Arc<Orchestrator>,
+    pub(crate) node: Arc<LocalNode>,
+    pub(crate) api: Arc<Api>,
+    pub(crate) edge: Arc<Edge>,
+    runtime: Arc<Containers>,
+    started_at: SystemTime,
+}
+
+impl House {
+    /// Opens everything, and settles what earlier daemons left, before anybody is served.
+    pub(crate) async fn open(settings: Resolved) -> Result<Self> {
+        let data = DataDir::open(&settings.data_dir)?;
+        let store = Sqlite::open(&data.path().join("atoll.db")).await.context("the database cannot be opened")?;
+        let team = bootstrap::default_team(&*store).await.context("the default team cannot be made")?;
+        let credentials = credentials(&settings, &data, &store, &team).await?;
+
+        let runtime = Arc::new(Containers::open(container_config(&settings)?).context("the container runtime cannot be opened; `atoll doctor` says what this machine lacks")?);
+        let config = node::Config { id: data.node_id()?, data: data.path().join("node") };
+        let node = LocalNode::open(config, Arc::clone(&runtime) as Arc<dyn ports::Runtime>).context("the node cannot be opened")?;
+        let found = node.recover().await.context("what earlier daemons left cannot be recovered")?;
+        if found != node::Found::default() {
+            eprintln!("atoll: found {} running and {} paused sandboxes, cleared away {} remains", found.running, found.paused, found.reclaimed);
+        }
+        base::ensure(&*store, &runtime, &team).await?;
+
+        let clock: Arc<dyn Clock> = Arc::new(ports::clock::System);
+        let catalog = Arc::new(ports::catalog::Memory::default());
+        let limits = Arc::new(ports::limits::Memory::default());
+        let nodes: Vec<Arc<dyn Node>> = vec![Arc::clone(&node) as Arc<dyn Node>];
+        let orchestrator = Orchestrator::new(Parts {
+            sandboxes: Arc::clone(&store) as _,
+            templates: Arc::clone(&store) as _,
+            teams: Arc::clone(&store) as _,
+            catalog: Arc::clone(&catalog) as _,
+            limits: Arc::clone(&limits) as _,
+            bus: Arc::new(ports::bus::Memory::default()),
+            fleet: Arc::new(ports::fleet::Static::new(nodes)),
+            clock: Arc::clone(&clock),
+        });
+        orchestrator.settle_now().await.context("stored sandboxes cannot be settled")?;
+        let api = Api::new(ApiParts {
+            manager: Arc::clone(&orchestrator) as Arc<dyn SandboxManager>,
+            teams: Arc::clone(&store) as _,
+            templates: store,
+            limits,
+            clock: Arc::clone(&clock),
+            domain: None,
+            admin_token: settings.admin_token.clone(),
+        });
+        let edge = Edge::new(EdgeParts {
+            catalog,
+            guest: Arc::clone(&node) as _,
+            wake: Arc::clone(&orchestrator) as _,
+            domain: settings.domain.clone(),
+            clock,
+        });
+        Ok(Self { settings, data, credentials, orchestrator, node, api, edge, runtime, started_at: SystemTime::now() })
+    }
+
+    /// What it is at.
+    pub(crate) async fn status(&self) -> Result<Status> {
+        let report = self.node.report().await?;
+        let count = |wanted: fn(HeldState) -> bool| report.held.iter().filter(|held| wanted(held.state)).count();
+        Ok(Status {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            runtime: report.runtime.clone(),
+            started_at: humantime::format_rfc3339_seconds(self.started_at).to_string(),
+            api_url: self.credentials.api_url.clone(),
+            sandbox_url: self.credentials.sandbox_url.clone(),
+            running: count(|state| state == HeldState::Running),
+            paused: count(|state| matches!(state, HeldState::Paused(..))),
+            slots_ready: report.slots_ready,
+        })
+    }
+
+    /// Ends every sandbox.
+    pub(crate) async fn end_sandboxes(&self) -> Ended {
+        match self.orchestrator.down().await {
+            Ok(ended) => Ended { ended, error: None },
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "not all sandboxes could be ended");
+                Ended { ended: 0, error: Some(error.to_string()) }
+            }
+        }
+    }
+
+    /// Gives back what was prepared ahead. Sandboxes live on.
+    pub(crate) async fn close(&self) {
+        self.runtime.close().await;
+    }
+
+    /// TLS for the edge, where it is asked for.
+    pub(crate) fn tls(&self) -> Result<Option<Arc<rustls::ServerConfig>>> {
+        self.settings.tls_listen.map(|_| tls::server_config(&self.settings)).transpose()
+    }
+}
+
+/// The programs that lie beside this one.
+fn container_config(settings: &Resolved) -> Result<container::Config> {
+    let own = std::env::current_exe().context("cannot find this program's own path")?;
+    let beside = |name: &str| -> Result<PathBuf> {
+        let path = own.with_file_name(name);
+        anyhow::ensure!(path.exists(), "{} is missing: it belongs beside {}", path.display(), own.display());
+        Ok(path)
+    };
+    Ok(container::Config {
+        data: settings.data_dir.join("container"),
+        envd: beside("atoll-envd")?,
+        sudo: beside("atoll-sudo")?,
+        launcher: beside("atoll-launcher")?,
+        pool: settings.pool,
+    })
+}
+
+async fn credentials(settings: &Resolved, data: &DataDir, store: &Sqlite, team: &Team) -> Result<Credentials> {
+    let api_key = match data.credentials() {
+        Some(kept) => kept.api_key,
+        None => bootstrap::mint_key(store, team.id, "default").await.context("the first API key cannot be made")?.1,
+    };
+    let credentials = Credentials {
+        api_url: format!("http://{}", settings.api_listen),
+        sandbox_url: format!("http://{}", settings.edge_listen),
+        api_key,
+    };
+    data.write_credentials(&credentials)?;
+    Ok(credentials)
+}

@@ -1,0 +1,168 @@
+//! What can be set: by a flag, by `ATOLL_*`, by the configuration file, in this order.
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use model::Secret;
+use serde::Deserialize;
+
+const API_LISTEN: &str = "127.0.0.1:3000";
+const EDGE_LISTEN: &str = "127.0.0.1:3002";
+const ADMIN_LISTEN: &str = "127.0.0.1:3003";
+const DOMAIN: &str = "atoll.localhost";
+/// Slots that wait for a sandbox: a burst of so many is answered in a few milliseconds each, at some 2 MiB of memory for
+/// each slot.
+const POOL: usize = 16;
+const LOG: &str = "info";
+
+/// Settings of the server.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// Configuration file (TOML); by default `atoll.toml` in the data directory, where there is one.
+    #[arg(long, env = "ATOLL_CONFIG")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Where everything is kept [default: /var/lib/atoll, or ~/.local/share/atoll for others than root].
+    #[arg(long, env = "ATOLL_DATA_DIR")]
+    #[serde(skip)]
+    data_dir: Option<PathBuf>,
+    /// Address of the API [default: 127.0.0.1:3000].
+    #[arg(long, env = "ATOLL_API_LISTEN")]
+    api_listen: Option<SocketAddr>,
+    /// Address of the edge, where sandboxes are reached [default: 127.0.0.1:3002].
+    #[arg(long, env = "ATOLL_EDGE_LISTEN")]
+    edge_listen: Option<SocketAddr>,
+    /// Address for health and metrics [default: 127.0.0.1:3003].
+    #[arg(long, env = "ATOLL_ADMIN_LISTEN")]
+    admin_listen: Option<SocketAddr>,
+    /// Address of TLS, for `api.<domain>` and `<port>-<sandbox>.<domain>`; none by default.
+    #[arg(long, env = "ATOLL_TLS_LISTEN")]
+    tls_listen: Option<SocketAddr>,
+    /// Allows clear text beyond loopback. Keys and tokens can then be read on the way.
+    #[arg(long, env = "ATOLL_INSECURE_LISTEN")]
+    insecure_listen: Option<bool>,
+    /// Domain below which sandboxes have names [default: atoll.localhost].
+    #[arg(long, env = "ATOLL_DOMAIN")]
+    domain: Option<String>,
+    /// Sandboxes that are prepared ahead [default: 16].
+    #[arg(long, env = "ATOLL_POOL")]
+    pool: Option<usize>,
+    /// What is logged, as tracing's filters are written [default: info].
+    #[arg(long, env = "ATOLL_LOG")]
+    log: Option<String>,
+    /// Log lines as JSON.
+    #[arg(long, env = "ATOLL_LOG_JSON")]
+    log_json: Option<bool>,
+    /// Where traces are sent (OTLP over HTTP), such as `http://127.0.0.1:4318`; nowhere by default.
+    #[arg(long, env = "ATOLL_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+    /// What `X-Admin-Token` must be, to act for any team; no such thing by default.
+    #[arg(long, env = "ATOLL_ADMIN_TOKEN", hide_env_values = true)]
+    admin_token: Option<String>,
+}
+
+/// Settings with every default in its place.
+#[derive(Debug, Clone)]
+pub(crate) struct Resolved {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) api_listen: SocketAddr,
+    pub(crate) edge_listen: SocketAddr,
+    pub(crate) admin_listen: SocketAddr,
+    pub(crate) tls_listen: Option<SocketAddr>,
+    pub(crate) insecure_listen: bool,
+    pub(crate) domain: String,
+    pub(crate) pool: usize,
+    pub(crate) log: String,
+    pub(crate) log_json: bool,
+    pub(crate) otlp_endpoint: Option<String>,
+    pub(crate) admin_token: Option<Secret<String>>,
+}
+
+impl Settings {
+    /// Fills in what was not given.
+    pub(crate) fn resolve(self) -> Result<Resolved> {
+        let data_dir = self.data_dir.unwrap_or_else(default_data_dir);
+        let data_dir = std::path::absolute(&data_dir).with_context(|| format!("{} is no path", data_dir.display()))?;
+        let file = match &self.config {
+            Some(path) => read(path)?,
+            None => {
+                let path = data_dir.join("atoll.toml");
+                if path.exists() { read(&path)? } else { Settings::default() }
+            }
+        };
+        let address = |given: Option<SocketAddr>, file: Option<SocketAddr>, default: &str| {
+            given.or(file).map_or_else(|| default.parse().context("a default address"), Ok)
+        };
+        Ok(Resolved {
+            data_dir,
+            api_listen: address(self.api_listen, file.api_listen, API_LISTEN)?,
+            edge_listen: address(self.edge_listen, file.edge_listen, EDGE_LISTEN)?,
+            admin_listen: address(self.admin_listen, file.admin_listen, ADMIN_LISTEN)?,
+            tls_listen: self.tls_listen.or(file.tls_listen),
+            insecure_listen: self.insecure_listen.or(file.insecure_listen).unwrap_or(false),
+            domain: self.domain.or(file.domain).unwrap_or_else(|| DOMAIN.to_owned()),
+            pool: self.pool.or(file.pool).unwrap_or(POOL),
+            log: self.log.or(file.log).unwrap_or_else(|| LOG.to_owned()),
+            log_json: self.log_json.or(file.log_json).unwrap_or(false),
+            otlp_endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
+            admin_token: self.admin_token.or(file.admin_token).map(Secret::new),
+        })
+    }
+}
+
+impl Resolved {
+    /// Refuses to speak clear text to strangers without being told to.
+    pub(crate) fn check_listeners(&self) -> Result<()> {
+        for (name, address) in [("api-listen", self.api_listen), ("edge-listen", self.edge_listen), ("admin-listen", self.admin_listen)] {
+            if !address.ip().is_loopback() && !self.insecure_listen {
+                bail!(
+                    "--{name} {address} is beyond loopback and in clear text: keys could be read on the way. Use --tls-listen, or say --insecure-listen true"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<Settings> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("{} is not a configuration of Atoll", path.display()))
+}
+
+fn default_data_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return "/var/lib/atoll".into();
+    }
+    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    home.join(".local/share/atoll")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_of_the_file_are_refused_by_name() {
+        let error = toml::from_str::<Settings>("pol = 3").unwrap_err().to_string();
+        assert!(error.contains("pol"), "{error}");
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+        let dir = std::env::temp_dir().join(format!("atoll-settings-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("atoll.toml"), "pool = 3\ndomain = \"file.test\"\n").unwrap();
+        let settings = Settings { data_dir: Some(dir.clone()), pool: Some(5), ..Settings::default() }.resolve().unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!((settings.pool, settings.domain.as_str(), settings.log.as_str()), (5, "file.test", "info"));
+    }
+
+    #[test]
+    fn clear_text_beyond_loopback_needs_a_word() {
+        let open = Settings { api_listen: Some("0.0.0.0:3000".parse().unwrap()), ..Settings::default() };
+        assert!(open.clone().resolve().unwrap().check_listeners().is_err());
+        assert!(Settings { insecure_listen: Some(true), ..open }.resolve().unwrap().check_listeners().is_ok());
+    }
+}

@@ -1,0 +1,81 @@
+//! `atoll up`.
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::house::House;
+use crate::settings::Resolved;
+use crate::{admin, control, data, telemetry};
+
+/// Starts everything and serves until a signal, or `atoll down`.
+pub(crate) fn run(settings: Resolved) -> Result<ExitCode> {
+    settings.check_listeners()?;
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("atoll").build()?;
+    runtime.block_on(serve(settings))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(settings: Resolved) -> Result<()> {
+    let telemetry = telemetry::start(&settings)?;
+    // Taken before anything is made, so that a port that is taken costs nothing.
+    let api = listen("api", settings.api_listen).await?;
+    let edge = listen("edge", settings.edge_listen).await?;
+    let admin_listener = listen("admin", settings.admin_listen).await?;
+    let tls = match settings.tls_listen {
+        Some(address) => Some(listen("tls", address).await?),
+        None => None,
+    };
+    let house = Arc::new(House::open(settings).await?);
+    let shutdown = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let token = || shutdown.clone();
+    tasks.spawn(Arc::clone(&house.orchestrator).run(token()));
+    tokio::spawn(Arc::clone(&house.node).watch_use());
+    tasks.spawn(Arc::clone(&house.api).serve(api, token()));
+    tasks.spawn(Arc::clone(&house.edge).serve(edge, token()));
+    if let (Some(listener), Some(config)) = (tls, house.tls()?) {
+        let api = house.settings.api_listen;
+        tasks.spawn(Arc::clone(&house.edge).serve_tls(listener, config, Some(api), token()));
+    }
+    tasks.spawn(admin::serve(admin_listener, telemetry.metrics.clone(), token()));
+    let (controlled, stop) = (Arc::clone(&house), token());
+    tasks.spawn(async move {
+        if let Err(error) = control::serve(controlled, stop).await {
+            tracing::error!("the control socket: {error:#}");
+        }
+    });
+    eprintln!("atoll: ready; API on {}, sandboxes on {}", house.credentials.api_url, house.credentials.sandbox_url);
+    print!("{}", data::exports(&house.credentials));
+
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        () = shutdown.cancelled() => {}
+    }
+    eprintln!("atoll: stopping; running sandboxes live on, `atoll down` ends them");
+    shutdown.cancel();
+    tasks.close();
+    tasks.wait().await;
+    house.close().await;
+    telemetry.flush();
+    Ok(())
+}
+
+async fn listen(name: &str, address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}; --{name}-listen takes another address"))
+}
+
+/// Each sandbox holds a few descriptors, each connection two.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
