@@ -20,21 +20,22 @@
 //! - The host forwards for sandboxes only ([`uplinks`]).
 //! - Names of links and of the table carry the instance; nothing with another name is touched.
 //! - Dropping a [`Net`] changes nothing: sandboxes keep their network while no daemon runs.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use linux::netlink::{Batch, Family, Socket};
-use linux::nft::{self, Transaction};
+use linux::netns;
+use linux::nft::{self, Element, Transaction};
 use linux::rtnl::{self, Setting, Up, Veth};
-use linux::{conntrack, netns};
 use model::NetworkPolicy;
 use tokio::net::TcpStream;
 
 mod address;
 mod dial;
+mod flows;
 mod probe;
 mod resolvers;
 mod rules;
@@ -51,6 +52,7 @@ pub use address::link_name;
 
 use crate::step::{At, Step};
 use address::{Plan, slot_of};
+use flows::Flows;
 use rules::Rules;
 use table::Entry;
 use uplinks::Uplinks;
@@ -86,13 +88,15 @@ pub struct Net {
     /// Both locks are held for one exchange with the kernel, never across an await.
     routes: Mutex<Socket>,
     firewall: Mutex<Firewall>,
-    _uplinks: Uplinks,
+    flows: Flows,
+    uplinks: Uplinks,
 }
 
 #[derive(Debug)]
 struct Firewall {
     socket: Socket,
     entries: HashMap<u32, Entry>,
+    adopted: HashSet<u32>,
     chains_made: u64,
 }
 
@@ -162,6 +166,11 @@ impl Net {
         }
         t.commit(&socket)
             .at(format!("making the table {}", plan.table()))?;
+        let flows = Flows::open().at("opening the table of connections")?;
+        let stays: HashSet<Ipv4Addr> = entries.keys().map(|slot| plan.address(*slot)).collect();
+        flows
+            .forget_all(|source| plan.base().contains(&source) && !stays.contains(&source))
+            .at("forgetting the flows of sandboxes that have ended")?;
         let uplinks = Uplinks::start(&plan.table(), guarded).at("switching on forwarding")?;
         Ok(Self {
             instance,
@@ -172,10 +181,12 @@ impl Net {
             routes: Mutex::new(routes),
             firewall: Mutex::new(Firewall {
                 socket,
+                adopted: entries.keys().copied().collect(),
                 entries,
                 chains_made,
             }),
-            _uplinks: uplinks,
+            flows,
+            uplinks,
         })
     }
 
@@ -261,6 +272,9 @@ impl Net {
     /// What the kernel refused; the slot is as it was.
     pub fn claim(&self, slot: u32, policy: &NetworkPolicy) -> Result<(), Step> {
         bounded("slot", slot, SLOTS_MAX - 1)?;
+        self.flows
+            .settle(self.plan.address(slot))
+            .at(format!("forgetting the flows of the last sandbox in slot {slot}"))?;
         self.put(slot, Rules::of(policy, &self.resolvers))
     }
 
@@ -273,34 +287,43 @@ impl Net {
         bounded("slot", slot, SLOTS_MAX - 1)?;
         let rules = Rules::of(policy, &self.resolvers);
         self.put(slot, rules.clone())?;
+        if !self.has_flows(&self.firewall(), slot)? {
+            return Ok(());
+        }
         let inside = self.nameservers();
-        self.cut(slot, |to| {
+        let may_stay = |to| {
             if inside.contains(&to) {
                 rules.dns
             } else {
                 rules.allows(to)
             }
-        })
+        };
+        self.flows
+            .forget(self.plan.address(slot), may_stay)
+            .at(format!("cutting the flows of slot {slot}"))
     }
 
-    /// Takes a slot's policy away, and forgets its flows, so that the next sandbox in the slot gets no answers to them.
-    /// No slot is no error.
+    /// Takes a slot's policy away: nothing passes any more. Its flows are forgotten soon, and before the slot is claimed
+    /// again, so that its next sandbox gets no answers to them. No slot is no error.
     ///
     /// # Errors
     /// What the kernel refused.
     pub fn release(&self, slot: u32) -> Result<(), Step> {
         bounded("slot", slot, SLOTS_MAX - 1)?;
-        {
-            let mut firewall = self.firewall();
-            let Some(entry) = firewall.entries.get(&slot) else {
-                return Ok(());
-            };
-            let mut t = Transaction::new(&self.plan.table());
-            table::remove(&mut t, &self.plan, slot, entry);
-            t.commit(&firewall.socket).at(format!("releasing slot {slot}"))?;
-            firewall.entries.remove(&slot);
+        let mut firewall = self.firewall();
+        let Some(entry) = firewall.entries.get(&slot) else {
+            return Ok(());
+        };
+        let had_flows = self.has_flows(&firewall, slot)?;
+        let mut t = Transaction::new(&self.plan.table());
+        table::remove(&mut t, &self.plan, slot, entry);
+        t.commit(&firewall.socket).at(format!("releasing slot {slot}"))?;
+        firewall.entries.remove(&slot);
+        firewall.adopted.remove(&slot);
+        if had_flows {
+            self.flows.forget_later(self.plan.address(slot));
         }
-        self.cut(slot, |_| false)
+        Ok(())
     }
 
     /// Whether a slot's link is gone, so that it can be attached again. The kernel takes some 40 ms for that once the
@@ -365,7 +388,7 @@ impl Net {
     /// What the kernel refused.
     pub fn close(self) -> Result<(), Step> {
         let table = self.plan.table();
-        drop(self._uplinks);
+        drop((self.uplinks, self.flows));
         let firewall = self.firewall.into_inner().unwrap_or_else(PoisonError::into_inner);
         let guarded = nft::link_names(&firewall.socket, &table, table::UPLINKS)
             .at(format!("reading the table {table}"))?;
@@ -390,13 +413,19 @@ impl Net {
         Ok(())
     }
 
-    /// Forgets the flows from a slot that may not stay.
-    fn cut(&self, slot: u32, may_stay: impl Fn(Ipv4Addr) -> bool) -> Result<(), Step> {
-        let step = || format!("cutting the flows of slot {slot}");
-        let firewall = self.firewall();
-        let mut flows = conntrack::flows_from(&firewall.socket, self.plan.address(slot)).at(step())?;
-        flows.retain(|flow| !may_stay(flow.destination));
-        conntrack::forget(&firewall.socket, &flows).at(step())
+    /// Whether a slot may have flows. Those of adopted slots were not counted by this table.
+    fn has_flows(&self, firewall: &Firewall, slot: u32) -> Result<bool, Step> {
+        let link = self.plan.link(slot);
+        if firewall.adopted.contains(&slot) {
+            return Ok(true);
+        }
+        nft::has(
+            &firewall.socket,
+            &self.plan.table(),
+            table::COUNT,
+            &Element::link(&link),
+        )
+        .at(format!("looking for flows of {link}"))
     }
 
     fn routes(&self) -> MutexGuard<'_, Socket> {

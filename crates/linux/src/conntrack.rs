@@ -31,26 +31,33 @@ pub struct Flow {
     id: Vec<u8>,
 }
 
-/// The flows that `source` began.
+/// Shows the flows that `source` began; of everybody, when there is no `source`. Walks the whole table, some
+/// milliseconds for one of the default size.
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn flows_from(socket: &Socket, source: Ipv4Addr) -> io::Result<Vec<Flow>> {
-    let mut request = Batch::default();
-    request.message(GET, flag(libc::NLM_F_DUMP), &HEADER, |a| {
-        by_source(a, source);
-    });
-    let answers = match socket.dump(&request) {
+pub fn flows(socket: &Socket, source: Option<Ipv4Addr>, mut each: impl FnMut(Flow)) -> io::Result<()> {
+    let mut show = |source: Option<Ipv4Addr>, filter: bool| {
+        let mut request = Batch::default();
+        request.message(GET, flag(libc::NLM_F_DUMP), &HEADER, |a| {
+            if let Some(source) = source.filter(|_| filter) {
+                by_source(a, source);
+            }
+        });
+        let wanted = |flow: &Flow| source.is_none_or(|source| flow.source == source);
+        socket.stream(&request, |_, payload| {
+            if let Some(flow) = parse(payload).filter(wanted) {
+                each(flow);
+            }
+        })
+    };
+    match show(source, true) {
         // Kernels before 5.8 do not filter.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-            let mut request = Batch::default();
-            request.message(GET, flag(libc::NLM_F_DUMP), &HEADER, |_| {});
-            socket.dump(&request)?
+            show(source, false).map(drop)
         }
-        other => other?,
-    };
-    let flows = answers.iter().filter_map(|answer| parse(&answer.payload));
-    Ok(flows.filter(|flow| flow.source == source).collect())
+        other => other.map(drop),
+    }
 }
 
 /// Forgets flows: their packets are new ones from now on, and what was translated no longer is. A flow that is gone

@@ -332,16 +332,27 @@ impl Socket {
     /// What the kernel answered; `EINTR` when the table never held still.
     pub fn dump(&self, request: &Batch) -> io::Result<Vec<Answer>> {
         for _ in 0..DUMPS_MAX {
-            if let Some(answers) = self.dump_once(request)? {
+            let mut answers = Vec::new();
+            let whole = self.stream(request, |kind, payload| {
+                answers.push(Answer {
+                    kind,
+                    payload: payload.to_vec(),
+                });
+            })?;
+            if whole {
                 return Ok(answers);
             }
         }
         Err(io::Error::from_raw_os_error(libc::EINTR))
     }
 
-    fn dump_once(&self, request: &Batch) -> io::Result<Option<Vec<Answer>>> {
+    /// The same, for tables that are too large to be kept: shows each message's type and payload once. `false`: the
+    /// table changed meanwhile, and some of it may have been left out.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn stream(&self, request: &Batch, mut each: impl FnMut(u16, &[u8])) -> io::Result<bool> {
         self.send(request)?;
-        let mut answers = Vec::new();
         let mut buffer = vec![0; ANSWER_BYTES_MAX];
         let (mut done, mut torn, mut refused) = (false, false, None);
         while !done {
@@ -357,29 +368,31 @@ impl Socket {
                     done = true;
                     refused = (code != 0).then(|| io::Error::from_raw_os_error(code));
                 } else {
+                    each(header.kind, payload);
+                }
+            });
+        }
+        refused.map_or(Ok(!torn), Err)
+    }
+
+    /// Reads what was told to a subscriber, so that `poll(2)` waits for more. `None`: some of it was lost.
+    ///
+    /// # Errors
+    /// What `recv(2)` answered.
+    pub fn news(&self) -> io::Result<Option<Vec<Answer>>> {
+        let (mut answers, mut lost) = (Vec::new(), false);
+        let mut buffer = vec![0; ANSWER_BYTES_MAX];
+        loop {
+            match rustix::net::recv(&self.0, &mut buffer, RecvFlags::DONTWAIT) {
+                Ok((length, _)) => messages(&buffer[..length], |header, payload| {
                     answers.push(Answer {
                         kind: header.kind,
                         payload: payload.to_vec(),
                     });
-                }
-            });
-        }
-        match refused {
-            Some(error) => Err(error),
-            None => Ok((!torn).then_some(answers)),
-        }
-    }
-
-    /// Throws away what was told, so that `poll(2)` waits for news.
-    ///
-    /// # Errors
-    /// What `recv(2)` answered. That news were lost is no error: there were some.
-    pub fn drain(&self) -> io::Result<()> {
-        let mut buffer = vec![0; ANSWER_BYTES_MAX];
-        loop {
-            match rustix::net::recv(&self.0, &mut buffer, RecvFlags::DONTWAIT) {
-                Ok(_) | Err(rustix::io::Errno::INTR | rustix::io::Errno::NOBUFS) => {}
-                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                }),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::NOBUFS) => lost = true,
+                Err(rustix::io::Errno::AGAIN) => return Ok((!lost).then_some(answers)),
                 Err(error) => return Err(error.into()),
             }
         }

@@ -391,6 +391,23 @@ pub fn keys(socket: &Socket, table: &str, set: &str) -> io::Result<Option<Vec<Ve
     Ok(Some(keys))
 }
 
+/// Whether a set has an element.
+///
+/// # Errors
+/// What the kernel answered. A set that is not there has no elements.
+pub fn has(socket: &Socket, table: &str, set: &str, element: &Element) -> io::Result<bool> {
+    let mut batch = Batch::default();
+    batch.message(GET_ELEMENTS, flag(libc::NLM_F_ACK), &INET, |a| {
+        a.text(1, table);
+        a.text(2, set);
+        a.nest(3, |a| element.write(a));
+    });
+    match socket.run(&batch) {
+        Err(refused) if refused.error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        other => Ok(other.map(|()| true)?),
+    }
+}
+
 /// The names of the links that a set of [`Kind::Links`] holds; none when there is no such set.
 ///
 /// # Errors

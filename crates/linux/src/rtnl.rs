@@ -6,7 +6,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::netlink::{Batch, Parsed, Refused, Socket, flag};
+use crate::netlink::{Answer, Batch, Parsed, Refused, Socket, flag};
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -40,6 +40,11 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTNH_F_ONLINK: u32 = 4;
 
+const NETCONFA_IFINDEX: u16 = 1;
+/// `struct netconfmsg`, padded.
+const NETCONF_HEADER: usize = 4;
+/// Numbers of links are positive `int`s; "all" and "default" are negative ones.
+const LINK_INDEX_MAX: u32 = i32::MAX.unsigned_abs();
 const LINK_HEADER: usize = 16;
 const ROUTE_HEADER: usize = 12;
 const INET: u8 = 2;
@@ -298,6 +303,32 @@ pub fn routes(socket: &Socket) -> io::Result<Vec<Route>> {
         })
     };
     Ok(answers.iter().filter_map(|a| parse(&a.payload)).collect())
+}
+
+/// What changed, as a subscriber is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// The link of this name came, changed or went.
+    Link(String),
+    /// IPv4 settings of the link with this number were switched; `None`: those of all links.
+    Settings(Option<u32>),
+}
+
+/// Reads one message of [`NEWS_OF_LINKS`] or [`NEWS_OF_IPV4_SETTINGS`].
+#[must_use]
+pub fn news(message: &Answer) -> Option<News> {
+    match message.kind {
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => {
+            let attributes = Parsed::after(&message.payload, LINK_HEADER);
+            Some(News::Link(attributes.text(IFLA_IFNAME)?.to_owned()))
+        }
+        libc::RTM_NEWNETCONF => {
+            let attributes = Parsed::after(&message.payload, NETCONF_HEADER);
+            let index = attributes.u32(NETCONFA_IFINDEX)?;
+            Some(News::Settings((index <= LINK_INDEX_MAX).then_some(index)))
+        }
+        _ => None,
+    }
 }
 
 fn parse_link(payload: &[u8]) -> Option<Link> {

@@ -45,7 +45,8 @@ const LISTS: &str = "lists";
 const DENIED: &str = "denied";
 const RESOLVERS: &str = "resolvers";
 const PACE: &str = "pace";
-const COUNT: &str = "count";
+/// Set: links that have flows.
+pub(crate) const COUNT: &str = "count";
 const FROM: &str = "from";
 const TO: &str = "to";
 const PASS: &str = "pass";

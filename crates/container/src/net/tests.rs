@@ -205,6 +205,13 @@ fn ip(arguments: &str) {
     );
 }
 
+fn flows_from(source: Ipv4Addr) -> Vec<linux::conntrack::Flow> {
+    let firewall = Socket::open(Family::Netfilter).unwrap();
+    let mut flows = Vec::new();
+    linux::conntrack::flows(&firewall, Some(source), |flow| flows.push(flow)).unwrap();
+    flows
+}
+
 /// Echoes. The thread ends with the test's process.
 fn serve_tcp(address: &str) {
     let listener = TcpListener::bind(address).unwrap();
@@ -255,6 +262,14 @@ fn eventually<T>(mut attempt: impl FnMut() -> io::Result<T>) -> T {
             Err(error) if start.elapsed() > PATIENCE => panic!("still: {error}"),
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
+    }
+}
+
+fn none_of<T: std::fmt::Debug>(left: &[T]) -> io::Result<()> {
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("{left:?}")))
     }
 }
 
@@ -383,8 +398,7 @@ fn a_new_policy_cuts_what_it_forbids_and_nothing_else() {
         echo(&mut cut).unwrap();
         echo(&mut kept).unwrap();
         net.set_policy(0, &policy(&[], &["203.0.113.10"])).unwrap();
-        let firewall = Socket::open(Family::Netfilter).unwrap();
-        let left = conntrack::flows_from(&firewall, net.address(0)).unwrap();
+        let left = flows_from(net.address(0));
         assert!(
             left.iter().all(|flow| flow.destination == OTHER) && !left.is_empty(),
             "{left:?}"
@@ -494,9 +508,8 @@ fn a_forged_source_gets_nowhere() {
             });
             socket.send_to(b"forged", (OUTSIDE, 9999)).unwrap();
         }
-        let firewall = Socket::open(Family::Netfilter).unwrap();
         for forged in [net.address(1), HOST[0], Ipv4Addr::new(8, 8, 8, 8)] {
-            let flows = conntrack::flows_from(&firewall, forged).unwrap();
+            let flows = flows_from(forged);
             assert!(
                 flows
                     .iter()
@@ -552,8 +565,7 @@ fn a_slot_is_free_when_its_namespace_is_gone() {
                 Err(io::ErrorKind::ResourceBusy.into())
             }
         });
-        let firewall = Socket::open(Family::Netfilter).unwrap();
-        assert_eq!(conntrack::flows_from(&firewall, net.address(0)).unwrap(), []);
+        eventually(|| none_of(&flows_from(net.address(0))));
         net.attach(0, second.pidfd().as_fd()).unwrap();
         net.claim(0, &open()).unwrap();
         world.reaches(&second, OUTSIDE);
@@ -639,8 +651,7 @@ fn a_flood_of_flows_ends_at_its_bound() {
         for port in 10_000..14_000_u16 {
             let _ = socket.send_to(b"x", (OUTSIDE, port));
         }
-        let firewall = Socket::open(Family::Netfilter).unwrap();
-        let flows = conntrack::flows_from(&firewall, net.address(0)).unwrap().len() as u64;
+        let flows = flows_from(net.address(0)).len() as u64;
         let most = u64::from(FLOWS_BURST_MAX) + FLOWS_PER_SECOND_MAX * (start.elapsed().as_secs() + 1);
         assert!((100..=most).contains(&flows), "{flows} of at most {most}");
         let neighbour = world.claimed(&net, 1, &open());

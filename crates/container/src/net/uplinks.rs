@@ -9,9 +9,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
 
-use linux::netlink::{Family, Socket};
+use linux::netlink::{Answer, Family, Socket};
 use linux::nft::Transaction;
-use linux::rtnl::{self, Link};
+use linux::rtnl::{self, Link, News};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
 use super::address::is_slot;
@@ -71,6 +71,8 @@ struct Watch {
     firewall: Socket,
     news: Socket,
     guarded: BTreeSet<String>,
+    /// The links that are no slot's.
+    outward: BTreeSet<u32>,
 }
 
 impl Uplinks {
@@ -83,6 +85,7 @@ impl Uplinks {
             routes: Socket::open(Family::Route)?,
             firewall: Socket::open(Family::Netfilter)?,
             guarded: guarded.into_iter().collect(),
+            outward: BTreeSet::new(),
         };
         watch.pass()?;
         let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -133,14 +136,38 @@ impl Watch {
             if !fds[0].revents().is_empty() {
                 return;
             }
-            if let Err(error) = self.news.drain().and_then(|()| self.pass()) {
+            let told = self.news.news();
+            let acted = told.and_then(|news| {
+                if self.concerns_us(news.as_deref()) {
+                    self.pass()
+                } else {
+                    Ok(())
+                }
+            });
+            if let Err(error) = acted {
                 tracing::warn!(%error, "a new link may not carry the traffic of sandboxes");
             }
         }
     }
 
+    /// Slots come and go often, and listing links takes long when there are many of them.
+    fn concerns_us(&self, news: Option<&[Answer]>) -> bool {
+        news.is_none_or(|news| {
+            news.iter().filter_map(rtnl::news).any(|news| match news {
+                News::Link(name) => !is_slot(&name),
+                News::Settings(link) => link.is_none_or(|index| self.outward.contains(&index)),
+            })
+        })
+    }
+
     fn pass(&mut self) -> io::Result<()> {
-        let steps = decide(is_router()?, &rtnl::links(&self.routes)?, &self.guarded);
+        let links = rtnl::links(&self.routes)?;
+        self.outward = links
+            .iter()
+            .filter(|link| !is_slot(&link.name))
+            .map(|link| link.index)
+            .collect();
+        let steps = decide(is_router()?, &links, &self.guarded);
         if !steps.guard.is_empty() || !steps.unguard.is_empty() {
             let mut t = Transaction::new(&self.table);
             table::uplinks(&mut t, &steps.guard, &steps.unguard);
