@@ -29,18 +29,21 @@ impl Orchestrator {
     /// Starts what is stored as starting. `ready` sets what else is true of a running one.
     pub(crate) async fn bring_up(
         &self,
+        flow: Flow,
         starting: Sandbox,
         order: Order,
         node: &dyn Node,
         ready: impl Fn(&mut Sandbox) + Send + Sync,
     ) -> Result<Sandbox, NotUp> {
         let id = starting.id;
-        let started = stage("node", within(START_MAX, "the start", node.start(order))).await;
+        let started = flow
+            .stage("node", within(START_MAX, "the start", node.start(order)))
+            .await;
         if let Err(error) = started {
             self.undo(starting, node).await;
             return Err(NotUp::Node(error));
         }
-        match self.commit(&starting, ready).await {
+        match self.commit(flow, &starting, ready).await {
             Ok(running) => Ok(running),
             Err(error) => {
                 self.give_up(starting, node).await;
@@ -53,6 +56,7 @@ impl Orchestrator {
     /// Publishes the route, then stores that it runs.
     async fn commit(
         &self,
+        flow: Flow,
         starting: &Sandbox,
         ready: impl Fn(&mut Sandbox) + Send + Sync,
     ) -> Result<Sandbox, ManagerError> {
@@ -65,13 +69,13 @@ impl Orchestrator {
         };
         let mut running = starting.clone();
         ready(&mut running);
-        stage("route", self.publish(&running, at)).await?;
+        flow.stage("route", self.publish(&running, at)).await?;
         let edit = |sandbox: &mut Sandbox| {
             apply(sandbox, Event::Ready)?;
             ready(sandbox);
             Ok(())
         };
-        stage("commit", self.change(starting.clone(), edit))
+        flow.stage("commit", self.change(starting.clone(), edit))
             .await
             .map_err(|error| match (from, error) {
                 // A client that never had an answer does not know the id: "not found" would be a riddle.
@@ -125,10 +129,25 @@ impl Orchestrator {
     }
 }
 
-/// Times one stage of bringing a sandbox up.
-pub(crate) async fn stage<T>(name: &'static str, work: impl Future<Output = T>) -> T {
-    let began = tokio::time::Instant::now();
-    let outcome = work.await;
-    metrics::histogram!("atoll_sandbox_create_stage_seconds", "stage" => name).record(began.elapsed());
-    outcome
+/// What a sandbox is brought up for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flow {
+    Create,
+    Resume,
+    Restart,
+}
+
+impl Flow {
+    /// Times one stage of the flow.
+    pub(crate) async fn stage<T>(self, name: &'static str, work: impl Future<Output = T>) -> T {
+        let began = tokio::time::Instant::now();
+        let outcome = work.await;
+        let histogram = match self {
+            Flow::Create => metrics::histogram!("atoll_sandbox_create_stage_seconds", "stage" => name),
+            Flow::Resume => metrics::histogram!("atoll_sandbox_resume_stage_seconds", "stage" => name),
+            Flow::Restart => metrics::histogram!("atoll_sandbox_restart_stage_seconds", "stage" => name),
+        };
+        histogram.record(began.elapsed());
+        outcome
+    }
 }

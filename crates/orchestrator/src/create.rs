@@ -4,7 +4,7 @@ use ports::node::OrderOrigin;
 use ports::{CreateSandbox, ManagerError, Node, NodeError};
 use tokio::time::Instant;
 
-use crate::bring_up::{NotUp, stage};
+use crate::bring_up::{Flow, NotUp};
 use crate::failure;
 use crate::idempotency::First;
 use crate::orchestrator::Orchestrator;
@@ -47,9 +47,9 @@ impl Orchestrator {
 
     async fn create_fresh(&self, team: TeamId, request: &CreateSandbox) -> Result<Sandbox, ManagerError> {
         let resolve = async { tokio::try_join!(self.team(team), self.resolve(team, &request.template)) };
-        let (team, resolved) = stage("resolve", resolve).await?;
+        let (team, resolved) = Flow::Create.stage("resolve", resolve).await?;
         check_life(&team.quota, request.timeout)?;
-        stage("claim", self.take_start(&team)).await?;
+        Flow::Create.stage("claim", self.take_start(&team)).await?;
         let mut refusals = Refusals::default();
         let fleet = self.parts.fleet.nodes().borrow().clone();
         for node in self.turn.candidates(&fleet) {
@@ -93,13 +93,13 @@ impl Orchestrator {
             sandbox.end_at,
         );
         let order = order.await.map_err(failed)?;
-        let insert = stage("store", self.parts.sandboxes.insert(&sandbox));
+        let insert = Flow::Create.stage("store", self.parts.sandboxes.insert(&sandbox));
         insert
             .await
             .map_err(failure::store("storing the sandbox"))
             .map_err(failed)?;
         claim.keep();
-        self.bring_up(sandbox, order, node, |_| {})
+        self.bring_up(Flow::Create, sandbox, order, node, |_| {})
             .await
             .map_err(|error| (id, error))
     }

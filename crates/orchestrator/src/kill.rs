@@ -13,7 +13,7 @@ const DOWN_AT_ONCE: usize = 16;
 
 impl Orchestrator {
     /// Ends a sandbox that the team sees. Waits for no other operation: whatever is under way finds it ended.
-    #[tracing::instrument(name = "sandbox.kill", skip(self))]
+    #[tracing::instrument(name = "sandbox.kill", skip_all, fields(%team, sandbox = %id))]
     pub(crate) async fn kill_sandbox(&self, team: TeamId, id: SandboxId) -> Result<(), ManagerError> {
         let sandbox = self.visible(team, id).await?;
         self.end(sandbox, KillReason::Requested).await

@@ -1,8 +1,6 @@
 use model::{NetworkPolicy, Sandbox, SandboxId, TeamId};
-use ports::{ManagerError, NodeError};
+use ports::ManagerError;
 
-use crate::failure;
-use crate::nodes::{WORD_MAX, within};
 use crate::orchestrator::Orchestrator;
 use crate::timeout::check_runs;
 
@@ -20,7 +18,7 @@ fn replaced(old: &NetworkPolicy, new: NetworkPolicy) -> NetworkPolicy {
 
 impl Orchestrator {
     /// Replaces the rules of a running sandbox; [`ManagerError::NotFound`] for a paused one.
-    #[tracing::instrument(name = "sandbox.network", skip(self, policy))]
+    #[tracing::instrument(name = "sandbox.network", skip_all, fields(%team, sandbox = %id))]
     pub(crate) async fn replace_network(
         &self,
         team: TeamId,
@@ -38,15 +36,8 @@ impl Orchestrator {
             return Err(ManagerError::NotFound(id));
         };
         let node = self.node(at.node)?;
-        let told = node.set_network(id, at.execution, sandbox.network.clone());
-        if let Err(error) = within(WORD_MAX, "setting the network", told).await {
-            // The reconciler tells its node again, or learns that it has ended.
-            self.nudge.notify_one();
-            return Err(match error {
-                NodeError::Unknown => ManagerError::NotFound(id),
-                error => failure::node(id, "setting the network")(error),
-            });
-        }
+        let word = node.set_network(id, at.execution, sandbox.network.clone());
+        self.tell_node(id, "setting the network", word).await?;
         self.publish_again(&sandbox).await
     }
 }

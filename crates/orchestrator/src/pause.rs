@@ -29,7 +29,7 @@ pub(crate) fn paused(phase: Phase, into: BuildId, kept: PauseMode) -> Result<Pha
 
 impl Orchestrator {
     /// Pauses a running sandbox; when this returns it can be resumed.
-    #[tracing::instrument(name = "sandbox.pause", skip(self))]
+    #[tracing::instrument(name = "sandbox.pause", skip_all, fields(%team, sandbox = %id))]
     pub(crate) async fn pause_sandbox(
         &self,
         team: TeamId,

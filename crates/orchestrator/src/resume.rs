@@ -6,6 +6,7 @@ use ports::manager::Granted;
 use ports::node::OrderOrigin;
 use tokio::time::Instant;
 
+use crate::bring_up::Flow;
 use crate::change::apply;
 use crate::failure;
 use crate::orchestrator::Orchestrator;
@@ -27,7 +28,7 @@ pub(crate) struct Wish {
 
 impl Orchestrator {
     /// Resumes a paused sandbox, with all that its pause kept.
-    #[tracing::instrument(name = "sandbox.resume", skip(self, lifecycle))]
+    #[tracing::instrument(name = "sandbox.resume", skip_all, fields(%team, sandbox = %id))]
     pub(crate) async fn resume_sandbox(
         &self,
         team: TeamId,
@@ -113,7 +114,7 @@ impl Orchestrator {
             .await?;
         claim.keep();
         let running = self
-            .bring_up(starting, order, node.as_ref(), ready)
+            .bring_up(Flow::Resume, starting, order, node.as_ref(), ready)
             .await
             .map_err(|error| error.public(id))?;
         metrics::histogram!("atoll_sandbox_resume_seconds").record(began.elapsed());

@@ -52,7 +52,7 @@ pub(crate) fn check_runs(sandbox: &Sandbox) -> Result<(), ManagerError> {
 
 impl Orchestrator {
     /// Moves the end of a running one's time; [`ManagerError::NotFound`] for a paused one.
-    #[tracing::instrument(name = "sandbox.timeout", skip(self))]
+    #[tracing::instrument(name = "sandbox.timeout", skip_all, fields(%team, sandbox = %id))]
     pub(crate) async fn move_end(
         &self,
         team: TeamId,
@@ -76,7 +76,7 @@ impl Orchestrator {
         how: Move,
         timeout_seconds: Option<u32>,
     ) -> Result<Sandbox, ManagerError> {
-        let (id, was) = (sandbox.id, sandbox.end_at);
+        let id = sandbox.id;
         let edit = |sandbox: &mut Sandbox| {
             check_runs(sandbox)?;
             if how == Move::To || sandbox.end_at < end_at {
@@ -86,20 +86,37 @@ impl Orchestrator {
             Ok(())
         };
         let sandbox = self.change(sandbox, edit).await?;
-        let Some(at) = sandbox.phase.seat().filter(|_| sandbox.end_at != was) else {
+        let Some(at) = sandbox.phase.seat() else {
             return Ok(sandbox);
         };
-        let told = self.node(at.node)?;
-        let told = told.set_deadline(id, at.execution, sandbox.end_at);
-        match within(WORD_MAX, "setting the deadline", told).await {
-            Ok(()) => Ok(sandbox),
+        // Also where nothing changed: the node may have missed it the last time.
+        let node = self.node(at.node)?;
+        let word = node.set_deadline(id, at.execution, sandbox.end_at);
+        self.tell_node(id, "setting the deadline", word).await?;
+        Ok(sandbox)
+    }
+
+    /// Tells its node a setting of a running sandbox. One that does not run there any more is settled, and refused as
+    /// what it then is.
+    pub(crate) async fn tell_node(
+        &self,
+        id: SandboxId,
+        step: &'static str,
+        word: impl Future<Output = Result<(), NodeError>>,
+    ) -> Result<(), ManagerError> {
+        match within(WORD_MAX, step, word).await {
+            Ok(()) => Ok(()),
+            Err(NodeError::Unknown | NodeError::Busy(_)) => {
+                self.settle_one(id).await?;
+                let sandbox = self.stored(id).await?.ok_or(ManagerError::NotFound(id))?;
+                check_runs(&sandbox)?;
+                let state = "being changed";
+                Err(ManagerError::Busy { id, state })
+            }
             Err(error) => {
-                // The reconciler tells its node again, or learns that it has ended.
+                // The reconciler tells it again.
                 self.nudge.notify_one();
-                Err(match error {
-                    NodeError::Unknown => ManagerError::NotFound(id),
-                    error => failure::node(id, "setting the deadline")(error),
-                })
+                Err(failure::node(id, step)(error))
             }
         }
     }

@@ -84,7 +84,7 @@ impl Orchestrator {
         matches!(self.parts.catalog.find(id).await, Ok(Some(_)))
     }
 
-    #[tracing::instrument(name = "sandbox.wake", skip(self, presented), fields(port = presented.port))]
+    #[tracing::instrument(name = "sandbox.wake", skip_all, fields(sandbox = %id, port = presented.port))]
     async fn wake_sandbox(&self, id: SandboxId, presented: &Presented) -> Result<(), WakeRefused> {
         let deadline = Instant::now() + PATIENCE;
         let mut writes = self.writes.subscribe();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use model::{BuildId, ExecutionId, KillReason, Kind, PauseMode, Phase, SandboxId};
 use ports::guest::ENVD_PORT;
+use ports::manager::Connected;
 use ports::node::{HeldState, PauseOutcome};
 use ports::{ManagerError, NodeError, NodeEvent, Presented, SandboxManager, Wake, WakeRefused};
 
@@ -121,6 +122,50 @@ async fn the_first_word_of_a_pause_may_be_lost() {
     world.node.tell(NodeEvent::Paused(id, execution, into, outcome));
     world.until(id, "paused").await;
     eventually(async || world.route(id).await.is_none()).await;
+    world.assert_agreed().await;
+}
+
+#[tokio::test]
+async fn a_connect_at_the_end_of_its_time_meets_the_pause_and_resumes() {
+    let (world, _running) = hearing().await;
+    for silent in [false, true] {
+        let id = world.created_with(|request| request.lifecycle = wakes()).await;
+        let (execution, into) = (execution(&world, id).await, BuildId::random());
+        let gate = world.node.hold_back("set_deadline");
+        let (orchestrator, team) = (world.orchestrator.clone(), world.team.id);
+        let timeout = Duration::from_secs(900);
+        let connect = tokio::spawn(async move { orchestrator.connect(team, id, timeout, FULL).await });
+        gate.reached().await;
+        world.node.set_state(id, HeldState::Paused(into, FULL));
+        drop(gate);
+        if !silent {
+            let outcome = PauseOutcome {
+                mode: FULL,
+                envd_unresponsive: false,
+            };
+            world.node.tell(NodeEvent::Pausing(id, execution, into, FULL));
+            world.node.tell(NodeEvent::Paused(id, execution, into, outcome));
+        }
+        assert!(matches!(connect.await.unwrap().unwrap(), Connected::Resumed(_)));
+        world.assert_agreed().await;
+    }
+}
+
+#[tokio::test]
+async fn a_setting_for_what_has_just_ended_finds_nothing() {
+    let world = World::new().await;
+    let id = world.create().await.sandbox.id;
+    world.node.meddle(std::collections::BTreeMap::clear);
+    let set = world
+        .orchestrator
+        .set_timeout(world.team.id, id, Duration::from_secs(60))
+        .await;
+    assert!(matches!(set, Err(ManagerError::NotFound(_))));
+    let connect = world
+        .orchestrator
+        .connect(world.team.id, id, Duration::from_secs(60), FULL)
+        .await;
+    assert!(matches!(connect, Err(ManagerError::NotFound(_))));
     world.assert_agreed().await;
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Sqlite ── Writer      one connection that writes, in groups
-//!    │   └─ readers     a few connections that only read
+//!    │   ├─ readers     a few connections that only read
+//!    │   └─ Checkpoints one that copies the log into the database, so that no writer waits for the disk
 //!    ├── SandboxStore   sandbox.rs
 //!    ├── TemplateStore  template.rs
 //!    └── TeamStore      team.rs
@@ -14,6 +15,7 @@
 //! together. Migrations are numbered and go forward only.
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod micros;
 mod sandbox;
 mod sqlite;

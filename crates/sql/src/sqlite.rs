@@ -8,12 +8,16 @@ use sqlx::sqlite::{
 };
 use sqlx::{Connection, SqliteConnection, SqlitePool};
 
+use crate::checkpoint::Checkpoints;
 use crate::writer::{Statement, Writer};
 
 /// Readers: a listing that takes long must not stop a create, and the machine may have two cores only.
 const READERS_MAX: u32 = 4;
 /// How long a statement waits for a lock. Only another process (a backup, a person with a shell) can hold one.
 const BUSY: Duration = Duration::from_secs(5);
+/// The writer copies the log into the database itself when it is this long (128 MiB of pages), which only happens when
+/// [`Checkpoints`] cannot keep up.
+const WAL_PAGES_MAX: u32 = 32_768;
 /// How long a read waits for a free reader. Reads take microseconds: longer means that the disk hangs.
 const READER_WAIT: Duration = Duration::from_secs(10);
 
@@ -21,6 +25,7 @@ const READER_WAIT: Duration = Duration::from_secs(10);
 pub struct Sqlite {
     readers: SqlitePool,
     writer: Writer,
+    _checkpoints: Checkpoints,
 }
 
 impl Sqlite {
@@ -35,7 +40,8 @@ impl Sqlite {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .foreign_keys(true)
-            .busy_timeout(BUSY);
+            .busy_timeout(BUSY)
+            .pragma("wal_autocheckpoint", WAL_PAGES_MAX.to_string());
         let mut connection = SqliteConnection::connect_with(&options).await.map_err(away)?;
         sqlx::migrate!("migrations/sqlite")
             .run(&mut connection)
@@ -49,12 +55,14 @@ impl Sqlite {
             .test_before_acquire(false)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_with(options.create_if_missing(false).pragma("query_only", "ON"))
+            .connect_with(options.clone().pragma("query_only", "ON"))
             .await
             .map_err(away)?;
+        let checkpointer = SqliteConnection::connect_with(&options).await.map_err(away)?;
         Ok(Arc::new(Self {
             readers,
             writer: Writer::start(connection),
+            _checkpoints: Checkpoints::start(checkpointer),
         }))
     }
 

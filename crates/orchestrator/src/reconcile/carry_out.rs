@@ -4,6 +4,7 @@ use ports::ManagerError;
 use ports::node::{Held, OrderOrigin};
 
 use super::verdict::Verdict;
+use crate::bring_up::Flow;
 use crate::change::apply;
 use crate::failure;
 use crate::nodes::{WORD_MAX, within};
@@ -197,7 +198,9 @@ impl Orchestrator {
             },
         )
         .await;
-        let running = self.bring_up(sandbox, order, node.as_ref(), |_| {}).await;
+        let running = self
+            .bring_up(Flow::Restart, sandbox, order, node.as_ref(), |_| {})
+            .await;
         running.map(|_| true).map_err(|error| error.public(id))
     }
 }

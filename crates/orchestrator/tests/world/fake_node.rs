@@ -140,6 +140,23 @@ impl FakeNode {
     }
 }
 
+impl FakeNode {
+    fn with_running(
+        &self,
+        id: SandboxId,
+        execution: ExecutionId,
+        act: impl FnOnce(&mut Held),
+    ) -> Result<(), NodeError> {
+        self.with(id, execution, |held| match held.state {
+            HeldState::Running => {
+                act(held);
+                Ok(())
+            }
+            _ => Err(NodeError::Busy("pausing")),
+        })?
+    }
+}
+
 #[async_trait]
 impl Node for FakeNode {
     fn id(&self) -> NodeId {
@@ -211,7 +228,7 @@ impl Node for FakeNode {
         deadline: SystemTime,
     ) -> Result<(), NodeError> {
         self.enter("set_deadline").await?;
-        self.with(sandbox, execution, |held| held.order.deadline = deadline)
+        self.with_running(sandbox, execution, |held| held.order.deadline = deadline)
     }
 
     async fn set_network(
@@ -221,7 +238,7 @@ impl Node for FakeNode {
         policy: NetworkPolicy,
     ) -> Result<(), NodeError> {
         self.enter("set_network").await?;
-        self.with(sandbox, execution, |held| held.order.network = policy)
+        self.with_running(sandbox, execution, |held| held.order.network = policy)
     }
 
     async fn metrics(

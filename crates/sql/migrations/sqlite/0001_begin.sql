@@ -14,10 +14,10 @@ CREATE TABLE sandboxes (
     body       TEXT    NOT NULL
 ) STRICT;
 
--- Lists and counts touch what clients see, in the order in which they see it; the reconciler touches what lives.
+-- Lists and counts touch what clients see, in the order in which they see it; the reconciler touches what lives, and
+-- what is long gone.
 CREATE INDEX sandboxes_seen ON sandboxes (team, started_us DESC, id ASC, state) WHERE state IS NOT NULL;
-CREATE INDEX sandboxes_live ON sandboxes (id) WHERE gone_us IS NULL;
-CREATE INDEX sandboxes_gone ON sandboxes (gone_us) WHERE gone_us IS NOT NULL;
+CREATE INDEX sandboxes_gone ON sandboxes (gone_us);
 
 -- Templates. Names are unique within a team; counters are columns, so that counting a spawn rewrites no body.
 CREATE TABLE templates (
