@@ -1,0 +1,98 @@
+//! The public API (contract, section 3): one file for each noun.
+mod keys;
+mod sandboxes;
+mod templates;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, header};
+use http_body_util::Full;
+use model::Secret;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
+
+use crate::base::BaseUrl;
+use crate::error::CallError;
+use crate::transport::{ANSWER_WITHIN, Answer, Transport, header_value};
+
+pub use sandboxes::{Connected, ListQuery, LogsQuery};
+
+/// The API, with the rights of a key. Clones share connections.
+#[derive(Debug, Clone)]
+pub struct Client {
+    base: BaseUrl,
+    transport: Transport,
+    key: HeaderValue,
+}
+
+/// A part of a long list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page<T> {
+    /// What is in it.
+    pub items: Vec<T>,
+    /// What to ask for next, where more is to be had.
+    pub next: Option<String>,
+}
+
+impl Client {
+    /// A client for the API at `api_url`.
+    ///
+    /// # Errors
+    /// [`CallError::Address`], [`CallError::Unsendable`], and [`CallError::Authorities`] where TLS is asked for.
+    pub fn new(api_url: &str, api_key: &Secret<String>) -> Result<Self, CallError> {
+        let base = BaseUrl::parse(api_url)?;
+        let transport = Transport::new(base.is_secure())?;
+        let mut key = header_value("API key", api_key.expose())?;
+        key.set_sensitive(true);
+        Ok(Self { base, transport, key })
+    }
+
+    async fn get(&self, path: &str) -> Result<Answer, CallError> {
+        self.call(Method::GET, path, Bytes::new()).await
+    }
+
+    async fn post(&self, path: &str, body: &impl Serialize) -> Result<Answer, CallError> {
+        let body = serde_json::to_vec(body).map_err(CallError::garbled)?;
+        self.call(Method::POST, path, body.into()).await
+    }
+
+    async fn delete(&self, path: &str) -> Result<(), CallError> {
+        self.call(Method::DELETE, path, Bytes::new()).await.map(drop)
+    }
+
+    async fn call(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, CallError> {
+        let has_body = !body.is_empty();
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = self.base.join(path);
+        let headers = request.headers_mut();
+        headers.insert("x-api-key", self.key.clone());
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        if has_body {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        self.transport.call(request, Some(ANSWER_WITHIN)).await
+    }
+}
+
+/// A piece of a path, whatever somebody wrote as an id.
+fn segment(text: &str) -> impl std::fmt::Display {
+    utf8_percent_encode(text, NON_ALPHANUMERIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_cannot_leave_their_place_in_a_path() {
+        assert_eq!(segment("../keys?x#y").to_string(), "%2E%2E%2Fkeys%3Fx%23y");
+        assert_eq!(segment("i0abc").to_string(), "i0abc");
+    }
+
+    #[test]
+    fn the_key_does_not_print_itself() {
+        let client =
+            Client::new("http://127.0.0.1:1", &Secret::new("e2b_00ff".to_owned())).expect("a client");
+        assert!(!format!("{client:?}").contains("00ff"));
+    }
+}
