@@ -11,8 +11,9 @@ use crate::line::Line;
 /// Idle connections kept for one execution: as many as a busy client uses at once. One more, and the oldest goes.
 const IDLE_MAX: usize = 64;
 
-/// How long a connection is kept for the next request. Each holds a descriptor here and one inside.
-pub(crate) const IDLE_KEPT: Duration = Duration::from_secs(30);
+/// How long a connection is kept for the next request. Each holds a descriptor here and one inside. Shorter than the
+/// 30 s after which envd hangs up, so that a request which cannot be repeated never crosses that.
+const IDLE_KEPT: Duration = Duration::from_secs(20);
 
 /// All lines into one execution, or to the API.
 #[derive(Default)]
@@ -54,7 +55,7 @@ impl Lines {
                 let last = idle.iter().rposition(|parked| parked.line.port() == port)?;
                 idle.remove(last)
             };
-            if parked.line.poll_free(cx) {
+            if parked.since.elapsed() < IDLE_KEPT && parked.line.poll_free(cx) {
                 return Some(parked.line);
             }
         }
@@ -86,8 +87,7 @@ impl Lines {
 
     /// Hangs up what has been idle for longer than [`IDLE_KEPT`].
     pub(crate) fn sweep(&self) {
-        let now = Instant::now();
-        self.keep(|parked| now.duration_since(parked.since) < IDLE_KEPT);
+        self.keep(|parked| parked.since.elapsed() < IDLE_KEPT);
     }
 
     fn keep(&self, keep: impl Fn(&Parked) -> bool) {

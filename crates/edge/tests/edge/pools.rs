@@ -1,6 +1,7 @@
 //! Connections that are used again, and requests that survive their loss.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::Response;
 use ports::guest::ENVD_PORT;
@@ -176,6 +177,19 @@ async fn a_service_that_handles_one_connection_at_a_time_is_not_kept_waiting() {
     };
     let (first, second) = tokio::join!(ask(house.address, get(&route, 8000, "/first")), second);
     assert_eq!((first.status.as_u16(), second.status.as_u16()), (200, 200));
+}
+
+#[tokio::test]
+async fn a_connection_that_was_idle_for_long_is_not_used_again() {
+    let house = House::open().await;
+    house.guest.echo(8000).await;
+    let route = house.sandbox().await;
+    ask(house.address, get(&route, 8000, "/")).await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(25)).await;
+    tokio::time::resume();
+    assert_eq!(ask(house.address, get(&route, 8000, "/")).await.status, 200);
+    assert_eq!(house.guest.dials(), 2);
 }
 
 #[tokio::test]
