@@ -27,7 +27,7 @@ pub mod import;
 mod instance;
 pub mod launcher;
 mod machine;
-mod net;
+pub mod net;
 mod pool;
 pub mod probe;
 mod record;

@@ -388,6 +388,7 @@ impl Net {
     /// What the kernel refused.
     pub fn close(self) -> Result<(), Step> {
         let table = self.plan.table();
+        // It would switch forwarding on again.
         drop((self.uplinks, self.flows));
         let firewall = self.firewall.into_inner().unwrap_or_else(PoisonError::into_inner);
         let guarded = nft::link_names(&firewall.socket, &table, table::UPLINKS)

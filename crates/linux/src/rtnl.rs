@@ -6,7 +6,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::netlink::{Answer, Batch, Parsed, Refused, Socket, flag};
+use crate::netlink::{Answer, Attributes, Batch, Parsed, Refused, Socket, flag};
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -23,6 +23,8 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -92,6 +94,7 @@ pub fn create_veth(batch: &mut Batch, veth: &Veth<'_>) {
         a.text(IFLA_IFNAME, veth.name);
         a.bytes(IFLA_ADDRESS, &veth.mac);
         a.u32(IFLA_MTU, veth.mtu_bytes);
+        one_queue(a);
         a.nest(IFLA_LINKINFO, |a| {
             a.text(IFLA_INFO_KIND, "veth");
             a.nest(IFLA_INFO_DATA, |a| {
@@ -100,6 +103,7 @@ pub fn create_veth(batch: &mut Batch, veth: &Veth<'_>) {
                     a.text(IFLA_IFNAME, veth.peer);
                     a.bytes(IFLA_ADDRESS, &veth.peer_mac);
                     a.u32(IFLA_MTU, veth.mtu_bytes);
+                    one_queue(a);
                     let netns = u32::try_from(veth.peer_netns.as_raw_fd())
                         .expect("an open descriptor is not negative");
                     a.u32(IFLA_NET_NS_FD, netns);
@@ -107,6 +111,12 @@ pub fn create_veth(batch: &mut Batch, veth: &Veth<'_>) {
             });
         });
     });
+}
+
+/// A pair has a queue for each possible processor by default, which takes time and memory.
+fn one_queue(a: &mut Attributes<'_>) {
+    a.u32(IFLA_NUM_TX_QUEUES, 1);
+    a.u32(IFLA_NUM_RX_QUEUES, 1);
 }
 
 /// How a link is brought up.

@@ -254,6 +254,7 @@ fn echo(stream: &mut TcpStream) -> io::Result<()> {
 }
 
 #[track_caller]
+#[expect(clippy::disallowed_methods, reason = "the kernel does not say when it is done")]
 fn eventually<T>(mut attempt: impl FnMut() -> io::Result<T>) -> T {
     let start = Instant::now();
     loop {
