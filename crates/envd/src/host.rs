@@ -53,13 +53,17 @@ async fn init(envd: &Envd, request: Request<Incoming>) -> Result<Answer, Refusal
     let taken = {
         let mut settings = envd.settings();
         let taken = settings.take(&init);
-        if taken {
+        if taken && is_machine() {
             settings.leave_marks();
         }
         taken
     };
     if taken {
-        if let Some(name) = init.hostname.as_deref().filter(|name| !name.is_empty()) {
+        if let Some(name) = init
+            .hostname
+            .as_deref()
+            .filter(|name| !name.is_empty() && is_machine())
+        {
             name_machine(name);
         }
         if let Some(start) = init.start_command {
@@ -71,6 +75,11 @@ async fn init(envd: &Envd, request: Request<Incoming>) -> Result<Answer, Refusal
         .headers_mut()
         .insert("x-envd-version", HeaderValue::from_static(wire::ENVD_VERSION));
     Ok(answer)
+}
+
+/// Whether the machine around us is ours: not where we are tried out.
+fn is_machine() -> bool {
+    std::process::id() == 1
 }
 
 /// Names the machine for those who ask the kernel and for those who ask the files.
@@ -100,7 +109,7 @@ async fn shutdown(envd: &Envd, request: Request<Incoming>) -> Result<Answer, Ref
     let Shutdown { grace_ms } = serde_json::from_slice(&body)
         .map_err(|error| Refusal::bad(format!("the body is not a shutdown: {error}")))?;
     let grace = Duration::from_millis(grace_ms).min(GRACE_MAX);
-    if std::process::id() == 1 {
+    if is_machine() {
         signal_everybody(Signal::TERM);
         let _ = tokio::time::timeout(grace, envd.processes.all_ended()).await;
         signal_everybody(Signal::KILL);

@@ -1,6 +1,7 @@
 //! Serving: the host-only socket, the port inside, and which part answers what.
 use std::convert::Infallible;
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,13 +26,16 @@ use crate::filesystem::Filesystem;
 use crate::logs::Logs;
 use crate::process::Processes;
 use crate::reaper::Reaper;
+use crate::rest::Rest;
 use crate::settings::Settings;
 use crate::{files, host, metrics};
 
 /// Connections served at once; more wait in the kernel's queue. Far above what the edge pools, far below our memory.
 const CONNECTIONS_MAX: usize = 1024;
-/// A client that does not finish its headers in this time is not one.
-const HEADERS_WITHIN: Duration = Duration::from_secs(30);
+/// A client that does not begin and finish its headers in this time is not one. It counts for connections that wait
+/// for their next request as well, and must be longer than any client keeps those: a request on a connection that we
+/// are closing is lost.
+const HEADERS_WITHIN: Duration = Duration::from_secs(640);
 /// One message of a call: a megabyte of input is plenty, four leave room.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
@@ -45,6 +49,7 @@ pub(crate) struct Envd {
     pub(crate) reaper: Arc<Reaper>,
     pub(crate) processes: Arc<Processes>,
     rpc: ConnectRpcService<connectrpc::Router>,
+    rest: Rest,
     accept_local_peers: bool,
 }
 
@@ -69,35 +74,39 @@ impl Envd {
             .with_max_message_size(MESSAGE_BYTES_MAX)
             .with_max_request_body_size(MESSAGE_BYTES_MAX);
         // A streamed request is bounded by its messages, not by its length.
-        let streamed = limits.with_max_request_body_size(usize::MAX);
-        let rpc = ConnectRpcService::new(router).with_limits(streamed);
+        let rpc = ConnectRpcService::new(router).with_limits(limits);
         Self {
             settings,
             logs,
             reaper,
             processes,
             rpc,
+            rest: Rest::default(),
             accept_local_peers: arguments.accept_local_peers,
         }
     }
 
     /// Listens, says so, and serves for ever.
     pub(crate) async fn run(self: Arc<Self>, arguments: Arguments) -> io::Result<()> {
-        self.settings().leave_marks();
+        if arguments.pid1 {
+            self.settings().leave_marks();
+        }
         let host = listen_for_host(&arguments.socket)?;
         let inside = match arguments.port {
-            Some(port) => Some(TcpListener::bind(("0.0.0.0", port)).await?),
+            Some(port) => Some(listen_inside(port).await?),
             None => None,
         };
         if let Some(fd) = arguments.ready_fd {
             say_ready(fd);
         }
-        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        // Each door has its own places: nothing inside may keep the node out.
+        let places = || Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let reaper = Arc::clone(&self.reaper);
         tokio::select! {
             ended = reaper.run() => ended,
-            ended = Arc::clone(&self).serve_host(host, Arc::clone(&connections)) => ended,
-            ended = Arc::clone(&self).serve_inside(inside, connections) => ended,
+            ended = Arc::clone(&self).serve_host(host, places()) => ended,
+            ended = Arc::clone(&self).serve_inside(inside, places()) => ended,
+            () = self.rest.run() => Ok(()),
         }
     }
 
@@ -199,6 +208,7 @@ impl Envd {
             }
         }
         access::check(&self.settings(), &path, request.headers())?;
+        self.rest.after_work();
         match (request.method(), path.as_str()) {
             (&Method::GET, "/health") => Ok(no_content(header::HeaderValue::from_static("no-store"))),
             (&Method::GET, "/metrics") => Ok(json(StatusCode::OK, &metrics::now())),
@@ -238,6 +248,14 @@ async fn survive<T>(accepted: io::Result<T>) -> io::Result<Option<T>> {
             tokio::time::sleep(Duration::from_millis(10)).await;
             Ok(None)
         }
+    }
+}
+
+/// Listens for both families, as far as there are both: `localhost` may mean either.
+async fn listen_inside(port: u16) -> io::Result<TcpListener> {
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
     }
 }
 

@@ -7,6 +7,7 @@
 //!              └────▶ filesystem  filesystem.Filesystem: entries and watches
 //! settings   what /init said        users   /etc/passwd and /etc/group
 //! reaper     who has ended          logs    a bounded memory of what happened
+//! rest       memory goes back after work
 //! ```
 //!
 //! **Invariants.** One thread runs it all; whatever blocks goes to the blocking pool. Every buffer has a bound. It
@@ -28,11 +29,13 @@ mod metrics;
 mod paths;
 mod process;
 mod reaper;
+mod rest;
 mod settings;
 mod users;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::arguments::Arguments;
 use crate::http::Envd;
@@ -45,6 +48,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    linux::memory::stay_small();
+    // What is made for users is theirs to write and everybody's to read, whatever we were started with.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // Whatever a user's program takes, we stay: refused where we are not the machine's root.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     if arguments.pid1 {
         // Nothing inside may trace it, or read its memory, environment or descriptors.
         let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
@@ -54,6 +62,7 @@ fn main() -> ExitCode {
         // Each blocked thread is a file operation under way; more of them would only wait for the same disk.
         .max_blocking_threads(8)
         .thread_stack_size(256 * 1024)
+        .thread_keep_alive(Duration::from_secs(2))
         .build();
     let outcome =
         runtime.and_then(|runtime| runtime.block_on(Arc::new(Envd::new(&arguments)).run(arguments)));

@@ -8,6 +8,7 @@
 pub mod clone;
 pub mod conntrack;
 pub mod loopdev;
+pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod netns;

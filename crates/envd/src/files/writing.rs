@@ -104,7 +104,10 @@ pub(super) fn open(path: &str, user: &User) -> Result<File, Refusal> {
     let found = rustix::fs::fstat(&file).map_err(told)?;
     regular(path, FileType::from_raw_mode(found.st_mode))?;
     own(&file, user).map_err(|error| failed("changing the owner of", path, &error))?;
-    rustix::fs::ftruncate(&file, 0).map_err(told)?;
+    // Truncating tells those who watch of a change, so what is empty is left alone.
+    if found.st_size > 0 {
+        rustix::fs::ftruncate(&file, 0).map_err(told)?;
+    }
     Ok(file.into())
 }
 
