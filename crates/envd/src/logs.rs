@@ -16,8 +16,10 @@ pub(crate) struct Logs(Mutex<Ring>);
 
 #[derive(Default)]
 struct Ring {
-    entries: VecDeque<LogEntry>,
+    /// As JSON, which takes a fraction of the memory.
+    entries: VecDeque<Box<str>>,
     bytes: usize,
+    /// The number of the newest.
     last: u64,
 }
 
@@ -37,6 +39,7 @@ impl Logs {
             message,
             fields,
         };
+        let entry = serde_json::to_string(&entry).unwrap_or_default().into_boxed_str();
         ring.bytes += weight(&entry);
         ring.entries.push_back(entry);
         while ring.bytes > BYTES_MAX {
@@ -50,27 +53,24 @@ impl Logs {
     /// What came after `after`.
     pub(crate) fn since(&self, after: u64) -> LogEntries {
         let ring = self.0.lock().expect("nothing panics while it holds the log");
+        let wanted = usize::try_from(ring.last.saturating_sub(after)).unwrap_or(usize::MAX);
+        let known = ring.entries.len().saturating_sub(wanted);
+        let entries = ring
+            .entries
+            .iter()
+            .skip(known)
+            .filter_map(|entry| serde_json::from_str(entry).ok());
         LogEntries {
             next: ring.last,
-            entries: ring
-                .entries
-                .iter()
-                .filter(|entry| entry.seq > after)
-                .cloned()
-                .collect(),
+            entries: entries.collect(),
         }
     }
 }
 
-fn weight(entry: &LogEntry) -> usize {
+fn weight(entry: &str) -> usize {
     /// What an entry costs beside its text.
-    const OVERHEAD: usize = 96;
-    let fields: usize = entry
-        .fields
-        .iter()
-        .map(|(key, value)| key.len() + value.len())
-        .sum();
-    OVERHEAD + entry.message.len() + fields
+    const OVERHEAD: usize = 32;
+    OVERHEAD + entry.len()
 }
 
 #[cfg(test)]

@@ -115,39 +115,39 @@ impl Running {
     }
 
     /// Carries its output to its end. All data is told before the end.
-    pub(super) async fn drive(&self, ended: oneshot::Receiver<WaitStatus>) {
+    pub(super) async fn drive(&self, mut ended: oneshot::Receiver<WaitStatus>) {
         let outputs = self
             .outputs
             .lock()
             .expect("nothing panics while it holds the outputs")
             .take();
         let (over, is_over) = watch::channel(false);
+        let mut status = None;
         let waits = async {
-            let status = ended.await;
-            let mut killed = self.killed.subscribe();
+            status = Some((&mut ended).await);
             // The end waits for whoever holds the output, unless a client ended it.
-            tokio::spawn(async move {
-                if killed.wait_for(|killed| *killed).await.is_ok() {
-                    let _ = over.send(true);
-                }
-                // Kept open until then: a dropped sender would look like a kill.
-                over.closed().await;
-            });
-            status
+            let _ = self.killed.subscribe().wait_for(|killed| *killed).await;
+            over.send_replace(true);
+            std::future::pending::<()>().await;
         };
         let reads = async {
             match (outputs, &self.terminal) {
                 (Some((stdout, stderr)), _) => {
-                    tokio::join!(
-                        self.pump(stdout, Output::Stdout, is_over.clone()),
-                        self.pump(stderr, Output::Stderr, is_over)
-                    );
+                    let stdout = self.pump(stdout, Output::Stdout, is_over.clone());
+                    tokio::join!(stdout, self.pump(stderr, Output::Stderr, is_over));
                 }
                 (None, Some(terminal)) => self.pump_terminal(terminal, is_over).await,
                 (None, None) => {}
             }
         };
-        let (status, ()) = tokio::join!(waits, reads);
+        tokio::select! {
+            () = reads => {}
+            () = waits => {}
+        }
+        let status = match status {
+            Some(status) => status,
+            None => ended.await,
+        };
         let end = status.map_or_else(|_| unknown_end(), end_of);
         let listeners = {
             let mut listeners = self

@@ -56,8 +56,10 @@ impl Processes {
     }
 
     /// Starts a program and remembers it until a while after its end.
-    pub(super) fn start(self: &Arc<Self>, launch: Launch) -> Result<Arc<Running>, LaunchError> {
+    pub(super) fn start(self: &Arc<Self>, mut launch: Launch) -> Result<Arc<Running>, LaunchError> {
         let started = launch.start()?;
+        // The program has it; nobody else asks for it again.
+        launch.env = BTreeMap::new();
         let ended = self.reaper.watch(started.pid);
         let running = Arc::new(Running::new(launch, started));
         self.log_start(&running);
@@ -71,7 +73,8 @@ impl Processes {
         }
         let (processes, driven) = (Arc::clone(self), Arc::clone(&running));
         tokio::spawn(async move {
-            driven.drive(ended).await;
+            // Boxed, so that only what is needed is kept while it is remembered.
+            Box::pin(driven.drive(ended)).await;
             processes.log_end(&driven);
             tokio::time::sleep(REMEMBERED_FOR).await;
             let mut table = processes.table();
