@@ -61,7 +61,8 @@ fn main() -> ExitCode {
         .enable_all()
         // Each blocked thread is a file operation under way; more of them would only wait for the same disk.
         .max_blocking_threads(8)
-        .thread_stack_size(256 * 1024)
+        // Packing takes a few hundred kilobytes; what is not touched costs nothing.
+        .thread_stack_size(1024 * 1024)
         .thread_keep_alive(Duration::from_secs(2))
         .build();
     let outcome =

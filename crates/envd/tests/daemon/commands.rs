@@ -1,0 +1,216 @@
+use base64::Engine as _;
+use serde_json::json;
+
+use crate::client::{Envd, shell};
+
+#[test]
+fn a_command_tells_its_output_and_then_its_end() {
+    let envd = Envd::start();
+    let (stdout, stderr, end) = envd.run("echo out; echo err >&2; exit 3");
+    assert_eq!((stdout.as_str(), stderr.as_str()), ("out\n", "err\n"));
+    assert_eq!(
+        end,
+        json!({ "exitCode": 3, "exited": true, "status": "exit status 3", "error": "exit status 3" })
+    );
+    let (stdout, ..) = envd.run("head -c 1000000 /dev/zero | tr '\\0' x");
+    assert_eq!(stdout.len(), 1_000_000);
+}
+
+#[test]
+fn a_missing_program_is_the_commands_failure() {
+    let envd = Envd::start();
+    let request = json!({ "process": { "cmd": "/no/such/program", "args": [] } });
+    let (_, stderr, end) = envd.stream("process.Process/Start", &request, &[]).to_end();
+    assert!(stderr.contains("not found"), "{stderr}");
+    assert_eq!(end["exitCode"], 127);
+}
+
+#[test]
+fn what_cannot_start_says_why() {
+    let envd = Envd::start();
+    let refused = |request: &serde_json::Value, headers: &[(&str, &str)]| {
+        let error = envd
+            .stream("process.Process/Start", request, headers)
+            .next()
+            .unwrap_err();
+        (
+            error["error"]["code"].as_str().unwrap().to_owned(),
+            error["error"]["message"].as_str().unwrap().to_owned(),
+        )
+    };
+    let nowhere = json!({ "process": { "cmd": "/bin/true", "cwd": "/no/where" } });
+    assert_eq!(
+        refused(&nowhere, &[]),
+        ("invalid_argument".into(), "cwd '/no/where' does not exist".into())
+    );
+    let nobody = base64::engine::general_purpose::STANDARD.encode("no-such-user:");
+    let headers = [("Authorization", &*format!("Basic {nobody}"))];
+    assert_eq!(
+        refused(&shell("true"), &headers),
+        (
+            "unauthenticated".into(),
+            "invalid username: 'no-such-user'".into()
+        )
+    );
+}
+
+#[test]
+fn a_process_outlives_its_client_and_others_can_join() {
+    let envd = Envd::start();
+    let fifo = envd.at("fifo");
+    let mut first = envd.stream(
+        "process.Process/Start",
+        &shell(&format!("mkfifo {0}; cat {0}", fifo.display())),
+        &[],
+    );
+    let pid = first.pid();
+    drop(first);
+    let selector = json!({ "process": { "pid": pid } });
+    let mut second = envd.stream("process.Process/Connect", &selector, &[]);
+    assert_eq!(second.pid(), pid);
+    while !fifo.exists() {
+        std::thread::yield_now();
+    }
+    std::fs::write(&fifo, "later").unwrap();
+    let (stdout, _, end) = second.to_end();
+    assert_eq!(
+        (stdout.as_str(), end["exitCode"].as_i64()),
+        ("later", None),
+        "an exit code of zero is left out"
+    );
+    assert_eq!(end["exited"], true);
+    // Who comes late still learns how it ended.
+    let mut late = envd.stream("process.Process/Connect", &selector, &[]);
+    assert_eq!(late.pid(), pid);
+    assert_eq!(late.to_end().2["status"], "exit status 0");
+}
+
+#[test]
+fn a_kill_ends_a_command_whose_output_others_hold() {
+    let envd = Envd::start();
+    let mut stream = envd.stream(
+        "process.Process/Start",
+        &shell("sleep 600 & echo ready; wait"),
+        &[],
+    );
+    let pid = stream.pid();
+    assert!(stream.next().unwrap()["event"]["data"].is_object());
+    let listed = envd.call("process.Process/List", &json!({})).unwrap();
+    assert_eq!(listed["processes"][0]["pid"], pid);
+    let kill = json!({ "process": { "pid": pid }, "signal": "SIGNAL_SIGKILL" });
+    envd.call("process.Process/SendSignal", &kill).unwrap();
+    let (.., end) = stream.to_end();
+    assert_eq!(
+        end,
+        json!({ "exitCode": -1, "status": "signal: killed", "error": "signal: killed" })
+    );
+    let (code, message) = envd.call("process.Process/SendSignal", &kill).unwrap_err();
+    assert_eq!(
+        (code.as_str(), message),
+        ("not_found", format!("process with pid {pid} not found"))
+    );
+}
+
+#[test]
+fn input_is_written_in_order_and_ends_when_closed() {
+    let envd = Envd::start();
+    let request = json!({ "process": { "cmd": "/bin/cat" }, "tag": "cat" });
+    let mut stream = envd.stream("process.Process/Start", &request, &[]);
+    let pid = stream.pid();
+    let selector = json!({ "tag": "cat" });
+    for text in ["one ", "two"] {
+        let data = base64::engine::general_purpose::STANDARD.encode(text);
+        envd.call(
+            "process.Process/SendInput",
+            &json!({ "process": selector, "input": { "stdin": data } }),
+        )
+        .unwrap();
+    }
+    for _ in 0..2 {
+        envd.call(
+            "process.Process/CloseStdin",
+            &json!({ "process": { "pid": pid } }),
+        )
+        .unwrap();
+    }
+    assert_eq!(stream.to_end().0, "one two");
+    let mut deaf = envd.stream("process.Process/Start", &shell("sleep 600"), &[]);
+    let input = json!({ "process": { "pid": deaf.pid() }, "input": { "stdin": "eA==" } });
+    let (code, message) = envd.call("process.Process/SendInput", &input).unwrap_err();
+    assert_eq!(
+        (&*code, &*message),
+        ("internal", "error writing to stdin: stdin not enabled or closed")
+    );
+}
+
+#[test]
+fn the_deadline_of_a_call_is_its_processs_too() {
+    let envd = Envd::start();
+    let mut stream = envd.stream(
+        "process.Process/Start",
+        &shell("sleep 600"),
+        &[("Connect-Timeout-Ms", "200")],
+    );
+    let pid = stream.pid();
+    let mut joined = envd.stream(
+        "process.Process/Connect",
+        &json!({ "process": { "pid": pid } }),
+        &[],
+    );
+    assert_eq!(joined.pid(), pid);
+    assert_eq!(joined.to_end().2["status"], "signal: killed");
+}
+
+#[test]
+fn a_terminal_has_a_size_that_can_change() {
+    let envd = Envd::start();
+    let script = "stty size; read line; stty size";
+    let request = json!({
+        "process": { "cmd": "/bin/sh", "args": ["-c", script] },
+        "pty": { "size": { "cols": 81, "rows": 25 } },
+    });
+    let mut stream = envd.stream("process.Process/Start", &request, &[]);
+    let process = json!({ "pid": stream.pid() });
+    let mut seen = String::new();
+    let mut resized = false;
+    while let Ok(message) = stream.next() {
+        let data = message["event"]["data"]["pty"].as_str().unwrap_or_default();
+        let bytes = base64::engine::general_purpose::STANDARD.decode(data).unwrap();
+        seen += &String::from_utf8_lossy(&bytes);
+        if seen.contains("25 81") && !std::mem::replace(&mut resized, true) {
+            let size = json!({ "process": process, "pty": { "size": { "cols": 100, "rows": 30 } } });
+            envd.call("process.Process/Update", &size).unwrap();
+            let input = json!({ "process": process, "input": { "pty": "Cg==" } });
+            envd.call("process.Process/SendInput", &input).unwrap();
+        }
+    }
+    assert!(seen.contains("30 100"), "{seen}");
+}
+
+#[test]
+fn an_environment_is_what_was_asked_for_and_nothing_else() {
+    let envd = Envd::start();
+    envd.init(&json!({ "envVars": { "FROM_INIT": "1", "BOTH": "init" } }));
+    let request =
+        json!({ "process": { "cmd": "/usr/bin/env", "envs": { "OWN": "2", "BOTH": "own" }, "cwd": "/" } });
+    let (stdout, ..) = envd.stream("process.Process/Start", &request, &[]).to_end();
+    let mut names: Vec<&str> = stdout
+        .lines()
+        .filter_map(|line| Some(line.split_once('=')?.0))
+        .collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        [
+            "BOTH",
+            "E2B_SANDBOX",
+            "FROM_INIT",
+            "HOME",
+            "LOGNAME",
+            "OWN",
+            "PATH",
+            "USER"
+        ]
+    );
+    assert!(stdout.contains("BOTH=own"));
+}

@@ -1,0 +1,5 @@
+//! A real envd, spoken to as clients do: over its socket and its port, with real processes and real files.
+mod client;
+mod commands;
+mod content;
+mod doors;
