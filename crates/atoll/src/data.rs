@@ -121,7 +121,7 @@ pub(crate) fn print_env(settings: &Resolved, json: bool) -> Result<ExitCode> {
 /// The server that a client command talks to: what the environment names, else the one of the data directory.
 pub(crate) fn endpoint() -> Result<Endpoint> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let settings = Settings { ..Settings::default() };
+    let settings = Settings::default();
     let data_dir = variable("ATOLL_DATA_DIR").map_or_else(|| settings.resolve().map(|settings| settings.data_dir), |dir| Ok(dir.into()))?;
     let kept = read(&data_dir);
     let missing = |name: &str| format!("{name} is not set, and {} holds no credentials: `atoll up` makes them", data_dir.display());

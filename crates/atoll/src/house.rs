@@ -78,7 +78,6 @@ impl House {
             guest: Arc::clone(&node) as _,
             wake: Arc::clone(&orchestrator) as _,
             domain: settings.domain.clone(),
-            clock,
         });
         Ok(Self { settings, data, credentials, orchestrator, node, api, edge, runtime, started_at: SystemTime::now() })
     }

@@ -171,16 +171,16 @@ impl House {
             Give::Kept(sandbox) => return Err(RuntimeError::NoDisk(sandbox)),
         }
         let unified = cgroup.unified()?;
-        let skeleton = self.launcher.skeleton(unified.as_ref().map(AsFd::as_fd))?;
+        let first_user = first_user(self.instance.number, number);
+        let skeleton = self.launcher.skeleton(first_user, USERS, unified.as_ref().map(AsFd::as_fd))?;
         let (pid, pidfd) = (skeleton.pid, rustix::io::fcntl_dupfd_cloexec(&skeleton.pidfd, 0).at("duplicating a pidfd")?);
         record.process = Some(Identity::of(pid)?);
         self.records.write(&record)?;
-        self.map_users(pid, number)?;
         self.net()?.attach(number, pidfd.as_fd())?;
 
         let users = open(&format!("/proc/{pid}/ns/user"))?;
         let disk = self.disks.mount(number)?;
-        let root = root::assemble(&build, disk.as_fd(), users.as_fd(), &self.agent)?;
+        let root = root::assemble(&build, disk.as_fd(), skeleton.disk_users.as_fd(), users.as_fd(), &self.agent)?;
         let (ready, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).at("making a ready pipe")?;
         let tasks = cgroup.tasks()?;
         let boot = self.boot_order(tasks.len(), root.targets)?;
@@ -190,14 +190,6 @@ impl House {
         wait_until_up(&ready, &ordered)?;
         let socket = Slot::open_socket(pid)?;
         Ok(Slot { number, pid, pidfd, socket, cgroup, shape })
-    }
-
-    fn map_users(&self, pid: u32, number: u32) -> Result<(), Step> {
-        let map = format!("0 {} {USERS}\n", first_user(self.instance.number, number));
-        for file in ["uid_map", "gid_map"] {
-            fs::write(format!("/proc/{pid}/{file}"), &map).at(format!("writing the {file} of process {pid}"))?;
-        }
-        Ok(())
     }
 
     fn boot_order(&self, cgroups: usize, mounts: Vec<String>) -> Result<Boot, Step> {

@@ -29,6 +29,8 @@ pub(crate) struct Skeleton {
     pub(crate) pid: u32,
     /// Itself.
     pub(crate) pidfd: OwnedFd,
+    /// Maps its disk.
+    pub(crate) disk_users: OwnedFd,
     /// Where it waits.
     control: OwnedFd,
 }
@@ -48,12 +50,12 @@ impl Launcher {
         Ok(Self { socket: Mutex::new(ours), _process: process })
     }
 
-    /// Makes a skeleton, in a cgroup (v2) where one is given.
-    pub(crate) fn skeleton(&self, cgroup: Option<BorrowedFd<'_>>) -> Result<Skeleton, Step> {
-        let (reply, fds) = self.ask(&Request::Skeleton, cgroup.as_slice())?;
+    /// Makes a skeleton for the users from `first_user` on, in a cgroup (v2) where one is given.
+    pub(crate) fn skeleton(&self, first_user: u32, users: u32, cgroup: Option<BorrowedFd<'_>>) -> Result<Skeleton, Step> {
+        let (reply, fds) = self.ask(&Request::Skeleton { first_user, users }, cgroup.as_slice())?;
         let mut fds = fds.into_iter();
-        match (reply, fds.next(), fds.next()) {
-            (Reply::Skeleton { pid }, Some(pidfd), Some(control)) => Ok(Skeleton { pid, pidfd, control }),
+        match (reply, fds.next(), fds.next(), fds.next()) {
+            (Reply::Skeleton { pid }, Some(pidfd), Some(control), Some(disk_users)) => Ok(Skeleton { pid, pidfd, control, disk_users }),
             _ => Err(io::Error::other("the launcher answered something else")).at("asking for a skeleton"),
         }
     }

@@ -15,10 +15,16 @@ pub(crate) struct Root {
     pub(crate) mounts: Vec<OwnedFd>,
 }
 
-/// Makes the mounts of a machine of `build` that writes to `disk`, for the users of `users`.
-pub(crate) fn assemble(build: &Build, disk: BorrowedFd<'_>, users: BorrowedFd<'_>, agent: &Path) -> Result<Root, Step> {
+/// Makes the mounts of a machine of `build`, whose users are `users`, that writes to `disk`.
+pub(crate) fn assemble(
+    build: &Build,
+    disk: BorrowedFd<'_>,
+    disk_users: BorrowedFd<'_>,
+    users: BorrowedFd<'_>,
+    agent: &Path,
+) -> Result<Root, Step> {
     // What lies on a disk is owned as the machine sees it, so that the disk serves in any slot.
-    let mapped = Attributes { id_map: Some(users), no_devices: true, ..Attributes::default() };
+    let mapped = Attributes { id_map: Some(disk_users), no_devices: true, ..Attributes::default() };
     set_attributes(disk, mapped).at("mapping the owners on the disk")?;
     let mut root = Root { targets: Vec::new(), mounts: Vec::new() };
     for overlay in &build.overlays {
@@ -36,11 +42,14 @@ pub(crate) fn assemble(build: &Build, disk: BorrowedFd<'_>, users: BorrowedFd<'_
 fn mount(overlay: &Overlay, disk: BorrowedFd<'_>, users: BorrowedFd<'_>) -> Result<OwnedFd, Step> {
     let step = |what: &str| format!("{what} the overlay at {}", overlay.target);
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(step("opening"))?;
+    // Held until the overlay is made: a detached mount is dissolved with its last descriptor.
+    let mut layers = Vec::new();
     for layer in &overlay.layers {
         let mount = tree(layer)?;
         let attributes = Attributes { read_only: true, id_map: Some(users), ..Attributes::default() };
         set_attributes(mount.as_fd(), attributes).at(format!("mapping the owners of {}", layer.display()))?;
         rustix::mount::fsconfig_set_fd(&context, "lowerdir+", mount.as_fd()).at(format!("laying {}", layer.display()))?;
+        layers.push(mount);
     }
     let upper = format!("/proc/self/fd/{}/{}", disk.as_raw_fd(), overlay.upper);
     let configure = || -> rustix::io::Result<OwnedFd> {

@@ -17,9 +17,15 @@ const FDS_MAX: usize = 32;
 /// What the daemon asks of the launcher.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Make a skeleton, in the cgroup (v2) that comes along, if one does. Answer: [`Reply::Skeleton`] with the child's
-    /// pidfd and the socket on which it waits for its [`Boot`].
-    Skeleton,
+    /// Make a skeleton for the users from `first_user` on, in the cgroup (v2) that comes along, if one does. Answer:
+    /// [`Reply::Skeleton`] with the child's pidfd, the socket on which it waits for its [`Boot`], and the user namespace
+    /// that maps its disk.
+    Skeleton {
+        /// What its root is on the host.
+        first_user: u32,
+        /// How many users it has.
+        users: u32,
+    },
     /// Name the machine whose pidfd comes along. Answer: [`Reply::Done`].
     Rename(String),
 }

@@ -35,7 +35,7 @@ pub fn serve(socket: OwnedFd) -> Result<(), Step> {
     while let Some(held) = socket.take() {
         let Some((request, fds)) = receive::<Request>(&held).at("receiving a request")? else { break };
         let (reply, fds) = match request {
-            Request::Skeleton => match skeleton(&alone, fds.first()) {
+            Request::Skeleton { first_user, users } => match skeleton(&alone, fds.first(), first_user, users) {
                 Ok(Made::Parent(pid, fds)) => (Reply::Skeleton { pid }, fds),
                 Ok(Made::Child(control)) => {
                     drop((held, fds, own_uts));
@@ -64,7 +64,8 @@ enum Made {
     Child(OwnedFd),
 }
 
-fn skeleton(alone: &SingleThreaded, cgroup: Option<&OwnedFd>) -> Result<Made, Step> {
+fn skeleton(alone: &SingleThreaded, cgroup: Option<&OwnedFd>, first_user: u32, users: u32) -> Result<Made, Step> {
+    let disk_users = disk_users(alone, first_user, users)?;
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .at("making a control socket")?;
@@ -72,8 +73,36 @@ fn skeleton(alone: &SingleThreaded, cgroup: Option<&OwnedFd>) -> Result<Made, St
         namespace::USER | namespace::PID | namespace::MOUNT | namespace::NET | namespace::UTS | namespace::IPC;
     match linux::clone::fork(alone, namespaces, cgroup.map(AsFd::as_fd)).at("clone3 of a machine")? {
         Fork::Child => Ok(Made::Child(theirs)),
-        Fork::Parent { pid, pidfd } => Ok(Made::Parent(pid, vec![pidfd, ours])),
+        Fork::Parent { pid, pidfd } => {
+            // Both sides of the map are ours to write: the child waits for its order.
+            map_users(pid, &format!("0 {first_user} {users}\n"))?;
+            Ok(Made::Parent(pid, vec![pidfd, ours, disk_users]))
+        }
     }
+}
+
+/// A user namespace that maps a disk, and in which no process ever runs: the machine's users, and behind them the host's
+/// root, as whom the kernel writes an overlay's own directories.
+fn disk_users(alone: &SingleThreaded, first_user: u32, users: u32) -> Result<OwnedFd, Step> {
+    match linux::clone::fork(alone, namespace::USER, None).at("clone3 of a user namespace")? {
+        Fork::Child => loop {
+            std::thread::park();
+        },
+        Fork::Parent { pid, pidfd } => {
+            let mapped = map_users(pid, &format!("0 {first_user} {users}\n{users} 0 1\n"));
+            let opened = fs::File::open(format!("/proc/{pid}/ns/user")).at("opening a user namespace");
+            rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).at("ending a helper")?;
+            mapped?;
+            Ok(opened?.into())
+        }
+    }
+}
+
+fn map_users(pid: u32, map: &str) -> Result<(), Step> {
+    for file in ["uid_map", "gid_map"] {
+        fs::write(format!("/proc/{pid}/{file}"), map).at(format!("writing the {file} of process {pid}"))?;
+    }
+    Ok(())
 }
 
 fn rename(name: &str, fds: &[OwnedFd], own_uts: std::os::fd::BorrowedFd<'_>) -> Result<(), Step> {
