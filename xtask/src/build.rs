@@ -12,7 +12,15 @@ const GNU: &str = "x86_64-unknown-linux-gnu";
 pub(crate) fn release() -> Result<PathBuf> {
     let envd = envd()?;
     eprintln!("build: atoll");
-    run(cargo().args(["build", "--release", "--package", "atoll", "--package", "container", "--bins"]))?;
+    run(cargo().args([
+        "build",
+        "--release",
+        "--package",
+        "atoll",
+        "--package",
+        "container",
+        "--bins",
+    ]))?;
     let bin = target_dir().join("release");
     for program in ["atoll-envd", "atoll-sudo"] {
         // Replaced, never written over: a running sandbox may be executing the old file.

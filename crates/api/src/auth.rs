@@ -28,7 +28,10 @@ const KNOWN_MAX: usize = 10_000;
 /// A key's last use is noted no more often than this.
 const NOTED_EVERY: Duration = Duration::from_secs(60);
 /// Requests of one team, whatever they are.
-const REQUESTS: Rate = Rate { per_second: 5_000, burst: 10_000 };
+const REQUESTS: Rate = Rate {
+    per_second: 5_000,
+    burst: 10_000,
+};
 
 /// Keys that were looked up a moment ago.
 #[derive(Default)]
@@ -44,7 +47,12 @@ struct Found {
 
 impl Known {
     fn find(&self, hash: &str, now: Instant) -> Option<Found> {
-        self.0.lock().expect(UNPOISONED).get(hash).filter(|found| found.until > now).cloned()
+        self.0
+            .lock()
+            .expect(UNPOISONED)
+            .get(hash)
+            .filter(|found| found.until > now)
+            .cloned()
     }
 
     fn remember(&self, hash: &str, found: Found) {
@@ -58,8 +66,12 @@ impl Known {
     /// Whether this use is to be noted.
     fn is_to_be_noted(&self, hash: &str, now: Instant) -> bool {
         let mut known = self.0.lock().expect(UNPOISONED);
-        let Some(found) = known.get_mut(hash) else { return false };
-        let due = found.noted.is_none_or(|noted| now.duration_since(noted) >= NOTED_EVERY);
+        let Some(found) = known.get_mut(hash) else {
+            return false;
+        };
+        let due = found
+            .noted
+            .is_none_or(|noted| now.duration_since(noted) >= NOTED_EVERY);
         if due {
             found.noted = Some(now);
         }
@@ -89,11 +101,17 @@ impl FromRequestParts<Arc<Api>> for Caller {
             Some(team) => Caller { team, key: None },
             None => {
                 let key = presented(&parts.headers)?;
-                Caller { team: team_of(api, &key).await?, key: Some(key) }
+                Caller {
+                    team: team_of(api, &key).await?,
+                    key: Some(key),
+                }
             }
         };
         if caller.team.blocked {
-            return Err(ApiError::new(Kind::Forbidden, format!("team '{}' is blocked", caller.team.slug)));
+            return Err(ApiError::new(
+                Kind::Forbidden,
+                format!("team '{}' is blocked", caller.team.slug),
+            ));
         }
         tracing::Span::current().record("team", tracing::field::display(caller.team.id));
         let taken = api.parts.limits.take(caller.team.id, "requests", REQUESTS).await;
@@ -104,13 +122,22 @@ impl FromRequestParts<Arc<Api>> for Caller {
 
 /// The team for which an operator acts.
 async fn admin_team(api: &Api, headers: &HeaderMap) -> Result<Option<Arc<Team>>, ApiError> {
-    let (Some(expected), Some(given)) = (&api.parts.admin_token, headers.get("x-admin-token")) else { return Ok(None) };
+    let (Some(expected), Some(given)) = (&api.parts.admin_token, headers.get("x-admin-token")) else {
+        return Ok(None);
+    };
     if !expected.matches(given.as_bytes()) {
         return Err(ApiError::new(Kind::Unauthenticated, "Invalid admin token"));
     }
-    let id = headers.get("x-team-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    let id = headers
+        .get("x-team-id")
+        .and_then(|id| id.to_str().ok()?.parse().ok());
     let id = id.ok_or_else(|| ApiError::invalid("X-Team-ID must name a team where X-Admin-Token is used"))?;
-    let team = api.parts.teams.team(id).await?.ok_or_else(|| ApiError::not_found("no such team"))?;
+    let team = api
+        .parts
+        .teams
+        .team(id)
+        .await?
+        .ok_or_else(|| ApiError::not_found("no such team"))?;
     Ok(Some(Arc::new(team)))
 }
 
@@ -119,9 +146,14 @@ fn presented(headers: &HeaderMap) -> Result<String, ApiError> {
     if let Some(key) = headers.get("x-api-key") {
         return key.to_str().map(str::to_owned).map_err(|_| invalid_key());
     }
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let bearer = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     match bearer.map(str::trim) {
-        Some(token) => token.strip_prefix(TOKEN_PREFIX).map(|hex| format!("{KEY_PREFIX}{hex}")).ok_or_else(invalid_key),
+        Some(token) => token
+            .strip_prefix(TOKEN_PREFIX)
+            .map(|hex| format!("{KEY_PREFIX}{hex}"))
+            .ok_or_else(invalid_key),
         None => Err(ApiError::new(
             Kind::Unauthenticated,
             "Invalid API key, please visit https://e2b.dev/docs/api-key to learn what keys are. None came with the request: send the \
@@ -136,9 +168,22 @@ async fn team_of(api: &Arc<Api>, key: &str) -> Result<Arc<Team>, ApiError> {
     let found = match api.known.find(&hash, now) {
         Some(found) => found,
         None => {
-            let (key, team) = api.parts.teams.key_by_hash(&hash).await?.ok_or_else(invalid_key)?;
-            let noted = key.last_used.and_then(|used| SystemTime::now().duration_since(used).ok()).filter(|past| *past < NOTED_EVERY);
-            let found = Found { id: key.id, team: Arc::new(team), until: now + KNOWN_FOR, noted: noted.and_then(|past| now.checked_sub(past)) };
+            let (key, team) = api
+                .parts
+                .teams
+                .key_by_hash(&hash)
+                .await?
+                .ok_or_else(invalid_key)?;
+            let noted = key
+                .last_used
+                .and_then(|used| SystemTime::now().duration_since(used).ok())
+                .filter(|past| *past < NOTED_EVERY);
+            let found = Found {
+                id: key.id,
+                team: Arc::new(team),
+                until: now + KNOWN_FOR,
+                noted: noted.and_then(|past| now.checked_sub(past)),
+            };
             api.known.remember(&hash, found.clone());
             found
         }
@@ -147,7 +192,10 @@ async fn team_of(api: &Arc<Api>, key: &str) -> Result<Arc<Team>, ApiError> {
         let (teams, id, at) = (Arc::clone(&api.parts.teams), found.id, api.parts.clock.now());
         tokio::spawn(async move {
             if let Err(error) = teams.key_used(id, at).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "the use of a key was not noted");
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "the use of a key was not noted"
+                );
             }
         });
     }
@@ -163,6 +211,8 @@ fn invalid_key() -> ApiError {
 
 /// The hash by which a key is stored: SHA-256 of its decoded bytes, in hex.
 pub(crate) fn hash_of(key: &str) -> Option<String> {
-    let bytes = key.strip_prefix(KEY_PREFIX).filter(|digits| !digits.is_empty() && digits.len() <= KEY_CHARS_MAX)?;
+    let bytes = key
+        .strip_prefix(KEY_PREFIX)
+        .filter(|digits| !digits.is_empty() && digits.len() <= KEY_CHARS_MAX)?;
     Some(hex::encode(Sha256::digest(hex::decode(bytes).ok()?)))
 }

@@ -24,7 +24,10 @@ async fn read(request: Request) -> Result<Bytes, ApiError> {
     let limited = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
     limited.map(http_body_util::Collected::to_bytes).map_err(|error| {
         if error.is::<http_body_util::LengthLimitError>() {
-            ApiError::http(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {BODY_BYTES_MAX} bytes"))
+            ApiError::http(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("the body is longer than {BODY_BYTES_MAX} bytes"),
+            )
         } else {
             ApiError::invalid("the body broke off")
         }
@@ -41,7 +44,9 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
             path => ApiError::invalid(format!("'{path}' is not what is expected: {wrong}")),
         }
     })?;
-    deserializer.end().map_err(|error| ApiError::invalid(format!("something follows the body: {error}")))?;
+    deserializer
+        .end()
+        .map_err(|error| ApiError::invalid(format!("something follows the body: {error}")))?;
     Ok(value)
 }
 
@@ -60,7 +65,11 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeBody
     type Rejection = ApiError;
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let bytes = read(request).await?;
-        if bytes.is_empty() { Ok(Self(T::default())) } else { parse::<Option<T>>(&bytes).map(|value| Self(value.unwrap_or_default())) }
+        if bytes.is_empty() {
+            Ok(Self(T::default()))
+        } else {
+            parse::<Option<T>>(&bytes).map(|value| Self(value.unwrap_or_default()))
+        }
     }
 }
 
@@ -70,13 +79,20 @@ pub(crate) struct Query(Vec<(String, String)>);
 impl Query {
     /// The last value of a name.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .rev()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// A value that parses, or a 400 that names it.
     pub(crate) fn parsed<T: std::str::FromStr>(&self, name: &str, what: &str) -> Result<Option<T>, ApiError> {
         self.get(name)
-            .map(|text| text.parse().map_err(|_| ApiError::invalid(format!("query parameter '{name}' must be {what}"))))
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| ApiError::invalid(format!("query parameter '{name}' must be {what}")))
+            })
             .transpose()
     }
 }
@@ -87,9 +103,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
         let Ok(RawQuery(query)) = RawQuery::from_request_parts(parts, state).await;
         let query = query.unwrap_or_default();
         if query.len() > QUERY_BYTES_MAX {
-            return Err(ApiError::invalid(format!("the query is longer than {QUERY_BYTES_MAX} bytes")));
+            return Err(ApiError::invalid(format!(
+                "the query is longer than {QUERY_BYTES_MAX} bytes"
+            )));
         }
-        Ok(Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect()))
+        Ok(Self(
+            form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
+        ))
     }
 }
 
@@ -112,5 +132,9 @@ pub(crate) fn sandbox_id(text: &str) -> Result<SandboxId, ApiError> {
         return Err(ApiError::invalid("Invalid sandbox ID"));
     }
     // A text that could be an id of somebody's, and is none of ours.
-    id.parse().map_err(|_| ApiError::not_found(format!("Sandbox \"{id}\" doesn't exist or you don't have access to it")))
+    id.parse().map_err(|_| {
+        ApiError::not_found(format!(
+            "Sandbox \"{id}\" doesn't exist or you don't have access to it"
+        ))
+    })
 }

@@ -14,7 +14,8 @@ pub(crate) fn time(at: SystemTime) -> String {
 
 /// Seconds since the epoch.
 pub(crate) fn unix(at: SystemTime) -> i64 {
-    at.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    at.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 pub(crate) fn mode(mode: PauseMode) -> rest::PauseMode {

@@ -73,16 +73,25 @@ async fn create(
     body: NewSandbox,
 ) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
     let idempotency = idempotency(headers, &body)?;
-    let request = CreateSandbox { idempotency, ..request(version, body, &caller.team.quota)? };
+    let request = CreateSandbox {
+        idempotency,
+        ..request(version, body, &caller.team.quota)?
+    };
     let granted = api.parts.manager.create(caller.team.id, request).await?;
     Ok((StatusCode::CREATED, Json(api.granted(&granted))))
 }
 
 fn idempotency(headers: &HeaderMap, body: &NewSandbox) -> Result<Option<(String, [u8; 32])>, ApiError> {
-    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    let Some(key) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let key = key.to_str().ok().filter(|key| (1..=IDEMPOTENCY_KEY_CHARS_MAX).contains(&key.len()) && key.bytes().all(plain));
-    let key = key.ok_or_else(|| ApiError::invalid("Idempotency-Key must be 1..255 characters of [a-z0-9-]"))?;
+    let key = key
+        .to_str()
+        .ok()
+        .filter(|key| (1..=IDEMPOTENCY_KEY_CHARS_MAX).contains(&key.len()) && key.bytes().all(plain));
+    let key =
+        key.ok_or_else(|| ApiError::invalid("Idempotency-Key must be 1..255 characters of [a-z0-9-]"))?;
     // The parsed request, so that white space and the order of fields make no difference.
     let digest = Sha256::digest(serde_json::to_vec(body).unwrap_or_default());
     Ok(Some((key.to_owned(), digest.into())))
@@ -90,10 +99,20 @@ fn idempotency(headers: &HeaderMap, body: &NewSandbox) -> Result<Option<(String,
 
 /// The request, with every rule of the contract applied that needs nobody else.
 pub(crate) fn request(version: Version, body: NewSandbox, quota: &Quota) -> Result<CreateSandbox, ApiError> {
-    let template = body.template_id.parse().map_err(|error: model::TemplateRefError| ApiError::invalid(error.to_string()))?;
-    network::refuse("iam", body.iam.as_ref().and_then(|iam| iam.get("tokens").or(Some(iam))))?;
+    let template = body
+        .template_id
+        .parse()
+        .map_err(|error: model::TemplateRefError| ApiError::invalid(error.to_string()))?;
+    network::refuse(
+        "iam",
+        body.iam.as_ref().and_then(|iam| iam.get("tokens").or(Some(iam))),
+    )?;
     network::refuse_list("volumeMounts", body.volume_mounts.as_ref())?;
-    if !body.mcp.as_ref().is_none_or(|mcp| mcp.is_object() || mcp.is_null()) {
+    if !body
+        .mcp
+        .as_ref()
+        .is_none_or(|mcp| mcp.is_object() || mcp.is_null())
+    {
         return Err(ApiError::invalid("'mcp' must be an object"));
     }
     let secure = version == Version::V2 || body.secure.unwrap_or(false);
@@ -121,40 +140,68 @@ pub(crate) fn request(version: Version, body: NewSandbox, quota: &Quota) -> Resu
 
 /// A time to live that the team may have.
 pub(crate) fn timeout(seconds: i64, quota: &Quota) -> Result<Duration, ApiError> {
-    let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).ok_or_else(|| ApiError::invalid("Timeout must be greater than 0"))?;
+    let seconds = u64::try_from(seconds)
+        .ok()
+        .filter(|seconds| *seconds > 0)
+        .ok_or_else(|| ApiError::invalid("Timeout must be greater than 0"))?;
     if seconds > u64::from(quota.life_hours) * 3600 {
-        return Err(ApiError::invalid(format!("Timeout cannot be greater than {} hours", quota.life_hours)));
+        return Err(ApiError::invalid(format!(
+            "Timeout cannot be greater than {} hours",
+            quota.life_hours
+        )));
     }
     Ok(Duration::from_secs(seconds))
 }
 
 fn lifecycle(auto_pause: bool, keeps_memory: bool, auto_resume: bool) -> Result<Lifecycle, ApiError> {
     if !keeps_memory && !auto_pause {
-        return Err(ApiError::invalid("'autoPauseMemory: false' needs 'autoPause: true'"));
+        return Err(ApiError::invalid(
+            "'autoPauseMemory: false' needs 'autoPause: true'",
+        ));
     }
     if !keeps_memory && auto_resume {
-        return Err(ApiError::invalid("'autoPauseMemory: false' cannot be combined with 'autoResume': a pause without memory is not woken by traffic"));
+        return Err(ApiError::invalid(
+            "'autoPauseMemory: false' cannot be combined with 'autoResume': a pause without memory is not woken by traffic",
+        ));
     }
-    let mode = if keeps_memory { PauseMode::Full } else { PauseMode::Filesystem };
-    let on_timeout = if auto_pause { OnTimeout::Pause(mode) } else { OnTimeout::Kill };
-    Ok(Lifecycle { on_timeout, auto_resume })
+    let mode = if keeps_memory {
+        PauseMode::Full
+    } else {
+        PauseMode::Filesystem
+    };
+    let on_timeout = if auto_pause {
+        OnTimeout::Pause(mode)
+    } else {
+        OnTimeout::Kill
+    };
+    Ok(Lifecycle {
+        on_timeout,
+        auto_resume,
+    })
 }
 
 fn pairs(name: &str, map: Option<BTreeMap<String, String>>) -> Result<BTreeMap<String, String>, ApiError> {
     let map = map.unwrap_or_default();
     let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
     if map.len() > PAIRS_MAX || bytes > PAIRS_BYTES_MAX {
-        return Err(ApiError::invalid(format!("'{name}' has more than {PAIRS_MAX} entries or {PAIRS_BYTES_MAX} bytes")));
+        return Err(ApiError::invalid(format!(
+            "'{name}' has more than {PAIRS_MAX} entries or {PAIRS_BYTES_MAX} bytes"
+        )));
     }
     Ok(map)
 }
 
 fn environment(map: Option<BTreeMap<String, String>>) -> Result<BTreeMap<String, String>, ApiError> {
     let map = pairs("envVars", map)?;
-    match map.iter().find(|(key, value)| key.is_empty() || key.contains(['=', '\0']) || value.contains('\0')) {
+    match map
+        .iter()
+        .find(|(key, value)| key.is_empty() || key.contains(['=', '\0']) || value.contains('\0'))
+    {
         Some((key, _)) => {
             let key: String = key.chars().take(64).collect();
-            Err(ApiError::invalid(format!("'envVars': {key:?} is no variable: names are not empty and hold no '=', and nothing holds NUL")))
+            Err(ApiError::invalid(format!(
+                "'envVars': {key:?} is no variable: names are not empty and hold no '=', and nothing holds NUL"
+            )))
         }
         None => Ok(map),
     }
@@ -184,24 +231,54 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
-        refused(r#"{"templateID":"base","volumeMounts":[{"name":"a","path":"/a"}]}"#, "volumeMounts");
-        refused(r#"{"templateID":"base","iam":{"tokens":{"a":{"audience":"b"}}}}"#, "iam");
-        refused(r#"{"templateID":"base","network":{"rules":{"a.com":[]}}}"#, "network.rules");
-        refused(r#"{"templateID":"base","network":{"egressProxy":{"address":"x"}}}"#, "network.egressProxy");
-        refused(r#"{"templateID":"base","network":{"httpsPorts":[1]}}"#, "network.httpsPorts");
-        refused(r#"{"templateID":"base","network":{"dnsServers":["1.1.1.1"]}}"#, "network.dnsServers");
-        refused(r#"{"templateID":"base","network":{"allowOut":["*.example.com"]}}"#, "domain rules");
+        refused(
+            r#"{"templateID":"base","volumeMounts":[{"name":"a","path":"/a"}]}"#,
+            "volumeMounts",
+        );
+        refused(
+            r#"{"templateID":"base","iam":{"tokens":{"a":{"audience":"b"}}}}"#,
+            "iam",
+        );
+        refused(
+            r#"{"templateID":"base","network":{"rules":{"a.com":[]}}}"#,
+            "network.rules",
+        );
+        refused(
+            r#"{"templateID":"base","network":{"egressProxy":{"address":"x"}}}"#,
+            "network.egressProxy",
+        );
+        refused(
+            r#"{"templateID":"base","network":{"httpsPorts":[1]}}"#,
+            "network.httpsPorts",
+        );
+        refused(
+            r#"{"templateID":"base","network":{"dnsServers":["1.1.1.1"]}}"#,
+            "network.dnsServers",
+        );
+        refused(
+            r#"{"templateID":"base","network":{"allowOut":["*.example.com"]}}"#,
+            "domain rules",
+        );
     }
 
     #[test]
     fn rules_that_contradict_each_other_are_refused() {
         refused(r#"{"templateID":"base","autoPauseMemory":false}"#, "autoPause");
-        refused(r#"{"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}"#, "autoResume");
-        refused(r#"{"templateID":"base","network":{"allowPublicTraffic":false}}"#, "secure");
+        refused(
+            r#"{"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}"#,
+            "autoResume",
+        );
+        refused(
+            r#"{"templateID":"base","network":{"allowPublicTraffic":false}}"#,
+            "secure",
+        );
         refused(r#"{"templateID":"base","timeout":0}"#, "greater than 0");
         refused(r#"{"templateID":"base","timeout":999999999}"#, "hours");
         refused(r#"{"templateID":"b a"}"#, "Invalid template reference");
-        refused(r#"{"templateID":"base","network":{"denyOut":["example.com"]}}"#, "invalid denied CIDR example.com");
+        refused(
+            r#"{"templateID":"base","network":{"denyOut":["example.com"]}}"#,
+            "invalid denied CIDR example.com",
+        );
         refused(r#"{"templateID":"base","envVars":{"A=B":"x"}}"#, "envVars");
     }
 }

@@ -19,7 +19,12 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { status: wire::status::http(kind), message: message.into(), error_code: None, retry_after: None }
+        Self {
+            status: wire::status::http(kind),
+            message: message.into(),
+            error_code: None,
+            retry_after: None,
+        }
     }
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(Kind::Invalid, message)
@@ -29,10 +34,18 @@ impl ApiError {
     }
     /// A status that no kind stands for: those of HTTP itself.
     pub(crate) fn http(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status: status.as_u16(), message: message.into(), error_code: None, retry_after: None }
+        Self {
+            status: status.as_u16(),
+            message: message.into(),
+            error_code: None,
+            retry_after: None,
+        }
     }
     pub(crate) fn exhausted(message: impl Into<String>, retry_after: Duration) -> Self {
-        Self { retry_after: Some(retry_after), ..Self::new(Kind::Exhausted, message) }
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(Kind::Exhausted, message)
+        }
     }
 }
 
@@ -54,10 +67,16 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Missing => Self::not_found("the object does not exist"),
-            StoreError::Conflict => Self::new(Kind::Conflict, "the object was changed by somebody else; try again"),
+            StoreError::Conflict => Self::new(
+                Kind::Conflict,
+                "the object was changed by somebody else; try again",
+            ),
             StoreError::Away(_) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
-                Self { retry_after: Some(Duration::from_secs(1)), ..Self::new(Kind::Unavailable, "the store is away; try again") }
+                Self {
+                    retry_after: Some(Duration::from_secs(1)),
+                    ..Self::new(Kind::Unavailable, "the store is away; try again")
+                }
             }
         }
     }

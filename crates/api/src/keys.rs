@@ -41,7 +41,11 @@ pub(crate) async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<
 
 /// Make a key. It is shown this once.
 #[utoipa::path(post, path = "/api-keys", tag = "keys", request_body = NewKey, responses((status = 201, description = "The key.", body = CreatedKey)))]
-pub(crate) async fn create(State(api): State<Arc<Api>>, caller: Caller, Body(body): Body<NewKey>) -> Result<(StatusCode, Json<CreatedKey>), ApiError> {
+pub(crate) async fn create(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Body(body): Body<NewKey>,
+) -> Result<(StatusCode, Json<CreatedKey>), ApiError> {
     let name = name(body)?;
     let bytes: [u8; KEY_BYTES] = rand::rng().random();
     let digits = hex::encode(bytes);
@@ -57,7 +61,13 @@ pub(crate) async fn create(State(api): State<Arc<Api>>, caller: Caller, Body(bod
         last_used: None,
     };
     api.parts.teams.insert_key(&key).await?;
-    Ok((StatusCode::CREATED, Json(CreatedKey { key: text, about: shown(&key) })))
+    Ok((
+        StatusCode::CREATED,
+        Json(CreatedKey {
+            key: text,
+            about: shown(&key),
+        }),
+    ))
 }
 
 /// Rename a key.
@@ -70,27 +80,42 @@ pub(crate) async fn rename(
     Body(body): Body<NewKey>,
 ) -> Result<StatusCode, ApiError> {
     let (id, name) = (key_id(&id)?, name(body)?);
-    api.parts.teams.rename_key(caller.team.id, id, &name).await.map_err(missing)?;
+    api.parts
+        .teams
+        .rename_key(caller.team.id, id, &name)
+        .await
+        .map_err(missing)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Delete a key. It works no longer.
 #[utoipa::path(delete, path = "/api-keys/{apiKeyID}", tag = "keys", params(("apiKeyID" = String, Path)),
     responses((status = 204, description = "It is gone.")))]
-pub(crate) async fn delete(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    api.parts.teams.remove_key(caller.team.id, key_id(&id)?).await.map_err(missing)?;
+pub(crate) async fn delete(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    api.parts
+        .teams
+        .remove_key(caller.team.id, key_id(&id)?)
+        .await
+        .map_err(missing)?;
     api.known.forget();
     Ok(StatusCode::NO_CONTENT)
 }
 
 fn key_id(text: &str) -> Result<KeyId, ApiError> {
-    text.parse().map_err(|_| ApiError::invalid("Invalid API key ID: it must be a UUID"))
+    text.parse()
+        .map_err(|_| ApiError::invalid("Invalid API key ID: it must be a UUID"))
 }
 
 fn name(body: NewKey) -> Result<String, ApiError> {
     let name = body.name.trim();
     if name.is_empty() || name.chars().count() > NAME_CHARS_MAX {
-        return Err(ApiError::invalid(format!("'name' must be 1..={NAME_CHARS_MAX} characters")));
+        return Err(ApiError::invalid(format!(
+            "'name' must be 1..={NAME_CHARS_MAX} characters"
+        )));
     }
     Ok(name.to_owned())
 }

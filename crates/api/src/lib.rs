@@ -65,6 +65,9 @@ impl Api {
     /// An API over these parts.
     #[must_use]
     pub fn new(parts: ApiParts) -> Arc<Self> {
-        Arc::new(Self { parts, known: auth::Known::default() })
+        Arc::new(Self {
+            parts,
+            known: auth::Known::default(),
+        })
     }
 }

@@ -21,7 +21,12 @@ type Answer = Result<(StatusCode, Json<Sandbox>), ApiError>;
 #[utoipa::path(post, path = "/sandboxes/{sandboxID}/connect", tag = "sandboxes", request_body = ConnectSandbox,
     params(("sandboxID" = String, Path)),
     responses((status = 200, description = "It was running.", body = Sandbox), (status = 201, description = "It was resumed.", body = Sandbox)))]
-pub(crate) async fn connect_v1(State(api): State<Arc<Api>>, caller: Caller, PathSandbox(id): PathSandbox, Body(body): Body<ConnectSandbox>) -> Answer {
+pub(crate) async fn connect_v1(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+    Body(body): Body<ConnectSandbox>,
+) -> Answer {
     if body.timeout.is_none() {
         return Err(ApiError::invalid("'timeout' is missing"));
     }
@@ -32,32 +37,75 @@ pub(crate) async fn connect_v1(State(api): State<Arc<Api>>, caller: Caller, Path
 #[utoipa::path(post, path = "/v2/sandboxes/{sandboxID}/connect", tag = "sandboxes", request_body = ConnectSandbox,
     params(("sandboxID" = String, Path)),
     responses((status = 200, description = "It was running.", body = Sandbox), (status = 201, description = "It was resumed.", body = Sandbox)))]
-pub(crate) async fn connect_v2(State(api): State<Arc<Api>>, caller: Caller, PathSandbox(id): PathSandbox, MaybeBody(body): MaybeBody<ConnectSandbox>) -> Answer {
+pub(crate) async fn connect_v2(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+    MaybeBody(body): MaybeBody<ConnectSandbox>,
+) -> Answer {
     connect(&api, &caller, id, Version::V2, body).await
 }
 
-async fn connect(api: &Api, caller: &Caller, id: model::SandboxId, version: Version, body: ConnectSandbox) -> Answer {
-    let timeout = timeout(body.timeout.unwrap_or(version.default_timeout()), &caller.team.quota)?;
-    let mode = if body.memory == Some(false) { PauseMode::Filesystem } else { PauseMode::Full };
-    Ok(match api.parts.manager.connect(caller.team.id, id, timeout, mode).await? {
-        Connected::Running(granted) => (StatusCode::OK, Json(api.granted(&granted))),
-        Connected::Resumed(granted) => (StatusCode::CREATED, Json(api.granted(&granted))),
-    })
+async fn connect(
+    api: &Api,
+    caller: &Caller,
+    id: model::SandboxId,
+    version: Version,
+    body: ConnectSandbox,
+) -> Answer {
+    let timeout = timeout(
+        body.timeout.unwrap_or(version.default_timeout()),
+        &caller.team.quota,
+    )?;
+    let mode = if body.memory == Some(false) {
+        PauseMode::Filesystem
+    } else {
+        PauseMode::Full
+    };
+    Ok(
+        match api
+            .parts
+            .manager
+            .connect(caller.team.id, id, timeout, mode)
+            .await?
+        {
+            Connected::Running(granted) => (StatusCode::OK, Json(api.granted(&granted))),
+            Connected::Resumed(granted) => (StatusCode::CREATED, Json(api.granted(&granted))),
+        },
+    )
 }
 
 /// Wake a paused sandbox.
 #[utoipa::path(post, path = "/sandboxes/{sandboxID}/resume", tag = "sandboxes", request_body = ResumeSandbox,
     params(("sandboxID" = String, Path)), responses((status = 201, description = "It runs.", body = Sandbox)))]
-pub(crate) async fn resume(State(api): State<Arc<Api>>, caller: Caller, PathSandbox(id): PathSandbox, MaybeBody(body): MaybeBody<ResumeSandbox>) -> Answer {
+pub(crate) async fn resume(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+    MaybeBody(body): MaybeBody<ResumeSandbox>,
+) -> Answer {
     if body.memory == Some(false) {
-        return Err(ApiError::invalid("'memory: false' is not supported by resume; use connect"));
+        return Err(ApiError::invalid(
+            "'memory: false' is not supported by resume; use connect",
+        ));
     }
-    let timeout = timeout(body.timeout.unwrap_or(Version::V1.default_timeout()), &caller.team.quota)?;
+    let timeout = timeout(
+        body.timeout.unwrap_or(Version::V1.default_timeout()),
+        &caller.team.quota,
+    )?;
     let lifecycle = body.auto_pause.map(|auto_pause| Lifecycle {
-        on_timeout: if auto_pause { OnTimeout::Pause(PauseMode::Full) } else { OnTimeout::Kill },
+        on_timeout: if auto_pause {
+            OnTimeout::Pause(PauseMode::Full)
+        } else {
+            OnTimeout::Kill
+        },
         auto_resume: false,
     });
-    let granted = api.parts.manager.resume(caller.team.id, id, timeout, lifecycle).await?;
+    let granted = api
+        .parts
+        .manager
+        .resume(caller.team.id, id, timeout, lifecycle)
+        .await?;
     Ok((StatusCode::CREATED, Json(api.granted(&granted))))
 }
 
@@ -70,15 +118,31 @@ pub(crate) async fn pause(
     PathSandbox(id): PathSandbox,
     MaybeBody(body): MaybeBody<PauseSandbox>,
 ) -> Result<StatusCode, ApiError> {
-    let mode = if body.memory == Some(false) { PauseMode::Filesystem } else { PauseMode::Full };
-    api.parts.manager.pause(caller.team.id, id, mode, body.require_healthy_guest.unwrap_or(false)).await?;
+    let mode = if body.memory == Some(false) {
+        PauseMode::Filesystem
+    } else {
+        PauseMode::Full
+    };
+    api.parts
+        .manager
+        .pause(
+            caller.team.id,
+            id,
+            mode,
+            body.require_healthy_guest.unwrap_or(false),
+        )
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Reboot a running sandbox from its disk: same id, same tokens. Atoll's own.
 #[utoipa::path(post, path = "/sandboxes/{sandboxID}/restart", tag = "sandboxes",
     params(("sandboxID" = String, Path)), responses((status = 200, description = "It runs again.", body = Sandbox)))]
-pub(crate) async fn restart(State(api): State<Arc<Api>>, caller: Caller, PathSandbox(id): PathSandbox) -> Answer {
+pub(crate) async fn restart(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+) -> Answer {
     let granted = api.parts.manager.restart(caller.team.id, id).await?;
     Ok((StatusCode::OK, Json(api.granted(&granted))))
 }
@@ -86,7 +150,11 @@ pub(crate) async fn restart(State(api): State<Arc<Api>>, caller: Caller, PathSan
 /// End a sandbox, running or paused.
 #[utoipa::path(delete, path = "/sandboxes/{sandboxID}", tag = "sandboxes",
     params(("sandboxID" = String, Path)), responses((status = 204, description = "Nothing of it can be reached any more.")))]
-pub(crate) async fn kill(State(api): State<Arc<Api>>, caller: Caller, PathSandbox(id): PathSandbox) -> Result<StatusCode, ApiError> {
+pub(crate) async fn kill(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+) -> Result<StatusCode, ApiError> {
     api.parts.manager.kill(caller.team.id, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -123,6 +191,9 @@ pub(crate) async fn refresh(
         return Err(ApiError::invalid("'duration' must be 0..=3600 seconds"));
     }
     let seconds = u64::try_from(duration.max(MIN)).unwrap_or(0);
-    api.parts.manager.refresh(caller.team.id, id, Duration::from_secs(seconds)).await?;
+    api.parts
+        .manager
+        .refresh(caller.team.id, id, Duration::from_secs(seconds))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }

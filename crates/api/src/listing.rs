@@ -20,26 +20,42 @@ pub(crate) fn states(text: Option<&str>) -> Result<Vec<State>, ApiError> {
     let parse = |word: &str| match word {
         "running" => Ok(State::Running),
         "paused" => Ok(State::Paused),
-        _ => Err(ApiError::invalid("query parameter 'state' must be 'running', 'paused' or both with a comma")),
+        _ => Err(ApiError::invalid(
+            "query parameter 'state' must be 'running', 'paused' or both with a comma",
+        )),
     };
-    text.filter(|text| !text.is_empty()).map_or_else(|| Ok(Vec::new()), |text| text.split(',').map(parse).collect())
+    text.filter(|text| !text.is_empty())
+        .map_or_else(|| Ok(Vec::new()), |text| text.split(',').map(parse).collect())
 }
 
 pub(crate) fn ascending(text: Option<&str>) -> Result<bool, ApiError> {
     match text {
         None | Some("desc") => Ok(false),
         Some("asc") => Ok(true),
-        Some(_) => Err(ApiError::invalid("query parameter 'order' must be 'asc' or 'desc'")),
+        Some(_) => Err(ApiError::invalid(
+            "query parameter 'order' must be 'asc' or 'desc'",
+        )),
     }
 }
 
 pub(crate) fn limit(query: &Query) -> Result<usize, ApiError> {
     let limit = query.parsed("limit", "a number in 1..=100")?.unwrap_or(LIMIT_MAX);
-    if (1..=LIMIT_MAX).contains(&limit) { Ok(limit) } else { Err(ApiError::invalid("query parameter 'limit' must be a number in 1..=100")) }
+    if (1..=LIMIT_MAX).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(ApiError::invalid(
+            "query parameter 'limit' must be a number in 1..=100",
+        ))
+    }
 }
 
 pub(crate) fn started_after(text: Option<&str>) -> Result<Option<SystemTime>, ApiError> {
-    text.map(|text| rfc3339(text).ok_or_else(|| ApiError::invalid("query parameter 'startedAfter' must be a time, as RFC 3339 writes it"))).transpose()
+    text.map(|text| {
+        rfc3339(text).ok_or_else(|| {
+            ApiError::invalid("query parameter 'startedAfter' must be a time, as RFC 3339 writes it")
+        })
+    })
+    .transpose()
 }
 
 /// A time with `Z` or an offset.
@@ -48,9 +64,16 @@ fn rfc3339(text: &str) -> Option<SystemTime> {
         return Some(at);
     }
     // `+hh:mm`; in a query a bare plus has become a space.
-    let (local, sign, offset) = text.get(..text.len().checked_sub(6)?).zip(text.get(text.len() - 6..)).map(|(local, end)| (local, &end[..1], &end[1..]))?;
+    let (local, sign, offset) = text
+        .get(..text.len().checked_sub(6)?)
+        .zip(text.get(text.len() - 6..))
+        .map(|(local, end)| (local, &end[..1], &end[1..]))?;
     let (hours, minutes) = offset.split_once(':')?;
-    let seconds = hours.parse::<u64>().ok()?.checked_mul(3600)?.checked_add(minutes.parse::<u64>().ok()?.checked_mul(60)?)?;
+    let seconds = hours
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(3600)?
+        .checked_add(minutes.parse::<u64>().ok()?.checked_mul(60)?)?;
     let at = humantime::parse_rfc3339(&format!("{local}Z")).ok()?;
     let offset = std::time::Duration::from_secs(seconds);
     match sign {
@@ -62,13 +85,22 @@ fn rfc3339(text: &str) -> Option<SystemTime> {
 
 /// The query has been decoded once; the pairs are a form of their own, with keys and values encoded once more.
 pub(crate) fn metadata(text: Option<&str>) -> Result<BTreeMap<String, String>, ApiError> {
-    let decode = |text: &str| percent_decode_str(text).decode_utf8().map(std::borrow::Cow::into_owned);
+    let decode = |text: &str| {
+        percent_decode_str(text)
+            .decode_utf8()
+            .map(std::borrow::Cow::into_owned)
+    };
     let wrong = || ApiError::invalid("query parameter 'metadata' does not hold encoded pairs");
     let mut pairs = BTreeMap::new();
     for (key, value) in form_urlencoded::parse(text.unwrap_or_default().as_bytes()) {
-        pairs.insert(decode(&key).map_err(|_| wrong())?, decode(&value).map_err(|_| wrong())?);
+        pairs.insert(
+            decode(&key).map_err(|_| wrong())?,
+            decode(&value).map_err(|_| wrong())?,
+        );
         if pairs.len() > PAIRS_MAX {
-            return Err(ApiError::invalid(format!("query parameter 'metadata' holds more than {PAIRS_MAX} pairs")));
+            return Err(ApiError::invalid(format!(
+                "query parameter 'metadata' holds more than {PAIRS_MAX} pairs"
+            )));
         }
     }
     Ok(pairs)
@@ -82,13 +114,19 @@ pub(crate) fn token(cursor: Cursor, ascending: bool) -> String {
 
 pub(crate) fn cursor(token: &str, ascending: bool) -> Result<Cursor, ApiError> {
     let wrong = || ApiError::invalid("Invalid next token");
-    let text = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(wrong)?;
+    let text = URL_SAFE_NO_PAD
+        .decode(token.trim_end_matches('='))
+        .ok()
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .ok_or_else(wrong)?;
     let mut parts = text.split("__");
     let (at, id, order) = (parts.next(), parts.next(), parts.next());
     if (order == Some("asc")) != ascending || !matches!(order, None | Some("asc")) || parts.next().is_some() {
         return Err(wrong());
     }
-    let started_at = at.and_then(|at| humantime::parse_rfc3339(at).ok()).ok_or_else(wrong)?;
+    let started_at = at
+        .and_then(|at| humantime::parse_rfc3339(at).ok())
+        .ok_or_else(wrong)?;
     let id = id.and_then(|id| id.parse().ok()).ok_or_else(wrong)?;
     Ok(Cursor { started_at, id })
 }
@@ -102,7 +140,10 @@ mod tests {
     #[test]
     fn a_token_leads_back_and_only_in_its_own_order() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_123_456);
-        let here = Cursor { started_at: at, id: SandboxId::random() };
+        let here = Cursor {
+            started_at: at,
+            id: SandboxId::random(),
+        };
         for ascending in [false, true] {
             let token = token(here, ascending);
             assert_eq!(cursor(&token, ascending).unwrap(), here);
@@ -116,7 +157,10 @@ mod tests {
     fn metadata_is_decoded_three_times_in_all() {
         // {"a b": "c&d=e"} as the SDKs send it, after the query's own decoding.
         let found = metadata(Some("a%2520b=c%2526d%253De&x=y")).unwrap();
-        assert_eq!(found, BTreeMap::from([("a b".into(), "c&d=e".into()), ("x".into(), "y".into())]));
+        assert_eq!(
+            found,
+            BTreeMap::from([("a b".into(), "c&d=e".into()), ("x".into(), "y".into())])
+        );
         assert!(metadata(None).unwrap().is_empty());
     }
 
@@ -132,7 +176,10 @@ mod tests {
 
     #[test]
     fn states_are_a_comma_list() {
-        assert_eq!(states(Some("running,paused")).unwrap(), [State::Running, State::Paused]);
+        assert_eq!(
+            states(Some("running,paused")).unwrap(),
+            [State::Running, State::Paused]
+        );
         assert_eq!(states(None).unwrap(), []);
         assert!(states(Some("gone")).is_err());
     }

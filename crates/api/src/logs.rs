@@ -17,32 +17,62 @@ const SEARCH_CHARS_MAX: usize = 256;
 
 fn millisecond(query: &Query, name: &str) -> Result<Option<std::time::SystemTime>, ApiError> {
     let ms: Option<u64> = query.parsed(name, "milliseconds since the epoch")?;
-    let at = |ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)).ok_or_else(|| ApiError::invalid(format!("query parameter '{name}' is too late")));
+    let at = |ms| {
+        UNIX_EPOCH
+            .checked_add(Duration::from_millis(ms))
+            .ok_or_else(|| ApiError::invalid(format!("query parameter '{name}' is too late")))
+    };
     ms.map(at).transpose()
 }
 
 fn limit(query: &Query) -> Result<usize, ApiError> {
     let wrong = || ApiError::invalid("query parameter 'limit' must be a number in 0..=1000");
-    let limit = query.parsed("limit", "a number in 0..=1000")?.unwrap_or(LIMIT_MAX);
-    if limit <= LIMIT_MAX { Ok(limit) } else { Err(wrong()) }
+    let limit = query
+        .parsed("limit", "a number in 0..=1000")?
+        .unwrap_or(LIMIT_MAX);
+    if limit <= LIMIT_MAX {
+        Ok(limit)
+    } else {
+        Err(wrong())
+    }
 }
 
 /// Logs of a sandbox, oldest first (older clients).
 #[utoipa::path(get, path = "/sandboxes/{sandboxID}/logs", tag = "sandboxes",
     params(("sandboxID" = String, Path), ("start" = Option<i64>, Query, description = "milliseconds since the epoch"), ("limit" = Option<u32>, Query)),
     responses((status = 200, description = "Lines.", body = Logs)))]
-pub(crate) async fn v1(State(api): State<Arc<Api>>, caller: Caller, PathSandbox(id): PathSandbox, query: Query) -> Result<Json<Logs>, ApiError> {
-    let wanted = LogQuery { from: millisecond(&query, "start")?, limit: limit(&query)?, forward: true, level: None, search: None };
+pub(crate) async fn v1(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+    query: Query,
+) -> Result<Json<Logs>, ApiError> {
+    let wanted = LogQuery {
+        from: millisecond(&query, "start")?,
+        limit: limit(&query)?,
+        forward: true,
+        level: None,
+        search: None,
+    };
     let lines = api.parts.manager.logs(caller.team.id, id, wanted).await?;
     let old = |line: &LogLine| {
-        let mut object: serde_json::Map<String, serde_json::Value> =
-            line.fields.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
+        let mut object: serde_json::Map<String, serde_json::Value> = line
+            .fields
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone().into()))
+            .collect();
         object.insert("level".to_owned(), level_name(line.level).into());
         object.insert("logger".to_owned(), line.logger.clone().into());
         object.insert("message".to_owned(), line.message.clone().into());
-        wire::rest::LogLine { timestamp: convert::time(line.timestamp), line: serde_json::Value::Object(object).to_string() }
+        wire::rest::LogLine {
+            timestamp: convert::time(line.timestamp),
+            line: serde_json::Value::Object(object).to_string(),
+        }
     };
-    Ok(Json(Logs { logs: lines.iter().map(old).collect(), log_entries: lines.into_iter().map(entry).collect() }))
+    Ok(Json(Logs {
+        logs: lines.iter().map(old).collect(),
+        log_entries: lines.into_iter().map(entry).collect(),
+    }))
 }
 
 /// Logs of a sandbox.
@@ -50,11 +80,20 @@ pub(crate) async fn v1(State(api): State<Arc<Api>>, caller: Caller, PathSandbox(
     params(("sandboxID" = String, Path), ("cursor" = Option<i64>, Query, description = "milliseconds since the epoch"), ("limit" = Option<u32>, Query),
         ("direction" = Option<String>, Query, description = "forward or backward"), ("level" = Option<String>, Query), ("search" = Option<String>, Query)),
     responses((status = 200, description = "Lines.", body = LogsV2)))]
-pub(crate) async fn v2(State(api): State<Arc<Api>>, caller: Caller, PathSandbox(id): PathSandbox, query: Query) -> Result<Json<LogsV2>, ApiError> {
+pub(crate) async fn v2(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+    query: Query,
+) -> Result<Json<LogsV2>, ApiError> {
     let forward = match query.get("direction") {
         None | Some("backward") => false,
         Some("forward") => true,
-        Some(_) => return Err(ApiError::invalid("query parameter 'direction' must be 'forward' or 'backward'")),
+        Some(_) => {
+            return Err(ApiError::invalid(
+                "query parameter 'direction' must be 'forward' or 'backward'",
+            ));
+        }
     };
     let level = match query.get("level") {
         None => None,
@@ -62,12 +101,26 @@ pub(crate) async fn v2(State(api): State<Arc<Api>>, caller: Caller, PathSandbox(
         Some("info") => Some(Level::Info),
         Some("warn") => Some(Level::Warn),
         Some("error") => Some(Level::Error),
-        Some(_) => return Err(ApiError::invalid("query parameter 'level' must be 'debug', 'info', 'warn' or 'error'")),
+        Some(_) => {
+            return Err(ApiError::invalid(
+                "query parameter 'level' must be 'debug', 'info', 'warn' or 'error'",
+            ));
+        }
     };
-    let search = query.get("search").map(|text| text.chars().take(SEARCH_CHARS_MAX).collect());
-    let wanted = LogQuery { from: millisecond(&query, "cursor")?, limit: limit(&query)?, forward, level, search };
+    let search = query
+        .get("search")
+        .map(|text| text.chars().take(SEARCH_CHARS_MAX).collect());
+    let wanted = LogQuery {
+        from: millisecond(&query, "cursor")?,
+        limit: limit(&query)?,
+        forward,
+        level,
+        search,
+    };
     let lines = api.parts.manager.logs(caller.team.id, id, wanted).await?;
-    Ok(Json(LogsV2 { logs: lines.into_iter().map(entry).collect() }))
+    Ok(Json(LogsV2 {
+        logs: lines.into_iter().map(entry).collect(),
+    }))
 }
 
 fn entry(line: LogLine) -> LogEntry {
@@ -79,7 +132,12 @@ fn entry(line: LogLine) -> LogEntry {
         Level::Warn => LogLevel::Warn,
         Level::Error => LogLevel::Error,
     };
-    LogEntry { timestamp: convert::time(line.timestamp), level, message: line.message, fields }
+    LogEntry {
+        timestamp: convert::time(line.timestamp),
+        level,
+        message: line.message,
+        fields,
+    }
 }
 
 fn level_name(level: Level) -> &'static str {

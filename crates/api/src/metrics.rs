@@ -19,7 +19,11 @@ const SANDBOXES_MAX: usize = 100;
 
 fn second(query: &Query, name: &str) -> Result<Option<SystemTime>, ApiError> {
     let seconds: Option<u64> = query.parsed(name, "seconds since the epoch")?;
-    let at = |seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or_else(|| ApiError::invalid(format!("query parameter '{name}' is too late")));
+    let at = |seconds| {
+        UNIX_EPOCH
+            .checked_add(Duration::from_secs(seconds))
+            .ok_or_else(|| ApiError::invalid(format!("query parameter '{name}' is too late")))
+    };
     seconds.map(at).transpose()
 }
 
@@ -27,7 +31,12 @@ fn second(query: &Query, name: &str) -> Result<Option<SystemTime>, ApiError> {
 #[utoipa::path(get, path = "/sandboxes/{sandboxID}/metrics", tag = "sandboxes",
     params(("sandboxID" = String, Path), ("start" = Option<i64>, Query, description = "seconds since the epoch"), ("end" = Option<i64>, Query)),
     responses((status = 200, description = "Samples, oldest first.", body = Vec<SandboxMetric>)))]
-pub(crate) async fn of_one(State(api): State<Arc<Api>>, caller: Caller, PathSandbox(id): PathSandbox, query: Query) -> Result<Json<Vec<SandboxMetric>>, ApiError> {
+pub(crate) async fn of_one(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+    query: Query,
+) -> Result<Json<Vec<SandboxMetric>>, ApiError> {
     let (from, to) = (second(&query, "start")?, second(&query, "end")?);
     // The end is a second, and all of it.
     let to = to.map(|to| to + Duration::from_millis(999));
@@ -39,19 +48,29 @@ pub(crate) async fn of_one(State(api): State<Arc<Api>>, caller: Caller, PathSand
 #[utoipa::path(get, path = "/sandboxes/metrics", tag = "sandboxes",
     params(("sandbox_ids" = String, Query, description = "ids with commas, at most 100")),
     responses((status = 200, description = "By id; unknown ones are left out.", body = SandboxesMetrics)))]
-pub(crate) async fn of_several(State(api): State<Arc<Api>>, caller: Caller, query: Query) -> Result<Json<SandboxesMetrics>, ApiError> {
-    let ids = query.get("sandbox_ids").ok_or_else(|| ApiError::invalid("query parameter 'sandbox_ids' is missing"))?;
+pub(crate) async fn of_several(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<SandboxesMetrics>, ApiError> {
+    let ids = query
+        .get("sandbox_ids")
+        .ok_or_else(|| ApiError::invalid("query parameter 'sandbox_ids' is missing"))?;
     let ids: Vec<&str> = ids.split(',').filter(|id| !id.is_empty()).collect();
     if ids.len() > SANDBOXES_MAX {
-        return Err(ApiError::invalid(format!("query parameter 'sandbox_ids' holds more than {SANDBOXES_MAX}")));
+        return Err(ApiError::invalid(format!(
+            "query parameter 'sandbox_ids' holds more than {SANDBOXES_MAX}"
+        )));
     }
     let mut sandboxes = BTreeMap::new();
     for id in ids {
-        let Ok(id): Result<SandboxId, _> = sandbox_id(id) else { continue };
-        if let Ok(samples) = api.parts.manager.metrics(caller.team.id, id, None, None).await {
-            if let Some(newest) = samples.last() {
-                sandboxes.insert(id.to_string(), shown(newest));
-            }
+        let Ok(id): Result<SandboxId, _> = sandbox_id(id) else {
+            continue;
+        };
+        if let Ok(samples) = api.parts.manager.metrics(caller.team.id, id, None, None).await
+            && let Some(newest) = samples.last()
+        {
+            sandboxes.insert(id.to_string(), shown(newest));
         }
     }
     Ok(Json(SandboxesMetrics { sandboxes }))

@@ -22,18 +22,28 @@ pub(crate) fn refuse(name: &str, value: Option<&serde_json::Value>) -> Result<()
         Some(serde_json::Value::Array(list)) => list.is_empty(),
         Some(_) => false,
     };
-    if empty { Ok(()) } else { Err(ApiError::invalid(format!("'{name}' is not supported yet"))) }
+    if empty {
+        Ok(())
+    } else {
+        Err(ApiError::invalid(format!("'{name}' is not supported yet")))
+    }
 }
 
 pub(crate) fn refuse_list<T>(name: &str, list: Option<&Vec<T>>) -> Result<(), ApiError> {
-    if list.is_none_or(Vec::is_empty) { Ok(()) } else { Err(ApiError::invalid(format!("'{name}' is not supported yet"))) }
+    if list.is_none_or(Vec::is_empty) {
+        Ok(())
+    } else {
+        Err(ApiError::invalid(format!("'{name}' is not supported yet")))
+    }
 }
 
 fn allowed(list: Option<Vec<String>>) -> Result<Vec<Cidr>, ApiError> {
     cidrs("network.allowOut", list, |text| {
         let domain = text.bytes().any(|b| b.is_ascii_alphabetic()) && !text.contains(':');
         if domain {
-            format!("'network.allowOut': domain rules such as '{text}' are not supported yet; give addresses or CIDRs")
+            format!(
+                "'network.allowOut': domain rules such as '{text}' are not supported yet; give addresses or CIDRs"
+            )
         } else {
             format!("invalid allowed CIDR {text}")
         }
@@ -41,15 +51,28 @@ fn allowed(list: Option<Vec<String>>) -> Result<Vec<Cidr>, ApiError> {
 }
 
 fn denied(list: Option<Vec<String>>) -> Result<Vec<Cidr>, ApiError> {
-    cidrs("network.denyOut", list, |text| format!("invalid denied CIDR {text}"))
+    cidrs("network.denyOut", list, |text| {
+        format!("invalid denied CIDR {text}")
+    })
 }
 
-fn cidrs(name: &str, list: Option<Vec<String>>, wrong: impl Fn(&str) -> String) -> Result<Vec<Cidr>, ApiError> {
+fn cidrs(
+    name: &str,
+    list: Option<Vec<String>>,
+    wrong: impl Fn(&str) -> String,
+) -> Result<Vec<Cidr>, ApiError> {
     let list = list.unwrap_or_default();
     if list.len() > RULES_MAX {
-        return Err(ApiError::invalid(format!("'{name}' has more than {RULES_MAX} entries")));
+        return Err(ApiError::invalid(format!(
+            "'{name}' has more than {RULES_MAX} entries"
+        )));
     }
-    list.iter().map(|text| text.parse().map_err(|_| ApiError::invalid(wrong(&text.chars().take(128).collect::<String>())))).collect()
+    list.iter()
+        .map(|text| {
+            text.parse()
+                .map_err(|_| ApiError::invalid(wrong(&text.chars().take(128).collect::<String>())))
+        })
+        .collect()
 }
 
 /// The policy of a new sandbox.
@@ -64,7 +87,9 @@ pub(crate) fn policy(config: NetworkConfig, internet: Option<bool>) -> Result<Ne
         deny: denied(config.deny_out)?,
         internet,
         public_traffic: config.allow_public_traffic,
-        mask_host: mask_host.map_err(|error: model::MaskHostError| ApiError::invalid(format!("'network.maskRequestHost': {error}")))?,
+        mask_host: mask_host.map_err(|error: model::MaskHostError| {
+            ApiError::invalid(format!("'network.maskRequestHost': {error}"))
+        })?,
     })
 }
 
@@ -102,4 +127,3 @@ pub(crate) async fn update(
     api.parts.manager.set_network(caller.team.id, id, policy).await?;
     Ok(StatusCode::NO_CONTENT)
 }
-

@@ -20,17 +20,40 @@ pub(crate) async fn list(State(api): State<Arc<Api>>, _: Caller) -> Result<Json<
 /// One node with what it holds of the caller's team.
 #[utoipa::path(get, path = "/nodes/{nodeID}", tag = "nodes", params(("nodeID" = String, Path)),
     responses((status = 200, description = "The node.", body = NodeDetail)))]
-pub(crate) async fn get(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<String>) -> Result<Json<NodeDetail>, ApiError> {
-    let id: model::NodeId = id.parse().map_err(|_| ApiError::invalid("Invalid node ID: it must be a UUID"))?;
+pub(crate) async fn get(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<NodeDetail>, ApiError> {
+    let id: model::NodeId = id
+        .parse()
+        .map_err(|_| ApiError::invalid("Invalid node ID: it must be a UUID"))?;
     let nodes = api.parts.manager.nodes().await?;
-    let report = nodes.iter().find(|report| report.node == id).ok_or_else(|| ApiError::not_found(format!("node {id} does not exist")))?;
-    let own = report.held.iter().filter(|held| held.order.team == caller.team.id);
-    Ok(Json(NodeDetail { node: shown(report), sandboxes: own.map(|held| held.order.sandbox.to_string()).collect() }))
+    let report = nodes
+        .iter()
+        .find(|report| report.node == id)
+        .ok_or_else(|| ApiError::not_found(format!("node {id} does not exist")))?;
+    let own = report
+        .held
+        .iter()
+        .filter(|held| held.order.team == caller.team.id);
+    Ok(Json(NodeDetail {
+        node: shown(report),
+        sandboxes: own.map(|held| held.order.sandbox.to_string()).collect(),
+    }))
 }
 
 fn shown(report: &Report) -> Node {
-    let paused = report.held.iter().filter(|held| matches!(held.state, HeldState::Paused(..))).count();
-    let running = report.held.iter().filter(|held| held.state == HeldState::Running).count();
+    let paused = report
+        .held
+        .iter()
+        .filter(|held| matches!(held.state, HeldState::Paused(..)))
+        .count();
+    let running = report
+        .held
+        .iter()
+        .filter(|held| held.state == HeldState::Running)
+        .count();
     Node {
         node_id: report.node.to_string(),
         status: if report.accepts { "ready" } else { "draining" }.to_owned(),

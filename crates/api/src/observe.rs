@@ -15,14 +15,24 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Wraps every request: what panics is answered like any other fault of ours.
 pub(crate) async fn observe(request: Request, next: Next) -> Response {
     let begun = Instant::now();
-    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
     let method = request.method().clone();
     let id = format!("{:016x}", rand::random::<u64>());
     let span = tracing::info_span!("request", %method, route, id, team = tracing::field::Empty);
-    let answered = std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone()).await;
+    let answered = std::panic::AssertUnwindSafe(next.run(request))
+        .catch_unwind()
+        .instrument(span.clone())
+        .await;
     let mut response = answered.unwrap_or_else(|_| {
         span.in_scope(|| tracing::error!("a handler panicked"));
-        ApiError::http(StatusCode::INTERNAL_SERVER_ERROR, "the server made a mistake; it is in its log").into_response()
+        ApiError::http(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the server made a mistake; it is in its log",
+        )
+        .into_response()
     });
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);

@@ -7,14 +7,20 @@ use crate::{create, keys, lifecycle, logs, metrics, network, nodes, sandboxes, s
 
 /// What every operation may answer, beside what it says itself.
 const ERRORS: [(&str, &str); 12] = [
-    ("400", "The request cannot be carried out as written; the message names the field."),
+    (
+        "400",
+        "The request cannot be carried out as written; the message names the field.",
+    ),
     ("401", "The key is missing or wrong."),
     ("403", "The caller may not."),
     ("404", "There is no such object, or it is another team's."),
     ("405", "The route has no such method."),
     ("409", "The object is in a state that does not allow this."),
     ("413", "The body is too long."),
-    ("429", "A rate limit or quota is used up; Retry-After or Should-Retry says whether waiting helps."),
+    (
+        "429",
+        "A rate limit or quota is used up; Retry-After or Should-Retry says whether waiting helps.",
+    ),
     ("500", "A fault of the server."),
     ("501", "The feature is not supported yet."),
     ("503", "The server cannot do this now."),
@@ -49,12 +55,27 @@ impl Modify for Common {
         }
         document.security = Some(vec![SecurityRequirement::new("ApiKey", Vec::<String>::new())]);
         for item in document.paths.paths.values_mut() {
-            let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+            let operations = [
+                &mut item.get,
+                &mut item.post,
+                &mut item.put,
+                &mut item.patch,
+                &mut item.delete,
+            ];
             for operation in operations.into_iter().flatten() {
                 for (status, meaning) in ERRORS {
-                    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Error"))).build();
-                    let response = ResponseBuilder::new().description(meaning).content("application/json", content).build();
-                    operation.responses.responses.entry(status.to_owned()).or_insert(RefOr::T(response));
+                    let content = ContentBuilder::new()
+                        .schema(Some(Ref::from_schema_name("Error")))
+                        .build();
+                    let response = ResponseBuilder::new()
+                        .description(meaning)
+                        .content("application/json", content)
+                        .build();
+                    operation
+                        .responses
+                        .responses
+                        .entry(status.to_owned())
+                        .or_insert(RefOr::T(response));
                 }
             }
         }

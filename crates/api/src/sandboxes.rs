@@ -19,7 +19,11 @@ const TOTAL_RUNNING: HeaderName = HeaderName::from_static("x-total-running");
 /// One sandbox.
 #[utoipa::path(get, path = "/sandboxes/{sandboxID}", tag = "sandboxes",
     params(("sandboxID" = String, Path)), responses((status = 200, description = "All about it.", body = SandboxDetail)))]
-pub(crate) async fn get(State(api): State<Arc<Api>>, caller: Caller, PathSandbox(id): PathSandbox) -> Result<Json<SandboxDetail>, ApiError> {
+pub(crate) async fn get(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+) -> Result<Json<SandboxDetail>, ApiError> {
     let granted = api.parts.manager.get(caller.team.id, id).await?;
     Ok(Json(api.detail(&granted)))
 }
@@ -32,7 +36,11 @@ pub(crate) async fn get(State(api): State<Arc<Api>>, caller: Caller, PathSandbox
         ("order" = Option<String>, Query, description = "asc or desc"), ("limit" = Option<u32>, Query, description = "1..=100"),
         ("nextToken" = Option<String>, Query)),
     responses((status = 200, description = "A page; X-Next-Token leads to the next.", body = Vec<ListedSandbox>)))]
-pub(crate) async fn list_v2(State(api): State<Arc<Api>>, caller: Caller, query: Query) -> Result<(HeaderMap, Json<Vec<ListedSandbox>>), ApiError> {
+pub(crate) async fn list_v2(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    query: Query,
+) -> Result<(HeaderMap, Json<Vec<ListedSandbox>>), ApiError> {
     let states = listing::states(query.get("state"))?;
     list(&api, &caller, &query, states).await
 }
@@ -41,11 +49,20 @@ pub(crate) async fn list_v2(State(api): State<Arc<Api>>, caller: Caller, query: 
 #[utoipa::path(get, path = "/sandboxes", tag = "sandboxes",
     params(("metadata" = Option<String>, Query)),
     responses((status = 200, description = "All that run.", body = Vec<ListedSandbox>)))]
-pub(crate) async fn list_v1(State(api): State<Arc<Api>>, caller: Caller, query: Query) -> Result<(HeaderMap, Json<Vec<ListedSandbox>>), ApiError> {
+pub(crate) async fn list_v1(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    query: Query,
+) -> Result<(HeaderMap, Json<Vec<ListedSandbox>>), ApiError> {
     list(&api, &caller, &query, vec![SandboxState::Running]).await
 }
 
-async fn list(api: &Api, caller: &Caller, query: &Query, states: Vec<SandboxState>) -> Result<(HeaderMap, Json<Vec<ListedSandbox>>), ApiError> {
+async fn list(
+    api: &Api,
+    caller: &Caller,
+    query: &Query,
+    states: Vec<SandboxState>,
+) -> Result<(HeaderMap, Json<Vec<ListedSandbox>>), ApiError> {
     let ascending = listing::ascending(query.get("order"))?;
     let wants_running = ports::manager::wants(&states, SandboxState::Running);
     let mut wanted = SandboxQuery {
@@ -55,14 +72,21 @@ async fn list(api: &Api, caller: &Caller, query: &Query, states: Vec<SandboxStat
         started_after: listing::started_after(query.get("startedAfter"))?,
         template: None,
         ascending,
-        after: query.get("nextToken").map(|token| listing::cursor(token, ascending)).transpose()?,
+        after: query
+            .get("nextToken")
+            .map(|token| listing::cursor(token, ascending))
+            .transpose()?,
         limit: listing::limit(query)?,
     };
     let mut headers = HeaderMap::new();
     if let Some(name) = query.get("template") {
-        let name: TemplateRef = name.parse().map_err(|error: model::TemplateRefError| ApiError::invalid(error.to_string()))?;
+        let name: TemplateRef = name
+            .parse()
+            .map_err(|error: model::TemplateRefError| ApiError::invalid(error.to_string()))?;
         if name.tag.is_some() {
-            return Err(ApiError::invalid("query parameter 'template' must be without a tag"));
+            return Err(ApiError::invalid(
+                "query parameter 'template' must be without a tag",
+            ));
         }
         match api.visible_template(&caller.team, &name).await? {
             Some(template) => wanted.template = Some(template.id),
@@ -71,10 +95,16 @@ async fn list(api: &Api, caller: &Caller, query: &Query, states: Vec<SandboxStat
     }
     let page = api.parts.manager.list(wanted).await?;
     if let Some(next) = page.next {
-        headers.insert(NEXT_TOKEN, HeaderValue::from_str(&listing::token(next, ascending)).unwrap_or(HeaderValue::from_static("")));
+        headers.insert(
+            NEXT_TOKEN,
+            HeaderValue::from_str(&listing::token(next, ascending)).unwrap_or(HeaderValue::from_static("")),
+        );
     }
     if let Some(total) = page.total_running.filter(|_| wants_running) {
         headers.insert(TOTAL_RUNNING, HeaderValue::from(total));
     }
-    Ok((headers, Json(page.sandboxes.iter().map(convert::listed).collect())))
+    Ok((
+        headers,
+        Json(page.sandboxes.iter().map(convert::listed).collect()),
+    ))
 }

@@ -13,7 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::ApiError;
-use crate::{Api, create, keys, lifecycle, logs, metrics, network, nodes, observe, openapi, sandboxes, templates, unsupported};
+use crate::{
+    Api, create, keys, lifecycle, logs, metrics, network, nodes, observe, openapi, sandboxes, templates,
+    unsupported,
+};
 
 /// A client that does not finish its headers in this time is not one.
 const HEADERS_WITHIN: Duration = Duration::from_secs(30);
@@ -29,7 +32,10 @@ impl Api {
             .route("/v2/sandboxes", post(create::create_v2).get(sandboxes::list_v2))
             .route("/sandboxes", post(create::create_v1).get(sandboxes::list_v1))
             .route("/sandboxes/metrics", get(metrics::of_several))
-            .route("/sandboxes/{sandboxID}", get(sandboxes::get).delete(lifecycle::kill))
+            .route(
+                "/sandboxes/{sandboxID}",
+                get(sandboxes::get).delete(lifecycle::kill),
+            )
             .route("/sandboxes/{sandboxID}/connect", post(lifecycle::connect_v1))
             .route("/v2/sandboxes/{sandboxID}/connect", post(lifecycle::connect_v2))
             .route("/sandboxes/{sandboxID}/resume", post(lifecycle::resume))
@@ -46,8 +52,14 @@ impl Api {
             .route("/api-keys/{apiKeyID}", patch(keys::rename).delete(keys::delete))
             .route("/nodes", get(nodes::list))
             .route("/nodes/{nodeID}", get(nodes::get))
-            .route("/templates", get(templates::list).post(unsupported::missing("template builds")))
-            .route("/v2/templates", get(templates::list_v2).post(unsupported::missing("template builds")))
+            .route(
+                "/templates",
+                get(templates::list).post(unsupported::missing("template builds")),
+            )
+            .route(
+                "/v2/templates",
+                get(templates::list_v2).post(unsupported::missing("template builds")),
+            )
             .route("/templates/aliases/{alias}", get(templates::alias))
             .route("/templates/{templateID}", templates_by_id())
             .route("/templates/{templateID}/tags", get(templates::tags))
@@ -76,9 +88,13 @@ impl Api {
             let (router, shutdown) = (router.clone(), shutdown.clone());
             connections.spawn(async move {
                 let mut builder = auto::Builder::new(TokioExecutor::new());
-                builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+                builder
+                    .http1()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADERS_WITHIN);
                 builder.http2().timer(TokioTimer::new());
-                let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+                let connection =
+                    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
                 tokio::pin!(connection);
                 tokio::select! {
                     _ = &mut connection => return,
@@ -94,7 +110,10 @@ impl Api {
 
 fn templates_by_id() -> axum::routing::MethodRouter<Arc<Api>> {
     const CHANGES: &str = "changes of templates";
-    get(templates::get).delete(unsupported::missing(CHANGES)).patch(unsupported::missing(CHANGES)).post(unsupported::missing("template builds"))
+    get(templates::get)
+        .delete(unsupported::missing(CHANGES))
+        .patch(unsupported::missing(CHANGES))
+        .post(unsupported::missing("template builds"))
 }
 
 /// Whether the API answers.
@@ -110,7 +129,10 @@ pub(crate) async fn description() -> Json<utoipa::openapi::OpenApi> {
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    ApiError::http(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not a method of {}", uri.path()))
+    ApiError::http(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("{method} is not a method of {}", uri.path()),
+    )
 }
 
 async fn unknown_route(uri: Uri) -> ApiError {

@@ -24,17 +24,37 @@ pub(crate) fn routes() -> Router<Arc<Api>> {
         .route("/snapshots", get(missing(SNAPSHOTS)))
         .route("/v3/templates", post(missing(BUILDS)))
         .route("/templates/{templateID}/files/{hash}", get(missing(BUILDS)))
-        .route("/v2/templates/{templateID}/builds/{buildID}", post(missing(BUILDS)))
+        .route(
+            "/v2/templates/{templateID}/builds/{buildID}",
+            post(missing(BUILDS)),
+        )
         .route("/templates/{templateID}/builds/{buildID}", post(missing(BUILDS)))
-        .route("/templates/{templateID}/builds/{buildID}/status", get(missing(BUILDS)))
-        .route("/templates/{templateID}/builds/{buildID}/logs", get(missing(BUILDS)))
-        .route("/v2/templates/{templateID}", patch(missing("changes of templates")))
+        .route(
+            "/templates/{templateID}/builds/{buildID}/status",
+            get(missing(BUILDS)),
+        )
+        .route(
+            "/templates/{templateID}/builds/{buildID}/logs",
+            get(missing(BUILDS)),
+        )
+        .route(
+            "/v2/templates/{templateID}",
+            patch(missing("changes of templates")),
+        )
         .route("/templates/tags", post(missing(TAGS)).delete(missing(TAGS)))
         .route("/volumes", get(missing(VOLUMES)).post(missing(VOLUMES)))
-        .route("/volumes/{volumeID}", get(missing(VOLUMES)).delete(missing(VOLUMES)))
+        .route(
+            "/volumes/{volumeID}",
+            get(missing(VOLUMES)).delete(missing(VOLUMES)),
+        )
         .route("/volumecontent/{volumeID}/{kind}", any(missing(VOLUMES)))
         .route("/secrets", get(missing(SECRETS)).post(missing(SECRETS)))
-        .route("/secrets/{secretID}", get(missing(SECRETS)).post(missing(SECRETS)).delete(missing(SECRETS)))
+        .route(
+            "/secrets/{secretID}",
+            get(missing(SECRETS))
+                .post(missing(SECRETS))
+                .delete(missing(SECRETS)),
+        )
         .route("/access-tokens", post(missing(TOKENS)))
         .route("/access-tokens/{accessTokenID}", delete(missing(TOKENS)))
         .route("/teams/{teamID}/metrics", get(missing("metrics of teams")))
@@ -43,6 +63,13 @@ pub(crate) fn routes() -> Router<Arc<Api>> {
 }
 
 /// A handler that says which feature is missing, to callers who are known.
-pub(crate) fn missing(feature: &'static str) -> impl Fn(Caller) -> std::future::Ready<ApiError> + Clone + Send + Sync + 'static {
-    move |_: Caller| std::future::ready(ApiError::new(Kind::Unsupported, format!("{feature} are not supported by this server yet")))
+pub(crate) fn missing(
+    feature: &'static str,
+) -> impl Fn(Caller) -> std::future::Ready<ApiError> + Clone + Send + Sync + 'static {
+    move |_: Caller| {
+        std::future::ready(ApiError::new(
+            Kind::Unsupported,
+            format!("{feature} are not supported by this server yet"),
+        ))
+    }
 }

@@ -18,8 +18,13 @@ pub(crate) async fn serve(listener: TcpListener, metrics: PrometheusHandle, shut
                 metrics.render()
             }),
         );
-    let served = axum::serve(listener, routes).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+    let served = axum::serve(listener, routes)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await;
     if let Err(error) = served {
-        tracing::error!(error = &error as &dyn std::error::Error, "the admin listener ended");
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "the admin listener ended"
+        );
     }
 }

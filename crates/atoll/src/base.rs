@@ -14,7 +14,11 @@ pub(crate) async fn ensure(templates: &dyn TemplateStore, runtime: &Containers, 
         Some(template) => template,
         None => make(templates, runtime, team).await?,
     };
-    let build = template.tags.get("default").copied().context("the base template has no build")?;
+    let build = template
+        .tags
+        .get("default")
+        .copied()
+        .context("the base template has no build")?;
     if !runtime.has_build(build).await {
         import(runtime, build).await?;
     }
@@ -51,7 +55,13 @@ async fn import(runtime: &Containers, build: BuildId) -> Result<()> {
     eprintln!("atoll: making the template `base` of this machine's own /usr");
     let lacks = container::import::lacks();
     if !lacks.is_empty() {
-        eprintln!("atoll: this machine has no {}: sandboxes of `base` have none either", lacks.join(", "));
+        eprintln!(
+            "atoll: this machine has no {}: sandboxes of `base` have none either",
+            lacks.join(", ")
+        );
     }
-    runtime.import_host(build).await.context("the base template could not be made")
+    runtime
+        .import_host(build)
+        .await
+        .context("the base template could not be made")
 }

@@ -1,0 +1,38 @@
+//! The API, from a terminal.
+pub(crate) mod key;
+pub(crate) mod program;
+pub(crate) mod sandbox;
+mod table;
+pub(crate) mod template;
+mod terminal;
+
+use anyhow::Result;
+use model::Secret;
+use sdk::{Client, SandboxClient};
+use serde::Serialize;
+
+/// Which server is talked to.
+#[derive(Debug, Clone)]
+pub(crate) struct Endpoint {
+    pub(crate) api_url: String,
+    pub(crate) sandbox_url: String,
+    pub(crate) api_key: Secret<String>,
+}
+
+impl Endpoint {
+    pub(crate) fn api(&self) -> Result<Client> {
+        Ok(Client::new(&self.api_url, &self.api_key)?)
+    }
+
+    /// Into a sandbox, with the token that the API tells its owner.
+    pub(crate) async fn inside(&self, id: &str) -> Result<SandboxClient> {
+        let token = self.api()?.sandbox(id).await?.envd_access_token.map(Secret::new);
+        Ok(SandboxClient::new(&self.sandbox_url, id, token.as_ref())?)
+    }
+}
+
+/// Prints a value as one line of JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
+}

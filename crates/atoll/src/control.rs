@@ -46,7 +46,8 @@ pub(crate) async fn serve(house: Arc<House>, shutdown: CancellationToken) -> Res
     let path = house.data.path().join(SOCKET);
     let _ = std::fs::remove_file(&path);
     let short = Short::of(house.data.path())?;
-    let listener = tokio::net::UnixListener::bind(short.path()).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener = tokio::net::UnixListener::bind(short.path())
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     loop {
         let stream = tokio::select! {
@@ -63,10 +64,16 @@ pub(crate) async fn serve(house: Arc<House>, shutdown: CancellationToken) -> Res
     }
 }
 
-async fn answer(house: &House, mut stream: tokio::net::UnixStream, shutdown: &CancellationToken) -> Result<()> {
+async fn answer(
+    house: &House,
+    mut stream: tokio::net::UnixStream,
+    shutdown: &CancellationToken,
+) -> Result<()> {
     let (read, mut write) = stream.split();
     let mut line = String::new();
-    tokio::io::BufReader::new(read.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
+    tokio::io::BufReader::new(read.take(LINE_BYTES_MAX))
+        .read_line(&mut line)
+        .await?;
     let is_down = line.trim() == "down";
     let answer = match line.trim() {
         "status" => serde_json::to_string(&house.status().await?)?,
@@ -83,7 +90,8 @@ async fn answer(house: &House, mut stream: tokio::net::UnixStream, shutdown: &Ca
 /// Asks the daemon of a data directory.
 pub(crate) fn ask<T: for<'de> Deserialize<'de>>(data: &Path, command: &str) -> Result<T> {
     let short = Short::of(data)?;
-    let mut stream = UnixStream::connect(short.path()).with_context(|| format!("no daemon answers at {}", data.join(SOCKET).display()))?;
+    let mut stream = UnixStream::connect(short.path())
+        .with_context(|| format!("no daemon answers at {}", data.join(SOCKET).display()))?;
     stream.set_read_timeout(Some(ANSWER_WITHIN))?;
     stream.write_all(format!("{command}\n").as_bytes())?;
     let mut line = String::new();
@@ -96,7 +104,9 @@ struct Short(std::fs::File);
 
 impl Short {
     fn of(data: &Path) -> Result<Self> {
-        std::fs::File::open(data).map(Self).with_context(|| format!("cannot open {}", data.display()))
+        std::fs::File::open(data)
+            .map(Self)
+            .with_context(|| format!("cannot open {}", data.display()))
     }
     fn path(&self) -> String {
         format!("/proc/self/fd/{}/{SOCKET}", self.0.as_raw_fd())

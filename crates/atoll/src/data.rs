@@ -31,19 +31,34 @@ pub(crate) struct DataDir {
 impl DataDir {
     /// Makes and locks it.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path).with_context(|| format!("cannot make the data directory {}", path.display()))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).with_context(|| format!("cannot close {}", path.display()))?;
+        fs::create_dir_all(path)
+            .with_context(|| format!("cannot make the data directory {}", path.display()))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("cannot close {}", path.display()))?;
         match Self::try_lock(path)? {
-            Some(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            None => bail!("another Atoll uses the data directory {}: stop it, or give this one a --data-dir of its own", path.display()),
+            Some(lock) => Ok(Self {
+                path: path.to_owned(),
+                _lock: lock,
+            }),
+            None => bail!(
+                "another Atoll uses the data directory {}: stop it, or give this one a --data-dir of its own",
+                path.display()
+            ),
         }
     }
 
     fn try_lock(path: &Path) -> Result<Option<File>> {
         let lock = path.join("lock");
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock);
         let file = file.with_context(|| format!("cannot open {}", lock.display()))?;
-        Ok(rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(file))
+        Ok(rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .is_ok()
+            .then_some(file))
     }
 
     /// Whether a daemon holds it.
@@ -59,10 +74,14 @@ impl DataDir {
     pub(crate) fn node_id(&self) -> Result<NodeId> {
         let path = self.path.join("node-id");
         match fs::read_to_string(&path) {
-            Ok(text) => text.trim().parse().with_context(|| format!("{} does not hold a node id", path.display())),
+            Ok(text) => text
+                .trim()
+                .parse()
+                .with_context(|| format!("{} does not hold a node id", path.display())),
             Err(_) => {
                 let id = NodeId::random();
-                fs::write(&path, format!("{id}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+                fs::write(&path, format!("{id}\n"))
+                    .with_context(|| format!("cannot write {}", path.display()))?;
                 Ok(id)
             }
         }
@@ -78,7 +97,12 @@ impl DataDir {
         let path = self.path.join("credentials.json");
         let partial = self.path.join("credentials.partial");
         let write = || -> std::io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&partial)?;
             file.write_all(&serde_json::to_vec_pretty(credentials)?)?;
             file.sync_all()?;
             fs::rename(&partial, &path)
@@ -104,7 +128,12 @@ pub(crate) fn exports(credentials: &Credentials) -> String {
 /// `atoll env`.
 pub(crate) fn print_env(settings: &Resolved, json: bool) -> Result<ExitCode> {
     let dir = &settings.data_dir;
-    let credentials = read(dir).with_context(|| format!("{} holds no credentials: start Atoll there first, by `atoll up`", dir.display()))?;
+    let credentials = read(dir).with_context(|| {
+        format!(
+            "{} holds no credentials: start Atoll there first, by `atoll up`",
+            dir.display()
+        )
+    })?;
     if json {
         let pairs = serde_json::json!({
             "E2B_API_URL": credentials.api_url,
@@ -122,13 +151,27 @@ pub(crate) fn print_env(settings: &Resolved, json: bool) -> Result<ExitCode> {
 pub(crate) fn endpoint() -> Result<Endpoint> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let settings = Settings::default();
-    let data_dir = variable("ATOLL_DATA_DIR").map_or_else(|| settings.resolve().map(|settings| settings.data_dir), |dir| Ok(dir.into()))?;
+    let data_dir = variable("ATOLL_DATA_DIR").map_or_else(
+        || settings.resolve().map(|settings| settings.data_dir),
+        |dir| Ok(dir.into()),
+    )?;
     let kept = read(&data_dir);
-    let missing = |name: &str| format!("{name} is not set, and {} holds no credentials: `atoll up` makes them", data_dir.display());
+    let missing = |name: &str| {
+        format!(
+            "{name} is not set, and {} holds no credentials: `atoll up` makes them",
+            data_dir.display()
+        )
+    };
     let choose = |name: &str, kept: Option<String>| variable(name).or(kept).with_context(|| missing(name));
     Ok(Endpoint {
         api_url: choose("E2B_API_URL", kept.as_ref().map(|kept| kept.api_url.clone()))?,
-        sandbox_url: choose("E2B_SANDBOX_URL", kept.as_ref().map(|kept| kept.sandbox_url.clone()))?,
-        api_key: Secret::new(choose("E2B_API_KEY", kept.map(|kept| kept.api_key.expose().clone()))?),
+        sandbox_url: choose(
+            "E2B_SANDBOX_URL",
+            kept.as_ref().map(|kept| kept.sandbox_url.clone()),
+        )?,
+        api_key: Secret::new(choose(
+            "E2B_API_KEY",
+            kept.map(|kept| kept.api_key.expose().clone()),
+        )?),
     })
 }

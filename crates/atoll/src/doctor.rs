@@ -18,7 +18,10 @@ pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
     let fit = checks.iter().all(|check| check.verdict != Verdict::Missing);
     if json {
         let shown: Vec<_> = checks.iter().map(as_json).collect();
-        println!("{}", serde_json::json!({ "fit": fit, "runtime": "container", "checks": shown }));
+        println!(
+            "{}",
+            serde_json::json!({ "fit": fit, "runtime": "container", "checks": shown })
+        );
     } else {
         for check in &checks {
             println!("{:<8} {:<30} {}", word(check.verdict), check.name, check.found);
@@ -27,7 +30,14 @@ pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
             }
         }
         println!();
-        println!("{}", if fit { "Sandboxes can run here, as containers." } else { "Sandboxes cannot run here yet." });
+        println!(
+            "{}",
+            if fit {
+                "Sandboxes can run here, as containers."
+            } else {
+                "Sandboxes cannot run here yet."
+            }
+        );
     }
     Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -46,25 +56,53 @@ fn as_json(check: &Check) -> serde_json::Value {
 
 fn kernel() -> Check {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     // Overlays take layers as descriptors of detached mounts.
-    Check::new("kernel", version >= (6, 8), Verdict::Poor, release, "Atoll is tested on 6.8 and newer")
+    Check::new(
+        "kernel",
+        version >= (6, 8),
+        Verdict::Poor,
+        release,
+        "Atoll is tested on 6.8 and newer",
+    )
 }
 
 fn kvm() -> Check {
     let there = Path::new("/dev/kvm").exists();
-    let found = if there { "/dev/kvm is there; sandboxes are containers all the same, until microVMs are supported" } else { "none: sandboxes are containers, which need none" };
+    let found = if there {
+        "/dev/kvm is there; sandboxes are containers all the same, until microVMs are supported"
+    } else {
+        "none: sandboxes are containers, which need none"
+    };
     Check::new("KVM", true, Verdict::Poor, found, "")
 }
 
 fn ports(settings: &Resolved) -> Result<Vec<Check>> {
     if DataDir::is_held(&settings.data_dir)? {
-        return Ok(vec![Check::new("ports", true, Verdict::Missing, "a daemon runs on this data directory", "")]);
+        return Ok(vec![Check::new(
+            "ports",
+            true,
+            Verdict::Missing,
+            "a daemon runs on this data directory",
+            "",
+        )]);
     }
     let check = |name: &'static str, address| {
         let free = TcpListener::bind(address).is_ok();
-        Check::new(name, free, Verdict::Missing, format!("{address} is {}", if free { "free" } else { "taken" }), "choose another by --api-listen, --edge-listen or --admin-listen")
+        Check::new(
+            name,
+            free,
+            Verdict::Missing,
+            format!("{address} is {}", if free { "free" } else { "taken" }),
+            "choose another by --api-listen, --edge-listen or --admin-listen",
+        )
     };
-    Ok(vec![check("API port", settings.api_listen), check("edge port", settings.edge_listen), check("admin port", settings.admin_listen)])
+    Ok(vec![
+        check("API port", settings.api_listen),
+        check("edge port", settings.edge_listen),
+        check("admin port", settings.admin_listen),
+    ])
 }

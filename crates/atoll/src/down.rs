@@ -16,7 +16,10 @@ const GONE_WITHIN: Duration = Duration::from_secs(60);
 /// Ends everything: by the daemon where one runs, by ourselves where none does.
 pub(crate) fn run(settings: Resolved) -> Result<ExitCode> {
     if !settings.data_dir.join("atoll.db").exists() {
-        eprintln!("atoll: nothing was ever started in {}", settings.data_dir.display());
+        eprintln!(
+            "atoll: nothing was ever started in {}",
+            settings.data_dir.display()
+        );
         return Ok(ExitCode::SUCCESS);
     }
     let ended = if DataDir::is_held(&settings.data_dir)? {
@@ -28,7 +31,11 @@ pub(crate) fn run(settings: Resolved) -> Result<ExitCode> {
         runtime.block_on(async {
             let _telemetry = telemetry::start(&settings)?;
             // Nothing is prepared for sandboxes that are not to come.
-            let house = House::open(Resolved { pool: 0, ..settings.clone() }).await?;
+            let house = House::open(Resolved {
+                pool: 0,
+                ..settings.clone()
+            })
+            .await?;
             let ended = house.end_sandboxes().await;
             house.close().await;
             anyhow::Ok(ended)
@@ -47,6 +54,7 @@ fn wait_until_gone(settings: &Resolved) -> Result<()> {
         if Instant::now() > deadline {
             bail!("the daemon has ended its sandboxes and does not stop itself");
         }
+        #[expect(clippy::disallowed_methods, reason = "there is no runtime here")]
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())

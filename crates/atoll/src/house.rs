@@ -36,16 +36,32 @@ impl House {
     /// Opens everything, and settles what earlier daemons left, before anybody is served.
     pub(crate) async fn open(settings: Resolved) -> Result<Self> {
         let data = DataDir::open(&settings.data_dir)?;
-        let store = Sqlite::open(&data.path().join("atoll.db")).await.context("the database cannot be opened")?;
-        let team = bootstrap::default_team(&*store).await.context("the default team cannot be made")?;
+        let store = Sqlite::open(&data.path().join("atoll.db"))
+            .await
+            .context("the database cannot be opened")?;
+        let team = bootstrap::default_team(&*store)
+            .await
+            .context("the default team cannot be made")?;
         let credentials = credentials(&settings, &data, &store, &team).await?;
 
-        let runtime = Arc::new(Containers::open(container_config(&settings)?).context("the container runtime cannot be opened; `atoll doctor` says what this machine lacks")?);
-        let config = node::Config { id: data.node_id()?, data: data.path().join("node") };
-        let node = LocalNode::open(config, Arc::clone(&runtime) as Arc<dyn ports::Runtime>).context("the node cannot be opened")?;
-        let found = node.recover().await.context("what earlier daemons left cannot be recovered")?;
+        let runtime = Arc::new(Containers::open(container_config(&settings)?).context(
+            "the container runtime cannot be opened; `atoll doctor` says what this machine lacks",
+        )?);
+        let config = node::Config {
+            id: data.node_id()?,
+            data: data.path().join("node"),
+        };
+        let node = LocalNode::open(config, Arc::clone(&runtime) as Arc<dyn ports::Runtime>)
+            .context("the node cannot be opened")?;
+        let found = node
+            .recover()
+            .await
+            .context("what earlier daemons left cannot be recovered")?;
         if found != node::Found::default() {
-            eprintln!("atoll: found {} running and {} paused sandboxes, cleared away {} remains", found.running, found.paused, found.reclaimed);
+            eprintln!(
+                "atoll: found {} running and {} paused sandboxes, cleared away {} remains",
+                found.running, found.paused, found.reclaimed
+            );
         }
         base::ensure(&*store, &runtime, &team).await?;
 
@@ -63,7 +79,10 @@ impl House {
             fleet: Arc::new(ports::fleet::Static::new(nodes)),
             clock: Arc::clone(&clock),
         });
-        orchestrator.settle_now().await.context("stored sandboxes cannot be settled")?;
+        orchestrator
+            .settle_now()
+            .await
+            .context("stored sandboxes cannot be settled")?;
         let api = Api::new(ApiParts {
             manager: Arc::clone(&orchestrator) as Arc<dyn SandboxManager>,
             teams: Arc::clone(&store) as _,
@@ -79,13 +98,24 @@ impl House {
             wake: Arc::clone(&orchestrator) as _,
             domain: settings.domain.clone(),
         });
-        Ok(Self { settings, data, credentials, orchestrator, node, api, edge, runtime, started_at: SystemTime::now() })
+        Ok(Self {
+            settings,
+            data,
+            credentials,
+            orchestrator,
+            node,
+            api,
+            edge,
+            runtime,
+            started_at: SystemTime::now(),
+        })
     }
 
     /// What it is at.
     pub(crate) async fn status(&self) -> Result<Status> {
         let report = self.node.report().await?;
-        let count = |wanted: fn(HeldState) -> bool| report.held.iter().filter(|held| wanted(held.state)).count();
+        let count =
+            |wanted: fn(HeldState) -> bool| report.held.iter().filter(|held| wanted(held.state)).count();
         Ok(Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -104,8 +134,14 @@ impl House {
         match self.orchestrator.down().await {
             Ok(ended) => Ended { ended, error: None },
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "not all sandboxes could be ended");
-                Ended { ended: 0, error: Some(error.to_string()) }
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "not all sandboxes could be ended"
+                );
+                Ended {
+                    ended: 0,
+                    error: Some(error.to_string()),
+                }
             }
         }
     }
@@ -117,7 +153,10 @@ impl House {
 
     /// TLS for the edge, where it is asked for.
     pub(crate) fn tls(&self) -> Result<Option<Arc<rustls::ServerConfig>>> {
-        self.settings.tls_listen.map(|_| tls::server_config(&self.settings)).transpose()
+        self.settings
+            .tls_listen
+            .map(|_| tls::server_config(&self.settings))
+            .transpose()
     }
 }
 
@@ -126,7 +165,12 @@ fn container_config(settings: &Resolved) -> Result<container::Config> {
     let own = std::env::current_exe().context("cannot find this program's own path")?;
     let beside = |name: &str| -> Result<PathBuf> {
         let path = own.with_file_name(name);
-        anyhow::ensure!(path.exists(), "{} is missing: it belongs beside {}", path.display(), own.display());
+        anyhow::ensure!(
+            path.exists(),
+            "{} is missing: it belongs beside {}",
+            path.display(),
+            own.display()
+        );
         Ok(path)
     };
     Ok(container::Config {
@@ -138,10 +182,20 @@ fn container_config(settings: &Resolved) -> Result<container::Config> {
     })
 }
 
-async fn credentials(settings: &Resolved, data: &DataDir, store: &Sqlite, team: &Team) -> Result<Credentials> {
+async fn credentials(
+    settings: &Resolved,
+    data: &DataDir,
+    store: &Sqlite,
+    team: &Team,
+) -> Result<Credentials> {
     let api_key = match data.credentials() {
         Some(kept) => kept.api_key,
-        None => bootstrap::mint_key(store, team.id, "default").await.context("the first API key cannot be made")?.1,
+        None => {
+            bootstrap::mint_key(store, team.id, "default")
+                .await
+                .context("the first API key cannot be made")?
+                .1
+        }
     };
     let credentials = Credentials {
         api_url: format!("http://{}", settings.api_listen),

@@ -11,7 +11,11 @@
 //! standard output, all other talk to standard error. Exit codes: 0 done, 1 failed, 2 not understood; `exec` and
 //! `shell` end as the program inside did.
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line speaks through them")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line speaks through them"
+)]
 
 mod admin;
 mod base;
@@ -35,7 +39,12 @@ use crate::settings::Settings;
 
 /// An open, self-hosted cloud of sandboxes that speaks E2B's protocol.
 #[derive(Parser)]
-#[command(name = "atoll", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(
+    name = "atoll",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -117,8 +126,15 @@ fn run(Arguments { command, json }: Arguments) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs a command of the client's, with the server that the environment or the data directory names.
-fn client(command: impl AsyncFnOnce(client::Endpoint) -> anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
+fn client(
+    command: impl AsyncFnOnce(client::Endpoint) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
     let endpoint = data::endpoint()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(command(endpoint))
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let code = runtime.block_on(command(endpoint));
+    // A read of standard input that nobody waits for any more must not hold up the end.
+    runtime.shutdown_background();
+    code
 }

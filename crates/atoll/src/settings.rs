@@ -84,16 +84,23 @@ impl Settings {
     /// Fills in what was not given.
     pub(crate) fn resolve(self) -> Result<Resolved> {
         let data_dir = self.data_dir.unwrap_or_else(default_data_dir);
-        let data_dir = std::path::absolute(&data_dir).with_context(|| format!("{} is no path", data_dir.display()))?;
+        let data_dir =
+            std::path::absolute(&data_dir).with_context(|| format!("{} is no path", data_dir.display()))?;
         let file = match &self.config {
             Some(path) => read(path)?,
             None => {
                 let path = data_dir.join("atoll.toml");
-                if path.exists() { read(&path)? } else { Settings::default() }
+                if path.exists() {
+                    read(&path)?
+                } else {
+                    Settings::default()
+                }
             }
         };
         let address = |given: Option<SocketAddr>, file: Option<SocketAddr>, default: &str| {
-            given.or(file).map_or_else(|| default.parse().context("a default address"), Ok)
+            given
+                .or(file)
+                .map_or_else(|| default.parse().context("a default address"), Ok)
         };
         Ok(Resolved {
             data_dir,
@@ -115,7 +122,11 @@ impl Settings {
 impl Resolved {
     /// Refuses to speak clear text to strangers without being told to.
     pub(crate) fn check_listeners(&self) -> Result<()> {
-        for (name, address) in [("api-listen", self.api_listen), ("edge-listen", self.edge_listen), ("admin-listen", self.admin_listen)] {
+        for (name, address) in [
+            ("api-listen", self.api_listen),
+            ("edge-listen", self.edge_listen),
+            ("admin-listen", self.admin_listen),
+        ] {
             if !address.ip().is_loopback() && !self.insecure_listen {
                 bail!(
                     "--{name} {address} is beyond loopback and in clear text: keys could be read on the way. Use --tls-listen, or say --insecure-listen true"
@@ -154,15 +165,36 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("atoll-settings-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("atoll.toml"), "pool = 3\ndomain = \"file.test\"\n").unwrap();
-        let settings = Settings { data_dir: Some(dir.clone()), pool: Some(5), ..Settings::default() }.resolve().unwrap();
+        let settings = Settings {
+            data_dir: Some(dir.clone()),
+            pool: Some(5),
+            ..Settings::default()
+        }
+        .resolve()
+        .unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
-        assert_eq!((settings.pool, settings.domain.as_str(), settings.log.as_str()), (5, "file.test", "info"));
+        assert_eq!(
+            (settings.pool, settings.domain.as_str(), settings.log.as_str()),
+            (5, "file.test", "info")
+        );
     }
 
     #[test]
     fn clear_text_beyond_loopback_needs_a_word() {
-        let open = Settings { api_listen: Some("0.0.0.0:3000".parse().unwrap()), ..Settings::default() };
+        let open = Settings {
+            api_listen: Some("0.0.0.0:3000".parse().unwrap()),
+            ..Settings::default()
+        };
         assert!(open.clone().resolve().unwrap().check_listeners().is_err());
-        assert!(Settings { insecure_listen: Some(true), ..open }.resolve().unwrap().check_listeners().is_ok());
+        assert!(
+            Settings {
+                insecure_listen: Some(true),
+                ..open
+            }
+            .resolve()
+            .unwrap()
+            .check_listeners()
+            .is_ok()
+        );
     }
 }

@@ -20,10 +20,16 @@ pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
     if json {
         println!("{}", serde_json::to_string(&status)?);
     } else {
-        println!("daemon      process {}, version {}, since {}", status.pid, status.version, status.started_at);
+        println!(
+            "daemon      process {}, version {}, since {}",
+            status.pid, status.version, status.started_at
+        );
         println!("runtime     {}", status.runtime);
         println!("API         {}", status.api_url);
-        println!("sandboxes   {} running, {} paused, reached by {}", status.running, status.paused, status.sandbox_url);
+        println!(
+            "sandboxes   {} running, {} paused, reached by {}",
+            status.running, status.paused, status.sandbox_url
+        );
         println!("prepared    {}", status.slots_ready);
     }
     Ok(ExitCode::SUCCESS)

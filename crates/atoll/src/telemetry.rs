@@ -9,7 +9,8 @@ use crate::settings::Resolved;
 
 /// From a tenth of a millisecond to a minute: a create is in the middle.
 const SECONDS: [f64; 18] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 15.0, 60.0,
+    0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1.0,
+    5.0, 15.0, 60.0,
 ];
 
 /// What was started.
@@ -19,11 +20,22 @@ pub(crate) struct Telemetry {
 
 /// Starts logs and metrics. Once in a process.
 pub(crate) fn start(settings: &Resolved) -> Result<Telemetry> {
-    let filter = EnvFilter::try_new(&settings.log).with_context(|| format!("--log {:?} is no filter", settings.log))?;
+    let filter = EnvFilter::try_new(&settings.log)
+        .with_context(|| format!("--log {:?} is no filter", settings.log))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let lines = if settings.log_json { lines.json().flatten_event(true).boxed() } else { lines.with_ansi(false).boxed() };
-    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().context("logs cannot be started")?;
-    anyhow::ensure!(settings.otlp_endpoint.is_none(), "--otlp-endpoint is not supported yet");
+    let lines = if settings.log_json {
+        lines.json().flatten_event(true).boxed()
+    } else {
+        lines.with_ansi(false).boxed()
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .try_init()
+        .context("logs cannot be started")?;
+    anyhow::ensure!(
+        settings.otlp_endpoint.is_none(),
+        "--otlp-endpoint is not supported yet"
+    );
     let metrics = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .install_recorder()

@@ -9,7 +9,8 @@ use crate::settings::Resolved;
 
 fn authority(settings: &Resolved) -> Result<Authority> {
     let dir = settings.data_dir.join("tls");
-    Authority::open(&dir, &settings.domain).with_context(|| format!("the certificate authority in {} cannot be opened", dir.display()))
+    Authority::open(&dir, &settings.domain)
+        .with_context(|| format!("the certificate authority in {} cannot be opened", dir.display()))
 }
 
 /// What the TLS listener serves with.

@@ -17,7 +17,10 @@ use crate::{admin, control, data, telemetry};
 pub(crate) fn run(settings: Resolved) -> Result<ExitCode> {
     settings.check_listeners()?;
     raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("atoll").build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("atoll")
+        .build()?;
     runtime.block_on(serve(settings))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -51,7 +54,10 @@ async fn serve(settings: Resolved) -> Result<()> {
             tracing::error!("the control socket: {error:#}");
         }
     });
-    eprintln!("atoll: ready; API on {}, sandboxes on {}", house.credentials.api_url, house.credentials.sandbox_url);
+    eprintln!(
+        "atoll: ready; API on {}, sandboxes on {}",
+        house.credentials.api_url, house.credentials.sandbox_url
+    );
     print!("{}", data::exports(&house.credentials));
 
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -70,12 +76,20 @@ async fn serve(settings: Resolved) -> Result<()> {
 }
 
 async fn listen(name: &str, address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}; --{name}-listen takes another address"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; --{name}-listen takes another address"))
 }
 
 /// Each sandbox holds a few descriptors, each connection two.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
 }

@@ -3,10 +3,18 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let served = linux::spawn::inherited(0).map_err(|error| error.to_string()).and_then(|socket| {
-        container::launcher::serve::serve(socket)
-            .map_err(|failed| format!("{failed}: {}", std::error::Error::source(&failed).map(ToString::to_string).unwrap_or_default()))
-    });
+    let served = linux::spawn::inherited(0)
+        .map_err(|error| error.to_string())
+        .and_then(|socket| {
+            container::launcher::serve::serve(socket).map_err(|failed| {
+                format!(
+                    "{failed}: {}",
+                    std::error::Error::source(&failed)
+                        .map(ToString::to_string)
+                        .unwrap_or_default()
+                )
+            })
+        });
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(wrong) => {

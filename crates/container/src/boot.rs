@@ -71,10 +71,19 @@ pub(crate) fn wait_and_boot(control: OwnedFd) -> ! {
             Ok(never) => match never {},
             Err(failed) => failed,
         },
-        // Nobody will ever ask.
-        Ok(None) | Err(_) => std::process::exit(0),
+        Ok(None) | Err(_) =>
+        {
+            #[expect(
+                clippy::exit,
+                reason = "a forked child has no caller to return to, and nobody will ever ask"
+            )]
+            std::process::exit(0)
+        }
     };
-    let told = BootFailed { step: failed.step.clone(), errno: errno(&failed.source) };
+    let told = BootFailed {
+        step: failed.step.clone(),
+        errno: errno(&failed.source),
+    };
     let _ = send(&control, &told, &[]);
     #[expect(clippy::exit, reason = "a forked child has no caller to return to")]
     std::process::exit(1)
@@ -94,7 +103,10 @@ fn become_machine(boot: &Boot, fds: Vec<OwnedFd>) -> Result<std::convert::Infall
     rustix::mount::mount_change("/", private).at("making mounts private")?;
 
     let mounts: Vec<OwnedFd> = fds.by_ref().take(boot.mounts.len()).collect();
-    let ready = fds.next().ok_or_else(|| io::Error::other("no ready pipe came along")).at("receiving the boot order")?;
+    let ready = fds
+        .next()
+        .ok_or_else(|| io::Error::other("no ready pipe came along"))
+        .at("receiving the boot order")?;
     attach_roots(boot, &mounts)?;
     drop(mounts);
     mount_kernel_views()?;
@@ -112,7 +124,11 @@ fn become_machine(boot: &Boot, fds: Vec<OwnedFd>) -> Result<std::convert::Infall
 /// Attaches the root at the stage and enters it, then the mounts below.
 fn attach_roots(boot: &Boot, mounts: &[OwnedFd]) -> Result<(), Step> {
     for (mount, target) in mounts.iter().zip(&boot.mounts) {
-        let (place, base) = if target == "/" { (STAGE, "/") } else { (target.trim_start_matches('/'), ".") };
+        let (place, base) = if target == "/" {
+            (STAGE, "/")
+        } else {
+            (target.trim_start_matches('/'), ".")
+        };
         if target != "/" {
             let _ = fs::create_dir_all(Path::new(base).join(place));
         }
@@ -124,7 +140,12 @@ fn attach_roots(boot: &Boot, mounts: &[OwnedFd]) -> Result<(), Step> {
                 let _ = fs::create_dir(dir);
             }
             // What lives in memory only, for each boot anew. envd's own corner is root's.
-            mount_fs("tmpfs", "run", MountFlags::NOSUID | MountFlags::NODEV, c"mode=755,size=16m,nr_inodes=4k")?;
+            mount_fs(
+                "tmpfs",
+                "run",
+                MountFlags::NOSUID | MountFlags::NODEV,
+                c"mode=755,size=16m,nr_inodes=4k",
+            )?;
             fs::create_dir("run/atoll").at("making /run/atoll")?;
             fs::set_permissions("run/atoll", fs::Permissions::from_mode(0o700)).at("closing /run/atoll")?;
         }
@@ -140,7 +161,12 @@ fn mount_kernel_views() -> Result<(), Step> {
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount_fs("proc", "proc", plain, c"")?;
     mount_fs("sysfs", "sys", plain | MountFlags::RDONLY, c"")?;
-    mount_fs("tmpfs", "dev", MountFlags::NOSUID | MountFlags::NOEXEC, c"mode=755,size=64k,nr_inodes=128")?;
+    mount_fs(
+        "tmpfs",
+        "dev",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        c"mode=755,size=64k,nr_inodes=128",
+    )?;
     for (name, ..) in DEVICES {
         let target = format!("dev/{name}");
         fs::File::create(&target).at(format!("making /{target}"))?;
@@ -150,9 +176,19 @@ fn mount_kernel_views() -> Result<(), Step> {
         fs::create_dir(dir).at(format!("making /{dir}"))?;
     }
     let terminals = MountFlags::NOSUID | MountFlags::NOEXEC;
-    mount_fs("devpts", "dev/pts", terminals, c"newinstance,ptmxmode=0666,mode=0620,gid=5")?;
+    mount_fs(
+        "devpts",
+        "dev/pts",
+        terminals,
+        c"newinstance,ptmxmode=0666,mode=0620,gid=5",
+    )?;
     // Shared memory is the machine's memory, and its limit is the machine's.
-    mount_fs("tmpfs", "dev/shm", MountFlags::NOSUID | MountFlags::NODEV, c"mode=1777")?;
+    mount_fs(
+        "tmpfs",
+        "dev/shm",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        c"mode=1777",
+    )?;
     mount_fs("mqueue", "dev/mqueue", plain, c"")?;
     for (link, target) in [
         ("dev/ptmx", "pts/ptmx"),
@@ -186,29 +222,47 @@ fn identify(boot: &Boot) -> Result<(), Step> {
     let resolver = format!("nameserver {}\noptions timeout:2 attempts:3\n", boot.nameserver);
     write_if_other("/etc/resolv.conf", &resolver)?;
     if fs::metadata("/etc/hosts").map_or(true, |hosts| hosts.len() == 0) {
-        write_if_other("/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")?;
+        write_if_other(
+            "/etc/hosts",
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+        )?;
     }
     if fs::read_to_string("/etc/machine-id").map_or(true, |id| id.trim().len() != 32) {
         write_if_other("/etc/machine-id", &format!("{}\n", boot.machine_id))?;
     }
     let _ = fs::set_permissions("/tmp", fs::Permissions::from_mode(0o1777));
     fs::write("/run/atoll/boot_id", format!("{}\n", boot.boot_id)).at("writing the boot id")?;
-    rustix::mount::mount_bind("/run/atoll/boot_id", "/proc/sys/kernel/random/boot_id").at("binding the boot id")?;
-    let proc_sys = rustix::fs::open("/proc/sys", rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
-        .at("opening /proc/sys")?;
-    rustix::fs::chmod("/run/atoll/boot_id", rustix::fs::Mode::from_raw_mode(0o444)).at("opening the boot id to all")?;
-    let read_only = linux::mount::Attributes { read_only: true, no_setuid: true, no_devices: true, id_map: None };
+    rustix::mount::mount_bind("/run/atoll/boot_id", "/proc/sys/kernel/random/boot_id")
+        .at("binding the boot id")?;
+    let proc_sys = rustix::fs::open(
+        "/proc/sys",
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .at("opening /proc/sys")?;
+    rustix::fs::chmod("/run/atoll/boot_id", rustix::fs::Mode::from_raw_mode(0o444))
+        .at("opening the boot id to all")?;
+    let read_only = linux::mount::Attributes {
+        read_only: true,
+        no_setuid: true,
+        no_devices: true,
+        id_map: None,
+    };
     ping_for_all();
     linux::mount::set_attributes(proc_sys.as_fd(), read_only).at("making /proc/sys read-only")
 }
 
 /// Replaces a file of the template's by a regular one, whatever it was: a link could lead anywhere.
 fn write_if_other(path: &str, text: &str) -> Result<(), Step> {
-    if fs::symlink_metadata(path).is_ok_and(|file| file.is_file()) && fs::read_to_string(path).is_ok_and(|old| old == text) {
+    if fs::symlink_metadata(path).is_ok_and(|file| file.is_file())
+        && fs::read_to_string(path).is_ok_and(|old| old == text)
+    {
         return Ok(());
     }
     let _ = fs::remove_file(path);
-    fs::File::create_new(path).and_then(|mut file| file.write_all(text.as_bytes())).at(format!("writing {path}"))
+    fs::File::create_new(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .at(format!("writing {path}"))
 }
 
 /// Lets everybody inside ping without raw sockets ([icmp(7)](https://man7.org/linux/man-pages/man7/icmp.7.html)).
@@ -218,7 +272,11 @@ fn ping_for_all() {
 }
 
 fn standard_streams() -> Result<(), Step> {
-    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null").at("opening /dev/null")?;
+    let null = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .at("opening /dev/null")?;
     rustix::stdio::dup2_stdin(&null).at("dup2")?;
     rustix::stdio::dup2_stdout(&null).at("dup2")?;
     rustix::stdio::dup2_stderr(&null).at("dup2")
@@ -234,19 +292,30 @@ fn drop_rights() -> Result<(), Step> {
         }
     }
     syscalls::filter().load().at("loading the system call filter")?;
-    let kept = CapabilitySets { effective: CAPABILITIES, permitted: CAPABILITIES, inheritable: CapabilitySet::empty() };
+    let kept = CapabilitySets {
+        effective: CAPABILITIES,
+        permitted: CAPABILITIES,
+        inheritable: CapabilitySet::empty(),
+    };
     rustix::thread::set_capabilities(None, kept).at("giving up capabilities")
 }
 
 fn exec_envd(boot: &Boot, ready: &OwnedFd) -> Result<std::convert::Infallible, Step> {
     rustix::io::fcntl_setfd(ready, rustix::io::FdFlags::empty()).at("keeping the ready pipe")?;
-    let (program, arguments) = boot.envd.split_first().ok_or_else(|| io::Error::other("no program")).at("starting envd")?;
+    let (program, arguments) = boot
+        .envd
+        .split_first()
+        .ok_or_else(|| io::Error::other("no program"))
+        .at("starting envd")?;
     linux::spawn::default_signals().at("resetting signals")?;
     let failed = Command::new(program)
         .args(arguments)
         .args(["--ready-fd", &ready.as_raw_fd().to_string()])
         .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
         .exec();
     Err(failed).at(format!("exec of {program}"))
 }

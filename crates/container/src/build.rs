@@ -38,7 +38,9 @@ impl Builds {
             let dir = data.join(dir);
             fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
         }
-        Ok(Self { root: data.to_owned() })
+        Ok(Self {
+            root: data.to_owned(),
+        })
     }
 
     fn path(&self, build: BuildId) -> PathBuf {
@@ -60,7 +62,9 @@ impl Builds {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.at(format!("reading {}", path.display()))?,
         };
-        serde_json::from_slice(&text).map(Some).at(format!("parsing {}", path.display()))
+        serde_json::from_slice(&text)
+            .map(Some)
+            .at(format!("parsing {}", path.display()))
     }
 
     /// Makes a build known; from then on machines start from it.

@@ -73,9 +73,13 @@ impl Cgroups {
     /// Finds the hierarchies, and makes this daemon's directory in each.
     pub(crate) fn open(instance: u32) -> Result<Self, Step> {
         let mountinfo = fs::read_to_string("/proc/self/mountinfo").at("reading /proc/self/mountinfo")?;
-        let found = Self { name: format!("atoll{instance}"), ..hierarchies(&mountinfo) };
+        let found = Self {
+            name: format!("atoll{instance}"),
+            ..hierarchies(&mountinfo)
+        };
         if let Some(lack) = found.lacks().first() {
-            return Err(io::Error::other(format!("no cgroup controller for {lack}"))).at("looking for cgroups");
+            return Err(io::Error::other(format!("no cgroup controller for {lack}")))
+                .at("looking for cgroups");
         }
         for root in found.roots() {
             if found.v2.as_ref() == Some(&root) {
@@ -104,7 +108,11 @@ impl Cgroups {
                 // Version 2 always freezes, and accounts for CPU time.
                 || (self.v2.is_some() && matches!(controller, Controller::Freezer | Controller::CpuAccounting))
         };
-        Controller::ALL.into_iter().filter(|(controller, name)| !has(*controller, name)).map(|(_, name)| name).collect()
+        Controller::ALL
+            .into_iter()
+            .filter(|(controller, name)| !has(*controller, name))
+            .map(|(_, name)| name)
+            .collect()
     }
 
     /// For people: which version limits what.
@@ -131,7 +139,11 @@ impl Cgroups {
     pub(crate) fn of(&self, slot: u32) -> Cgroup {
         let below = |root: &PathBuf| root.join(&self.name).join(slot.to_string());
         Cgroup {
-            v1: self.v1.iter().map(|(&controller, root)| (controller, below(root))).collect(),
+            v1: self
+                .v1
+                .iter()
+                .map(|(&controller, root)| (controller, below(root)))
+                .collect(),
             v2: self.v2.as_ref().map(below),
         }
     }
@@ -140,7 +152,10 @@ impl Cgroups {
     pub(crate) fn slots(&self) -> Vec<u32> {
         let mut slots: Vec<u32> = Vec::new();
         for root in self.roots() {
-            let entries = fs::read_dir(root.join(&self.name)).into_iter().flatten().flatten();
+            let entries = fs::read_dir(root.join(&self.name))
+                .into_iter()
+                .flatten()
+                .flatten();
             slots.extend(entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()));
         }
         slots.sort_unstable();
@@ -157,11 +172,19 @@ impl Cgroups {
 }
 
 fn hierarchies(mountinfo: &str) -> Cgroups {
-    let mut found = Cgroups { name: String::new(), v1: BTreeMap::new(), v2: None };
+    let mut found = Cgroups {
+        name: String::new(),
+        v1: BTreeMap::new(),
+        v2: None,
+    };
     for line in mountinfo.lines() {
         // proc_pid_mountinfo(5): …, the mount point is field 5; after " - " come type, source, options.
-        let Some((before, after)) = line.split_once(" - ") else { continue };
-        let (Some(point), mut after) = (before.split(' ').nth(4), after.split(' ')) else { continue };
+        let Some((before, after)) = line.split_once(" - ") else {
+            continue;
+        };
+        let (Some(point), mut after) = (before.split(' ').nth(4), after.split(' ')) else {
+            continue;
+        };
         let (kind, options) = (after.next().unwrap_or_default(), after.nth(1).unwrap_or_default());
         match kind {
             "cgroup2" => found.v2 = Some(point.into()),
@@ -201,7 +224,13 @@ impl Cgroup {
                 made => made.at(format!("making {}", dir.display()))?,
             }
         }
-        self.write(Controller::Pids, "pids.max", "pids.max", TASKS_MAX.to_string(), TASKS_MAX.to_string())
+        self.write(
+            Controller::Pids,
+            "pids.max",
+            "pids.max",
+            TASKS_MAX.to_string(),
+            TASKS_MAX.to_string(),
+        )
     }
 
     /// The `tasks` files by which a process attaches itself (version 1), opened with our rights.
@@ -211,7 +240,8 @@ impl Cgroup {
         dirs.dedup();
         let open = |dir: &PathBuf| {
             let path = dir.join("tasks");
-            rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).at(format!("opening {}", path.display()))
+            rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .at(format!("opening {}", path.display()))
         };
         dirs.into_iter().map(open).collect()
     }
@@ -220,13 +250,21 @@ impl Cgroup {
     pub(crate) fn unified(&self) -> Result<Option<OwnedFd>, Step> {
         let Some(dir) = &self.v2 else { return Ok(None) };
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        rustix::fs::open(dir, flags, Mode::empty()).at(format!("opening {}", dir.display())).map(Some)
+        rustix::fs::open(dir, flags, Mode::empty())
+            .at(format!("opening {}", dir.display()))
+            .map(Some)
     }
 
     /// Puts limits in force.
     pub(crate) fn limit(&self, resources: Resources) -> Result<(), Step> {
         let memory = resources.memory.bytes().to_string();
-        self.write(Controller::Memory, "memory.limit_in_bytes", "memory.max", memory.clone(), memory.clone())?;
+        self.write(
+            Controller::Memory,
+            "memory.limit_in_bytes",
+            "memory.max",
+            memory.clone(),
+            memory.clone(),
+        )?;
         if let Some(dir) = self.v1.get(&Controller::Memory) {
             // Only there with swap accounting; without it there is nothing to limit.
             let _ = fs::write(dir.join("memory.memsw.limit_in_bytes"), &memory);
@@ -234,10 +272,23 @@ impl Cgroup {
             let _ = fs::write(dir.join("memory.swap.max"), "0");
         }
         let quota = u64::from(resources.cpu) * CPU_PERIOD_US;
-        self.write(Controller::Cpu, "cpu.cfs_quota_us", "cpu.max", quota.to_string(), format!("{quota} {CPU_PERIOD_US}"))
+        self.write(
+            Controller::Cpu,
+            "cpu.cfs_quota_us",
+            "cpu.max",
+            quota.to_string(),
+            format!("{quota} {CPU_PERIOD_US}"),
+        )
     }
 
-    fn write(&self, controller: Controller, v1: &str, v2: &str, v1_value: String, v2_value: String) -> Result<(), Step> {
+    fn write(
+        &self,
+        controller: Controller,
+        v1: &str,
+        v2: &str,
+        v1_value: String,
+        v2_value: String,
+    ) -> Result<(), Step> {
         let (path, value) = match (self.v1.get(&controller), &self.v2) {
             (Some(dir), _) => (dir.join(v1), v1_value),
             (None, Some(dir)) => (dir.join(v2), v2_value),
@@ -255,6 +306,7 @@ impl Cgroup {
                 let _ = self.set_frozen(false);
                 return Err(io::Error::from(io::ErrorKind::TimedOut)).at("freezing a cgroup");
             }
+            #[expect(clippy::disallowed_methods, reason = "blocking code, off the runtime")]
             std::thread::sleep(Duration::from_micros(100));
         }
         Ok(())
@@ -268,8 +320,13 @@ impl Cgroup {
     fn set_frozen(&self, frozen: bool) -> Result<(), Step> {
         let (path, value) = match (&self.v2, self.v1.get(&Controller::Freezer)) {
             (Some(dir), _) => (dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
-            (None, Some(dir)) => (dir.join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" }),
-            (None, None) => return Err(io::Error::from(io::ErrorKind::Unsupported)).at("freezing without a freezer"),
+            (None, Some(dir)) => (
+                dir.join("freezer.state"),
+                if frozen { "FROZEN" } else { "THAWED" },
+            ),
+            (None, None) => {
+                return Err(io::Error::from(io::ErrorKind::Unsupported)).at("freezing without a freezer");
+            }
         };
         fs::write(&path, value).at(format!("writing {value} to {}", path.display()))
     }
@@ -278,7 +335,9 @@ impl Cgroup {
     pub(crate) fn is_frozen(&self) -> bool {
         match (&self.v2, self.v1.get(&Controller::Freezer)) {
             (Some(dir), _) => field(&dir.join("cgroup.events"), "frozen") == Some(1),
-            (None, Some(dir)) => fs::read_to_string(dir.join("freezer.state")).is_ok_and(|state| state.trim() == "FROZEN"),
+            (None, Some(dir)) => {
+                fs::read_to_string(dir.join("freezer.state")).is_ok_and(|state| state.trim() == "FROZEN")
+            }
             (None, None) => false,
         }
     }
@@ -308,7 +367,10 @@ impl Cgroup {
         let in_v1 = |controller: Controller, file: &str| self.v1.get(&controller).map(|dir| dir.join(file));
         let cpu = match in_v1(Controller::CpuAccounting, "cpuacct.usage") {
             Some(path) => Duration::from_nanos(number(&path).unwrap_or(0)),
-            None => Duration::from_micros(v2.and_then(|dir| field(&dir.join("cpu.stat"), "usage_usec")).unwrap_or(0)),
+            None => Duration::from_micros(
+                v2.and_then(|dir| field(&dir.join("cpu.stat"), "usage_usec"))
+                    .unwrap_or(0),
+            ),
         };
         let (current, cache, oom_kills) = match self.v1.get(&Controller::Memory) {
             Some(dir) => (
@@ -322,7 +384,8 @@ impl Cgroup {
                 v2.and_then(|dir| field(&dir.join("memory.events"), "oom_kill")),
             ),
         };
-        let tasks = in_v1(Controller::Pids, "pids.current").or_else(|| v2.map(|dir| dir.join("pids.current")));
+        let tasks =
+            in_v1(Controller::Pids, "pids.current").or_else(|| v2.map(|dir| dir.join("pids.current")));
         let cache_bytes = cache.unwrap_or(0);
         Used {
             cpu,
@@ -351,7 +414,8 @@ fn number(path: &Path) -> Option<u64> {
 
 fn field(path: &Path, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 #[cfg(test)]
@@ -365,7 +429,10 @@ mod tests {
              35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:4 - cgroup cgroup rw,memory\n\
              41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n",
         );
-        assert_eq!(found.v1[&Controller::CpuAccounting], Path::new("/sys/fs/cgroup/cpu,cpuacct"));
+        assert_eq!(
+            found.v1[&Controller::CpuAccounting],
+            Path::new("/sys/fs/cgroup/cpu,cpuacct")
+        );
         assert_eq!(found.v1[&Controller::Memory], Path::new("/sys/fs/cgroup/memory"));
         assert!(!found.v1.contains_key(&Controller::Pids));
         assert_eq!(found.v2.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));

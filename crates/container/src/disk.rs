@@ -35,7 +35,10 @@ impl Disks {
             let dir = volume.root().join(dir);
             fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
         }
-        Ok(Self { volume, making: Mutex::default() })
+        Ok(Self {
+            volume,
+            making: Mutex::default(),
+        })
     }
 
     /// The volume that they are on.
@@ -89,14 +92,24 @@ impl Disks {
 
     /// Everything that is kept.
     pub(crate) fn all_kept(&self) -> Vec<SandboxId> {
-        let entries = fs::read_dir(self.volume.root().join("kept")).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".img")?.parse().ok()).collect()
+        let entries = fs::read_dir(self.volume.root().join("kept"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".img")?.parse().ok())
+            .collect()
     }
 
     /// Slots that have an image.
     pub(crate) fn slots(&self) -> Vec<u32> {
-        let entries = fs::read_dir(self.volume.root().join("slots")).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".img")?.parse().ok()).collect()
+        let entries = fs::read_dir(self.volume.root().join("slots"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".img")?.parse().ok())
+            .collect()
     }
 
     /// Deletes a slot's disk. Its blocks are freed when the last mount is gone.
@@ -112,7 +125,11 @@ impl Disks {
     /// Mounts a slot's disk, attached nowhere: it lives as long as the descriptor or an overlay over it.
     pub(crate) fn mount(&self, slot: u32) -> Result<OwnedFd, Step> {
         let path = self.of_slot(slot);
-        let image = OpenOptions::new().read(true).write(true).open(&path).at(format!("opening {}", path.display()))?;
+        let image = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .at(format!("opening {}", path.display()))?;
         let device = LoopDevice::attach(image.as_fd(), true).at(format!("attaching {}", path.display()))?;
         let mount = || -> rustix::io::Result<OwnedFd> {
             let context = rustix::mount::fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -123,7 +140,11 @@ impl Disks {
             let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
             rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         };
-        mount().at(format!("mounting {} by {}", path.display(), device.path().display()))
+        mount().at(format!(
+            "mounting {} by {}",
+            path.display(),
+            device.path().display()
+        ))
     }
 }
 
@@ -143,10 +164,20 @@ fn make_blank(blank: &Path, size: MiB) -> Result<(), Step> {
     }
     let partial = blank.with_extension("partial");
     let file = fs::File::create(&partial).at(format!("making {}", partial.display()))?;
-    file.set_len(size.bytes()).at(format!("growing {}", partial.display()))?;
+    file.set_len(size.bytes())
+        .at(format!("growing {}", partial.display()))?;
     let made = volume::run(
         Command::new("mkfs.ext4")
-            .args(["-q", "-F", "-m", "0", "-J", "size=4", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"])
+            .args([
+                "-q",
+                "-F",
+                "-m",
+                "0",
+                "-J",
+                "size=4",
+                "-E",
+                "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0",
+            ])
             .arg("-d")
             .arg(&room)
             .arg(&partial),
@@ -166,6 +197,7 @@ fn tempdir(beside: &Path) -> Result<PathBuf, Step> {
 fn wait_until_released(image: &Path) {
     let deadline = Instant::now() + RELEASED_WITHIN;
     while volume::attached(image).is_some() && Instant::now() < deadline {
+        #[expect(clippy::disallowed_methods, reason = "blocking code, off the runtime")]
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -96,7 +96,8 @@ impl House {
     /// The network, which recovery opens before anything else is done.
     pub(crate) fn net(&self) -> Result<Arc<Net>, Step> {
         let net = self.net.read().expect(UNPOISONED).clone();
-        net.ok_or_else(|| std::io::Error::other("the runtime has not recovered, or is closed")).at("using the network")
+        net.ok_or_else(|| std::io::Error::other("the runtime has not recovered, or is closed"))
+            .at("using the network")
     }
 
     /// Opens the network, in which these slots go on with these policies.
@@ -108,9 +109,17 @@ impl House {
 
     /// Takes the network back, when no sandbox is left.
     pub(crate) fn close_net(&self) {
-        let net = self.net.write().expect(UNPOISONED).take().and_then(Arc::into_inner);
+        let net = self
+            .net
+            .write()
+            .expect(UNPOISONED)
+            .take()
+            .and_then(Arc::into_inner);
         if let Some(Err(error)) = net.map(Net::close) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the network could not be taken back");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the network could not be taken back"
+            );
         }
     }
 
@@ -118,7 +127,12 @@ impl House {
     pub(crate) fn take_number(&self) -> Result<u32, RuntimeError> {
         let mut numbers = self.numbers.lock().expect(UNPOISONED);
         // A freed number waits behind the others: its network goes a moment after its last process.
-        if let Some(number) = numbers.free.front().copied().filter(|number| !self.has_link(*number)) {
+        if let Some(number) = numbers
+            .free
+            .front()
+            .copied()
+            .filter(|number| !self.has_link(*number))
+        {
             numbers.free.pop_front();
             return Ok(number);
         }
@@ -130,7 +144,8 @@ impl House {
             }
         }
         let gone = numbers.free.iter().position(|number| !self.has_link(*number));
-        gone.and_then(|i| numbers.free.remove(i)).ok_or(RuntimeError::Exhausted("slots"))
+        gone.and_then(|i| numbers.free.remove(i))
+            .ok_or(RuntimeError::Exhausted("slots"))
     }
 
     /// Notes that an adopted machine has this number.
@@ -139,13 +154,18 @@ impl House {
     }
 
     fn has_link(&self, number: u32) -> bool {
-        Path::new("/sys/class/net").join(crate::net::link_name(self.instance.number, number)).exists()
+        Path::new("/sys/class/net")
+            .join(crate::net::link_name(self.instance.number, number))
+            .exists()
     }
 
     /// Makes a slot, up to an envd that listens. On failure nothing is left of it, and a kept disk is where it was.
     pub(crate) fn prepare(&self, shape: Shape, give: Give) -> Result<Slot, RuntimeError> {
         if shape.disk < DISK_MIN {
-            return Err(RuntimeError::Unsupported { runtime: "container", what: format!("a disk of less than {DISK_MIN}") });
+            return Err(RuntimeError::Unsupported {
+                runtime: "container",
+                what: format!("a disk of less than {DISK_MIN}"),
+            });
         }
         let number = self.take_number()?;
         let made = self.bring_up(number, shape, give);
@@ -160,8 +180,16 @@ impl House {
     }
 
     fn bring_up(&self, number: u32, shape: Shape, give: Give) -> Result<Slot, RuntimeError> {
-        let build = self.builds.get(shape.build)?.ok_or(RuntimeError::NoBuild(shape.build))?;
-        let mut record = Record { slot: number, process: None, spec: None, keep: false };
+        let build = self
+            .builds
+            .get(shape.build)?
+            .ok_or(RuntimeError::NoBuild(shape.build))?;
+        let mut record = Record {
+            slot: number,
+            process: None,
+            spec: None,
+            keep: false,
+        };
         self.records.write(&record)?;
         let cgroup = self.cgroups.of(number);
         cgroup.create()?;
@@ -172,24 +200,48 @@ impl House {
         }
         let unified = cgroup.unified()?;
         let first_user = first_user(self.instance.number, number);
-        let skeleton = self.launcher.skeleton(first_user, USERS, unified.as_ref().map(AsFd::as_fd))?;
-        let (pid, pidfd) = (skeleton.pid, rustix::io::fcntl_dupfd_cloexec(&skeleton.pidfd, 0).at("duplicating a pidfd")?);
+        let skeleton = self
+            .launcher
+            .skeleton(first_user, USERS, unified.as_ref().map(AsFd::as_fd))?;
+        let (pid, pidfd) = (
+            skeleton.pid,
+            rustix::io::fcntl_dupfd_cloexec(&skeleton.pidfd, 0).at("duplicating a pidfd")?,
+        );
         record.process = Some(Identity::of(pid)?);
         self.records.write(&record)?;
         self.net()?.attach(number, pidfd.as_fd())?;
 
         let users = open(&format!("/proc/{pid}/ns/user"))?;
         let disk = self.disks.mount(number)?;
-        let root = root::assemble(&build, disk.as_fd(), skeleton.disk_users.as_fd(), users.as_fd(), &self.agent)?;
-        let (ready, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).at("making a ready pipe")?;
+        let root = root::assemble(
+            &build,
+            disk.as_fd(),
+            skeleton.disk_users.as_fd(),
+            users.as_fd(),
+            &self.agent,
+        )?;
+        let (ready, told) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).at("making a ready pipe")?;
         let tasks = cgroup.tasks()?;
         let boot = self.boot_order(tasks.len(), root.targets)?;
-        let fds: Vec<_> = tasks.iter().chain(&root.mounts).map(AsFd::as_fd).chain([told.as_fd()]).collect();
+        let fds: Vec<_> = tasks
+            .iter()
+            .chain(&root.mounts)
+            .map(AsFd::as_fd)
+            .chain([told.as_fd()])
+            .collect();
         let ordered = skeleton.order(&boot, &fds)?;
         drop((tasks, root.mounts, disk, told));
         wait_until_up(&ready, &ordered)?;
         let socket = Slot::open_socket(pid)?;
-        Ok(Slot { number, pid, pidfd, socket, cgroup, shape })
+        Ok(Slot {
+            number,
+            pid,
+            pidfd,
+            socket,
+            cgroup,
+            shape,
+        })
     }
 
     fn boot_order(&self, cgroups: usize, mounts: Vec<String>) -> Result<Boot, Step> {
@@ -203,10 +255,24 @@ impl House {
             nameserver: self.net()?.nameserver().to_string(),
             machine_id: hex(&random[..16]),
             // A random UUID, version 4.
-            boot_id: format!("{}-{}-4{}-a{}-{}", &b[..8], &b[8..12], &b[13..16], &b[17..20], &b[20..]),
-            envd: [&format!("{}/envd", agent::INSIDE), "--pid1", "--socket", &format!("/{}", agent::SOCKET), "--port", "49983"]
-                .map(str::to_owned)
-                .to_vec(),
+            boot_id: format!(
+                "{}-{}-4{}-a{}-{}",
+                &b[..8],
+                &b[8..12],
+                &b[13..16],
+                &b[17..20],
+                &b[20..]
+            ),
+            envd: [
+                &format!("{}/envd", agent::INSIDE),
+                "--pid1",
+                "--socket",
+                &format!("/{}", agent::SOCKET),
+                "--port",
+                "49983",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
         })
     }
 
@@ -217,7 +283,11 @@ impl House {
         end_everything(&cgroup);
         let released = self.net().and_then(|net| net.release(number));
         if let Err(error) = released {
-            tracing::warn!(slot = number, error = &error as &dyn std::error::Error, "a slot's network could not be released");
+            tracing::warn!(
+                slot = number,
+                error = &error as &dyn std::error::Error,
+                "a slot's network could not be released"
+            );
         }
         let disk = match fate {
             Fate::Keep(sandbox) if self.disks.of_slot(number).exists() => self.disks.keep(number, sandbox),
@@ -225,15 +295,23 @@ impl House {
             Fate::Discard => self.disks.remove(number),
         };
         if let Err(error) = disk {
-            tracing::error!(slot = number, error = &error as &dyn std::error::Error, "a disk could not be put away");
+            tracing::error!(
+                slot = number,
+                error = &error as &dyn std::error::Error,
+                "a disk could not be put away"
+            );
             return;
         }
         let deadline = Instant::now() + GROUP_GONE_WITHIN;
         while !cgroup.remove() {
             if Instant::now() > deadline {
-                tracing::error!(slot = number, "a cgroup could not be removed; it stays on record for the next start");
+                tracing::error!(
+                    slot = number,
+                    "a cgroup could not be removed; it stays on record for the next start"
+                );
                 return;
             }
+            #[expect(clippy::disallowed_methods, reason = "blocking code, off the runtime")]
             std::thread::sleep(Duration::from_millis(1));
         }
         self.records.remove(number);
@@ -244,7 +322,12 @@ impl House {
 const UNPOISONED: &str = "nothing panics while it holds this";
 
 fn open(path: &str) -> Result<OwnedFd, Step> {
-    rustix::fs::open(path, rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty()).at(format!("opening {path}"))
+    rustix::fs::open(
+        path,
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .at(format!("opening {path}"))
 }
 
 /// Kills what is in a group until nothing is.
@@ -256,21 +339,34 @@ fn end_everything(cgroup: &Cgroup) {
             return;
         }
         cgroup.kill();
-        for pid in alive.into_iter().filter_map(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)) {
+        for pid in alive
+            .into_iter()
+            .filter_map(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?))
+        {
             // Opened first and then looked at again: the number may have been given to a stranger meanwhile.
-            let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { continue };
-            if cgroup.processes().contains(&pid.as_raw_nonzero().get().unsigned_abs()) {
+            let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+                continue;
+            };
+            if cgroup
+                .processes()
+                .contains(&pid.as_raw_nonzero().get().unsigned_abs())
+            {
                 let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
             }
         }
         let _ = cgroup.thaw();
+        #[expect(clippy::disallowed_methods, reason = "blocking code, off the runtime")]
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
 fn wait_until_up(ready: &OwnedFd, ordered: &Ordered) -> Result<(), RuntimeError> {
-    let failed = |why: String| RuntimeError::Step { step: "booting a machine".to_owned(), source: std::io::Error::other(why) };
-    let timeout = rustix::time::Timespec::try_from(UP_WITHIN).map_err(|_| failed("no such time".to_owned()))?;
+    let failed = |why: String| RuntimeError::Step {
+        step: "booting a machine".to_owned(),
+        source: std::io::Error::other(why),
+    };
+    let timeout =
+        rustix::time::Timespec::try_from(UP_WITHIN).map_err(|_| failed("no such time".to_owned()))?;
     let mut polled = [PollFd::new(ready, PollFlags::IN)];
     loop {
         match rustix::event::poll(&mut polled, Some(&timeout)) {

@@ -115,12 +115,18 @@ const PROFILE: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
     if [ -d /etc/profile.d ]; then\n  for i in /etc/profile.d/*.sh; do [ -r \"$i\" ] && . \"$i\"; done\n  unset i\nfi\n";
 
 /// What the `base` template should offer, and what a machine may lack.
-pub const WANTED: [&str; 10] = ["bash", "ls", "python3", "curl", "git", "tar", "gzip", "sed", "awk", "ps"];
+pub const WANTED: [&str; 10] = [
+    "bash", "ls", "python3", "curl", "git", "tar", "gzip", "sed", "awk", "ps",
+];
 
 /// Programs of [`WANTED`] that this machine does not have in `/usr`.
 #[must_use]
 pub fn lacks() -> Vec<&'static str> {
-    let has = |name: &&str| ["usr/bin", "usr/local/bin", "usr/sbin"].iter().any(|dir| Path::new("/").join(dir).join(name).exists());
+    let has = |name: &&str| {
+        ["usr/bin", "usr/local/bin", "usr/sbin"]
+            .iter()
+            .any(|dir| Path::new("/").join(dir).join(name).exists())
+    };
     WANTED.into_iter().filter(|name| !has(name)).collect()
 }
 
@@ -134,8 +140,16 @@ pub(crate) fn host(layers: &Path, sudo: &Path) -> Result<Build, Step> {
     finish(&partial, layers)?;
     Ok(Build {
         overlays: vec![
-            Overlay { target: "/".into(), layers: vec![layers.join("root")], upper: "root".into() },
-            Overlay { target: "/usr".into(), layers: vec![layers.join("usr"), "/usr".into()], upper: "usr".into() },
+            Overlay {
+                target: "/".into(),
+                layers: vec![layers.join("root")],
+                upper: "root".into(),
+            },
+            Overlay {
+                target: "/usr".into(),
+                layers: vec![layers.join("usr"), "/usr".into()],
+                upper: "usr".into(),
+            },
         ],
     })
 }
@@ -147,8 +161,14 @@ pub(crate) fn root(layers: &Path, dir: &Path, sudo: &Path) -> Result<Build, Step
     own_programs(&own.join("usr"), sudo)?;
     accounts(&own, dir)?;
     finish(&partial, layers)?;
-    let overlay = Overlay { target: "/".into(), layers: vec![layers.join("root"), dir.to_owned()], upper: "root".into() };
-    Ok(Build { overlays: vec![overlay] })
+    let overlay = Overlay {
+        target: "/".into(),
+        layers: vec![layers.join("root"), dir.to_owned()],
+        upper: "root".into(),
+    };
+    Ok(Build {
+        overlays: vec![overlay],
+    })
 }
 
 fn fresh(layers: &Path) -> Result<PathBuf, Step> {
@@ -173,8 +193,10 @@ fn furnish(root: &Path) -> Result<(), Step> {
         match fs::read_link(Path::new("/").join(name)) {
             Ok(target) => symlink(&target, root.join(name)).at(format!("linking /{name}"))?,
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                return Err(io::Error::other("it is a directory of its own; only a merged /usr can be shared"))
-                    .at(format!("using /{name} of this machine"));
+                return Err(io::Error::other(
+                    "it is a directory of its own; only a merged /usr can be shared",
+                ))
+                .at(format!("using /{name} of this machine"));
             }
             Err(_) => {}
         }
@@ -260,7 +282,14 @@ fn white_out(layer: &Path, path: &Path) -> Result<(), Step> {
     let target = layer.join(path);
     let parent = target.parent().unwrap_or(layer);
     fs::create_dir_all(parent).at(format!("making {}", parent.display()))?;
-    rustix::fs::mknodat(rustix::fs::CWD, &target, FileType::CharacterDevice, Mode::empty(), 0).at(format!("hiding /usr/{}", path.display()))
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &target,
+        FileType::CharacterDevice,
+        Mode::empty(),
+        0,
+    )
+    .at(format!("hiding /usr/{}", path.display()))
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), Step> {
@@ -285,6 +314,11 @@ fn copy(from: &Path, to: &Path) -> Result<(), Step> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).at(format!("making {}", parent.display()))?;
     }
-    run(Command::new("cp").args(["-a", "--reflink=auto", "--"]).arg(from).arg(to))?;
-    run(Command::new("find").arg(to).args(["-not", "-type", "l", "-not", "-perm", "-o=r", "-delete"]))
+    run(Command::new("cp")
+        .args(["-a", "--reflink=auto", "--"])
+        .arg(from)
+        .arg(to))?;
+    run(Command::new("find")
+        .arg(to)
+        .args(["-not", "-type", "l", "-not", "-perm", "-o=r", "-delete"]))
 }

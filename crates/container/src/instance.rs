@@ -31,12 +31,19 @@ impl Instance {
         let mut free = None;
         for number in 0..INSTANCES_MAX {
             let path = PathBuf::from(format!("{DIR}/instance-{number}"));
-            let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).at(format!("opening {}", path.display()))?;
+            let mut file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .at(format!("opening {}", path.display()))?;
             if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
                 continue;
             }
             let mut text = String::new();
-            file.read_to_string(&mut text).at(format!("reading {}", path.display()))?;
+            file.read_to_string(&mut text)
+                .at(format!("reading {}", path.display()))?;
             let of = PathBuf::from(text.trim_end());
             if of == owner {
                 return Ok(Self { number, _lock: file });
@@ -45,7 +52,9 @@ impl Instance {
                 free = Some((number, file));
             }
         }
-        let (number, mut file) = free.ok_or_else(|| io::Error::other(format!("all {INSTANCES_MAX} are taken"))).at("taking an instance number")?;
+        let (number, mut file) = free
+            .ok_or_else(|| io::Error::other(format!("all {INSTANCES_MAX} are taken")))
+            .at("taking an instance number")?;
         let write = |file: &mut File| -> io::Result<()> {
             file.set_len(0)?;
             file.rewind()?;
@@ -58,7 +67,8 @@ impl Instance {
 
 /// Whether a data directory holds no slot that may still live.
 fn is_abandoned(data: &Path) -> bool {
-    data.as_os_str().is_empty() || fs::read_dir(data.join("slots")).map_or(true, |mut slots| slots.next().is_none())
+    data.as_os_str().is_empty()
+        || fs::read_dir(data.join("slots")).map_or(true, |mut slots| slots.next().is_none())
 }
 
 /// The first of a slot's users on the host.
@@ -74,6 +84,11 @@ mod tests {
     fn the_users_of_all_slots_are_apart_and_none_is_the_hosts() {
         assert_eq!(first_user(0, 0), 0x1000_0000);
         assert_eq!(first_user(0, SLOTS_MAX - 1) + USERS, first_user(1, 0));
-        assert!(first_user(INSTANCES_MAX - 1, SLOTS_MAX - 1).checked_add(USERS - 1).unwrap() < 0xF000_0000);
+        assert!(
+            first_user(INSTANCES_MAX - 1, SLOTS_MAX - 1)
+                .checked_add(USERS - 1)
+                .unwrap()
+                < 0xF000_0000
+        );
     }
 }

@@ -47,15 +47,28 @@ impl Launcher {
             .stdout(Stdio::null())
             .spawn()
             .at(format!("starting {}", program.display()))?;
-        Ok(Self { socket: Mutex::new(ours), _process: process })
+        Ok(Self {
+            socket: Mutex::new(ours),
+            _process: process,
+        })
     }
 
     /// Makes a skeleton for the users from `first_user` on, in a cgroup (v2) where one is given.
-    pub(crate) fn skeleton(&self, first_user: u32, users: u32, cgroup: Option<BorrowedFd<'_>>) -> Result<Skeleton, Step> {
+    pub(crate) fn skeleton(
+        &self,
+        first_user: u32,
+        users: u32,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<Skeleton, Step> {
         let (reply, fds) = self.ask(&Request::Skeleton { first_user, users }, cgroup.as_slice())?;
         let mut fds = fds.into_iter();
         match (reply, fds.next(), fds.next(), fds.next()) {
-            (Reply::Skeleton { pid }, Some(pidfd), Some(control), Some(disk_users)) => Ok(Skeleton { pid, pidfd, control, disk_users }),
+            (Reply::Skeleton { pid }, Some(pidfd), Some(control), Some(disk_users)) => Ok(Skeleton {
+                pid,
+                pidfd,
+                control,
+                disk_users,
+            }),
             _ => Err(io::Error::other("the launcher answered something else")).at("asking for a skeleton"),
         }
     }
@@ -66,12 +79,20 @@ impl Launcher {
     }
 
     fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), Step> {
-        let socket = self.socket.lock().expect("nothing panics while it talks to the launcher");
+        let socket = self
+            .socket
+            .lock()
+            .expect("nothing panics while it talks to the launcher");
         send(&*socket, request, fds).at("asking the launcher")?;
         match receive(&*socket).at("hearing the launcher")? {
-            Some((Reply::Failed { step, errno }, _)) => Err(Step { step, source: error(errno) }),
+            Some((Reply::Failed { step, errno }, _)) => Err(Step {
+                step,
+                source: error(errno),
+            }),
             Some(answer) => Ok(answer),
-            None => Err(io::Error::from(io::ErrorKind::BrokenPipe)).at("hearing the launcher, which has ended,"),
+            None => {
+                Err(io::Error::from(io::ErrorKind::BrokenPipe)).at("hearing the launcher, which has ended,")
+            }
         }
     }
 }
@@ -80,7 +101,9 @@ impl Skeleton {
     /// Orders it to become a machine. What it says if it cannot is heard by [`Ordered::why`].
     pub(crate) fn order(self, boot: &Boot, fds: &[BorrowedFd<'_>]) -> Result<Ordered, Step> {
         send(&self.control, boot, fds).at("sending the boot order")?;
-        Ok(Ordered { control: self.control })
+        Ok(Ordered {
+            control: self.control,
+        })
     }
 }
 

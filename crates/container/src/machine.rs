@@ -35,7 +35,10 @@ pub(crate) struct Container {
 
 impl std::fmt::Debug for Container {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Container").field("spec", &self.spec).field("slot", &self.slot).finish_non_exhaustive()
+        f.debug_struct("Container")
+            .field("spec", &self.spec)
+            .field("slot", &self.slot)
+            .finish_non_exhaustive()
     }
 }
 
@@ -51,7 +54,10 @@ impl Container {
     /// Watches over a claimed slot from now on.
     pub(crate) fn watch(house: Arc<House>, slot: Slot, spec: MachineSpec) -> Result<Arc<Self>, Step> {
         let life = rustix::io::fcntl_dupfd_cloexec(&slot.pidfd, 0).at("duplicating a pidfd")?;
-        #[expect(deprecated, reason = "its successor is unsafe; the descriptor is owned here, and nobody replaces it")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; the descriptor is owned here, and nobody replaces it"
+        )]
         let life: AsyncFd<OwnedFd> = AsyncFd::new(life).at("watching a pidfd")?;
         let container = Arc::new(Self {
             frozen: AtomicBool::new(slot.cgroup.is_frozen()),
@@ -67,7 +73,11 @@ impl Container {
         tokio::spawn(async move {
             let _ = life.readable().await;
             if let Some(container) = watched.upgrade() {
-                let how = if container.stopping.load(Ordering::SeqCst) { Ended::Stopped } else { Ended::Died };
+                let how = if container.stopping.load(Ordering::SeqCst) {
+                    Ended::Stopped
+                } else {
+                    Ended::Died
+                };
                 container.ended.send_replace(Some(how));
             }
         });
@@ -80,12 +90,21 @@ impl Container {
     ) -> Result<T, RuntimeError> {
         let this = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || work(&this)).await;
-        done.map_err(|panic| RuntimeError::Step { step: "a blocking step".to_owned(), source: std::io::Error::other(panic) })?.map_err(Into::into)
+        done.map_err(|panic| RuntimeError::Step {
+            step: "a blocking step".to_owned(),
+            source: std::io::Error::other(panic),
+        })?
+        .map_err(Into::into)
     }
 }
 
 fn record(slot: &Slot, spec: &MachineSpec, keep: bool) -> Result<Record, Step> {
-    Ok(Record { slot: slot.number, process: Some(Identity::of(slot.pid)?), spec: Some(spec.clone()), keep })
+    Ok(Record {
+        slot: slot.number,
+        process: Some(Identity::of(slot.pid)?),
+        spec: Some(spec.clone()),
+        keep,
+    })
 }
 
 /// The handle that the node holds: methods that move to the blocking pool need the machine by count.
@@ -106,17 +125,27 @@ impl Machine for Handle {
             return Err(DialError::Gone);
         }
         let stream = UnixStream::connect(self.0.slot.socket_path()).await;
-        stream.map(|stream| Box::new(stream) as Box<dyn Stream>).map_err(|source| DialError::Io { port: ENVD_PORT, source })
+        stream
+            .map(|stream| Box::new(stream) as Box<dyn Stream>)
+            .map_err(|source| DialError::Io {
+                port: ENVD_PORT,
+                source,
+            })
     }
 
     async fn dial(&self, port: u16) -> Result<Box<dyn Stream>, DialError> {
         if self.0.ended.borrow().is_some() {
             return Err(DialError::Gone);
         }
-        let net = self.0.house.net().map_err(|failed| DialError::Io { port, source: failed.source })?;
+        let net = self.0.house.net().map_err(|failed| DialError::Io {
+            port,
+            source: failed.source,
+        })?;
         match net.dial(self.0.slot.pidfd.as_fd(), port).await {
             Ok(stream) => Ok(Box::new(stream)),
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Err(DialError::Closed(port)),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                Err(DialError::Closed(port))
+            }
             Err(source) => Err(DialError::Io { port, source }),
         }
     }
@@ -125,9 +154,12 @@ impl Machine for Handle {
         let policy = policy.clone();
         self.0
             .blocking(move |this| {
-                let spec = MachineSpec { network: policy, ..this.spec.clone() };
+                let spec = MachineSpec {
+                    network: policy,
+                    ..this.spec.clone()
+                };
                 this.house.records.write(&record(&this.slot, &spec, false)?)?;
-                this.house.net()?.set_policy(this.slot.number, &spec.network).map_err(Into::into)
+                this.house.net()?.set_policy(this.slot.number, &spec.network)
             })
             .await
     }
@@ -217,8 +249,14 @@ impl Machine for Handle {
         BTreeMap::from([
             ("pid", slot.pid.to_string()),
             ("slot", slot.number.to_string()),
-            ("disk", self.0.house.disks.of_slot(slot.number).display().to_string()),
-            ("link", crate::net::link_name(self.0.house.instance.number, slot.number)),
+            (
+                "disk",
+                self.0.house.disks.of_slot(slot.number).display().to_string(),
+            ),
+            (
+                "link",
+                crate::net::link_name(self.0.house.instance.number, slot.number),
+            ),
         ])
     }
 }

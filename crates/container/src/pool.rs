@@ -34,14 +34,23 @@ const UNPOISONED: &str = "nothing panics while it holds the shelves";
 
 impl Pool {
     pub(crate) fn new(size: usize) -> Self {
-        Self { shelves: Mutex::default(), size, wanted: Notify::new(), closed: CancellationToken::new() }
+        Self {
+            shelves: Mutex::default(),
+            size,
+            wanted: Notify::new(),
+            closed: CancellationToken::new(),
+        }
     }
 
     /// A slot of this shape, if one is there. Either way there will be.
     pub(crate) fn take(&self, shape: Shape) -> Option<Slot> {
         let mut shelves = self.shelves.lock().expect(UNPOISONED);
         self.want_in(&mut shelves, shape);
-        let slot = shelves.iter_mut().find(|shelf| shelf.shape == shape)?.slots.pop_front();
+        let slot = shelves
+            .iter_mut()
+            .find(|shelf| shelf.shape == shape)?
+            .slots
+            .pop_front();
         drop(shelves);
         self.wanted.notify_one();
         slot
@@ -60,19 +69,31 @@ impl Pool {
         // The most recently wanted is last.
         let shelf = match shelves.iter().position(|shelf| shelf.shape == shape) {
             Some(i) => shelves.remove(i),
-            None => Shelf { shape, slots: VecDeque::new() },
+            None => Shelf {
+                shape,
+                slots: VecDeque::new(),
+            },
         };
         shelves.push(shelf);
     }
 
     /// How many are ready.
     pub(crate) fn ready(&self) -> usize {
-        self.shelves.lock().expect(UNPOISONED).iter().map(|shelf| shelf.slots.len()).sum()
+        self.shelves
+            .lock()
+            .expect(UNPOISONED)
+            .iter()
+            .map(|shelf| shelf.slots.len())
+            .sum()
     }
 
     fn missing(&self) -> Option<Shape> {
         let shelves = self.shelves.lock().expect(UNPOISONED);
-        shelves.iter().rev().find(|shelf| shelf.slots.len() < self.size).map(|shelf| shelf.shape)
+        shelves
+            .iter()
+            .rev()
+            .find(|shelf| shelf.slots.len() < self.size)
+            .map(|shelf| shelf.shape)
     }
 
     fn surplus(&self) -> Vec<Slot> {
@@ -98,7 +119,9 @@ impl Pool {
             while let Some(shape) = self.missing().filter(|_| !self.closed.is_cancelled()) {
                 let (pool, house) = (Arc::clone(&self), Arc::clone(&house));
                 let made = tokio::task::spawn_blocking(move || {
-                    pool.surplus().into_iter().for_each(|slot| house.give_back(slot.number, Fate::Discard));
+                    pool.surplus()
+                        .into_iter()
+                        .for_each(|slot| house.give_back(slot.number, Fate::Discard));
                     let slot = house.prepare(shape, Give::Fresh)?;
                     if let Some(unwanted) = pool.put(slot) {
                         house.give_back(unwanted.number, Fate::Discard);
@@ -108,7 +131,10 @@ impl Pool {
                 match made.await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "a slot could not be prepared");
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "a slot could not be prepared"
+                        );
                         tokio::time::sleep(REST).await;
                     }
                     Err(_) => return,
@@ -124,6 +150,11 @@ impl Pool {
     /// Takes everything out, for good.
     pub(crate) fn close(&self) -> Vec<Slot> {
         self.closed.cancel();
-        self.shelves.lock().expect(UNPOISONED).drain(..).flat_map(|shelf| shelf.slots).collect()
+        self.shelves
+            .lock()
+            .expect(UNPOISONED)
+            .drain(..)
+            .flat_map(|shelf| shelf.slots)
+            .collect()
     }
 }

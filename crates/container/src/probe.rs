@@ -32,7 +32,13 @@ pub enum Verdict {
 impl Check {
     /// A check whose outcome is known.
     #[must_use]
-    pub fn new(name: &'static str, good: bool, otherwise: Verdict, found: impl Into<String>, hint: &str) -> Self {
+    pub fn new(
+        name: &'static str,
+        good: bool,
+        otherwise: Verdict,
+        found: impl Into<String>,
+        hint: &str,
+    ) -> Self {
         Self {
             name,
             verdict: if good { Verdict::Good } else { otherwise },
@@ -57,61 +63,146 @@ pub fn look(data: &Path) -> Vec<Check> {
 
 fn root() -> Check {
     let is_root = rustix::process::geteuid().is_root();
-    Check::new("privilege", is_root, Verdict::Missing, if is_root { "root" } else { "an ordinary user" }, "start Atoll as root: it makes mounts, links and firewall rules")
+    Check::new(
+        "privilege",
+        is_root,
+        Verdict::Missing,
+        if is_root { "root" } else { "an ordinary user" },
+        "start Atoll as root: it makes mounts, links and firewall rules",
+    )
 }
 
 fn user_namespaces() -> Check {
-    let max: u64 = fs::read_to_string("/proc/sys/user/max_user_namespaces").ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    Check::new("user namespaces", max > 0, Verdict::Missing, format!("at most {max}"), "sysctl -w user.max_user_namespaces=65536, on a kernel with CONFIG_USER_NS")
+    let max: u64 = fs::read_to_string("/proc/sys/user/max_user_namespaces")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0);
+    Check::new(
+        "user namespaces",
+        max > 0,
+        Verdict::Missing,
+        format!("at most {max}"),
+        "sysctl -w user.max_user_namespaces=65536, on a kernel with CONFIG_USER_NS",
+    )
 }
 
 fn cgroups() -> Check {
     match Cgroups::describe() {
         Ok((versions, lacks)) => {
-            let found = if lacks.is_empty() { versions } else { format!("{versions}, without {}", lacks.join(", ")) };
-            Check::new("cgroups", lacks.is_empty(), Verdict::Missing, found, "mount /sys/fs/cgroup with the memory, cpu and pids controllers")
+            let found = if lacks.is_empty() {
+                versions
+            } else {
+                format!("{versions}, without {}", lacks.join(", "))
+            };
+            Check::new(
+                "cgroups",
+                lacks.is_empty(),
+                Verdict::Missing,
+                found,
+                "mount /sys/fs/cgroup with the memory, cpu and pids controllers",
+            )
         }
-        Err(error) => Check::new("cgroups", false, Verdict::Missing, error.to_string(), "mount /proc and /sys/fs/cgroup"),
+        Err(error) => Check::new(
+            "cgroups",
+            false,
+            Verdict::Missing,
+            error.to_string(),
+            "mount /proc and /sys/fs/cgroup",
+        ),
     }
 }
 
 fn file_systems() -> Vec<Check> {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let has = |name: &str| known.lines().any(|line| line.trim_start_matches("nodev").trim() == name);
+    let has = |name: &str| {
+        known
+            .lines()
+            .any(|line| line.trim_start_matches("nodev").trim() == name)
+    };
     let check = |name: &'static str, kind: &str| {
         // A module that is not loaded yet is loaded by the first mount.
         let module = Path::new("/sys/module").join(kind).exists() || has(kind);
         let found = if module { "there" } else { "not loaded" };
-        Check::new(name, module, Verdict::Poor, found, &format!("modprobe {kind}, if the first start says that {kind} cannot be mounted"))
+        Check::new(
+            name,
+            module,
+            Verdict::Poor,
+            found,
+            &format!("modprobe {kind}, if the first start says that {kind} cannot be mounted"),
+        )
     };
-    let mut checks = vec![check("overlay", "overlay"), check("ext4", "ext4"), check("XFS", "xfs")];
+    let mut checks = vec![
+        check("overlay", "overlay"),
+        check("ext4", "ext4"),
+        check("XFS", "xfs"),
+    ];
     let control = Path::new("/dev/loop-control").exists();
-    checks.push(Check::new("loop devices", control, Verdict::Missing, if control { "there" } else { "no /dev/loop-control" }, "modprobe loop"));
+    checks.push(Check::new(
+        "loop devices",
+        control,
+        Verdict::Missing,
+        if control { "there" } else { "no /dev/loop-control" },
+        "modprobe loop",
+    ));
     checks
 }
 
 fn tools() -> Vec<Check> {
     let dirs = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
     let check = |name: &'static str, package: &str| {
-        let found = dirs.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
-        let text = found.as_ref().map_or_else(|| "not installed".to_owned(), |path| path.display().to_string());
-        Check::new(name, found.is_some(), Verdict::Missing, text, &format!("install the package {package}"))
+        let found = dirs
+            .iter()
+            .map(|dir| Path::new(dir).join(name))
+            .find(|path| path.exists());
+        let text = found
+            .as_ref()
+            .map_or_else(|| "not installed".to_owned(), |path| path.display().to_string());
+        Check::new(
+            name,
+            found.is_some(),
+            Verdict::Missing,
+            text,
+            &format!("install the package {package}"),
+        )
     };
     vec![check("mkfs.ext4", "e2fsprogs"), check("mkfs.xfs", "xfsprogs")]
 }
 
 fn shared_usr() -> Check {
     let merged = fs::read_link("/bin").is_ok();
-    let found = if merged { "merged: it can be shared as the base template" } else { "not merged" };
-    Check::new("/usr", merged, Verdict::Poor, found, "import a root of another distribution: `base` cannot be made of this machine's own")
+    let found = if merged {
+        "merged: it can be shared as the base template"
+    } else {
+        "not merged"
+    };
+    Check::new(
+        "/usr",
+        merged,
+        Verdict::Poor,
+        found,
+        "import a root of another distribution: `base` cannot be made of this machine's own",
+    )
 }
 
 fn disks(data: &Path) -> Check {
-    let dir = data.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    let dir = data
+        .ancestors()
+        .find(|dir| dir.is_dir())
+        .unwrap_or(Path::new("/"));
     let native = volume::shares_extents(dir);
     let free = rustix::fs::statvfs(dir).map_or(0, |space| (space.f_bavail * space.f_frsize) >> 30);
-    let how = if native { "shares extents by itself" } else { "does not share extents: disks lie in an XFS volume in a file" };
-    Check::new("disk", native, Verdict::Poor, format!("{free} GiB free at {}, which {how}", dir.display()), "a data directory on XFS or btrfs is faster for programs that call fsync much")
+    let how = if native {
+        "shares extents by itself"
+    } else {
+        "does not share extents: disks lie in an XFS volume in a file"
+    };
+    Check::new(
+        "disk",
+        native,
+        Verdict::Poor,
+        format!("{free} GiB free at {}, which {how}", dir.display()),
+        "a data directory on XFS or btrfs is faster for programs that call fsync much",
+    )
 }
 
 fn network() -> Vec<Check> {
@@ -120,19 +211,39 @@ fn network() -> Vec<Check> {
         .iter()
         .map(|lack| Check {
             name: "network",
-            verdict: if lack.is_fatal() { Verdict::Missing } else { Verdict::Poor },
+            verdict: if lack.is_fatal() {
+                Verdict::Missing
+            } else {
+                Verdict::Poor
+            },
             found: lack.to_string(),
             hint: None,
         })
         .collect();
     if checks.is_empty() {
-        checks.push(Check::new("network", true, Verdict::Missing, "nftables, veth and forwarding are there", ""));
+        checks.push(Check::new(
+            "network",
+            true,
+            Verdict::Missing,
+            "nftables, veth and forwarding are there",
+            "",
+        ));
     }
     checks
 }
 
 fn programs() -> Check {
     let lacks = import::lacks();
-    let found = if lacks.is_empty() { "all that clients expect".to_owned() } else { format!("without {}", lacks.join(", ")) };
-    Check::new("programs of the base template", lacks.is_empty(), Verdict::Poor, found, "install them on this machine, and start Atoll again with a new data directory")
+    let found = if lacks.is_empty() {
+        "all that clients expect".to_owned()
+    } else {
+        format!("without {}", lacks.join(", "))
+    };
+    Check::new(
+        "programs of the base template",
+        lacks.is_empty(),
+        Verdict::Poor,
+        found,
+        "install them on this machine, and start Atoll again with a new data directory",
+    )
 }

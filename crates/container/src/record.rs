@@ -36,12 +36,17 @@ impl Identity {
     /// Of a living process.
     pub(crate) fn of(pid: u32) -> Result<Self, Step> {
         let start_ticks = start_ticks(pid).at(format!("reading the start time of process {pid}"))?;
-        Ok(Self { pid, start_ticks, boot: host_boot()? })
+        Ok(Self {
+            pid,
+            start_ticks,
+            boot: host_boot()?,
+        })
     }
 
     /// Whether the process of this number is still this one. To be asked after its pidfd was opened: then it stays so.
     pub(crate) fn is_alive(&self) -> bool {
-        host_boot().is_ok_and(|boot| boot == self.boot) && start_ticks(self.pid).is_ok_and(|ticks| ticks == self.start_ticks)
+        host_boot().is_ok_and(|boot| boot == self.boot)
+            && start_ticks(self.pid).is_ok_and(|ticks| ticks == self.start_ticks)
     }
 }
 
@@ -59,7 +64,10 @@ fn start_ticks(pid: u32) -> io::Result<u64> {
         return Err(io::Error::from(io::ErrorKind::NotFound));
     }
     // The state, just taken, is field 3.
-    fields.nth(18).and_then(|ticks| ticks.parse().ok()).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    fields
+        .nth(18)
+        .and_then(|ticks| ticks.parse().ok())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
 /// All records of this node.
@@ -92,7 +100,9 @@ impl Records {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let number = |entry: &fs::DirEntry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok();
         let read = |entry: &fs::DirEntry| serde_json::from_slice(&fs::read(entry.path()).ok()?).ok();
-        entries.filter_map(|entry| Some((number(&entry)?, read(&entry)))).collect()
+        entries
+            .filter_map(|entry| Some((number(&entry)?, read(&entry))))
+            .collect()
     }
 }
 
@@ -114,7 +124,19 @@ mod tests {
     fn a_process_is_known_by_more_than_its_number() {
         let own = Identity::of(std::process::id()).unwrap();
         assert!(own.is_alive());
-        assert!(!Identity { start_ticks: own.start_ticks + 1, ..own.clone() }.is_alive());
-        assert!(!Identity { boot: "another".into(), ..own }.is_alive());
+        assert!(
+            !Identity {
+                start_ticks: own.start_ticks + 1,
+                ..own.clone()
+            }
+            .is_alive()
+        );
+        assert!(
+            !Identity {
+                boot: "another".into(),
+                ..own
+            }
+            .is_alive()
+        );
     }
 }

@@ -24,16 +24,31 @@ pub(crate) fn assemble(
     agent: &Path,
 ) -> Result<Root, Step> {
     // What lies on a disk is owned as the machine sees it, so that the disk serves in any slot.
-    let mapped = Attributes { id_map: Some(disk_users), no_devices: true, ..Attributes::default() };
+    let mapped = Attributes {
+        id_map: Some(disk_users),
+        no_devices: true,
+        ..Attributes::default()
+    };
     set_attributes(disk, mapped).at("mapping the owners on the disk")?;
-    let mut root = Root { targets: Vec::new(), mounts: Vec::new() };
+    let mut root = Root {
+        targets: Vec::new(),
+        mounts: Vec::new(),
+    };
     for overlay in &build.overlays {
         root.mounts.push(mount(overlay, disk, users)?);
         root.targets.push(overlay.target.clone());
     }
     let agent = tree(agent)?;
-    set_attributes(agent.as_fd(), Attributes { read_only: true, no_devices: true, no_setuid: true, id_map: None })
-        .at("closing the agent's directory")?;
+    set_attributes(
+        agent.as_fd(),
+        Attributes {
+            read_only: true,
+            no_devices: true,
+            no_setuid: true,
+            id_map: None,
+        },
+    )
+    .at("closing the agent's directory")?;
     root.mounts.push(agent);
     root.targets.push(crate::agent::INSIDE.to_owned());
     Ok(root)
@@ -46,9 +61,14 @@ fn mount(overlay: &Overlay, disk: BorrowedFd<'_>, users: BorrowedFd<'_>) -> Resu
     let mut layers = Vec::new();
     for layer in &overlay.layers {
         let mount = tree(layer)?;
-        let attributes = Attributes { read_only: true, id_map: Some(users), ..Attributes::default() };
+        let attributes = Attributes {
+            read_only: true,
+            id_map: Some(users),
+            ..Attributes::default()
+        };
         set_attributes(mount.as_fd(), attributes).at(format!("mapping the owners of {}", layer.display()))?;
-        rustix::mount::fsconfig_set_fd(&context, "lowerdir+", mount.as_fd()).at(format!("laying {}", layer.display()))?;
+        rustix::mount::fsconfig_set_fd(&context, "lowerdir+", mount.as_fd())
+            .at(format!("laying {}", layer.display()))?;
         layers.push(mount);
     }
     let upper = format!("/proc/self/fd/{}/{}", disk.as_raw_fd(), overlay.upper);
@@ -59,12 +79,20 @@ fn mount(overlay: &Overlay, disk: BorrowedFd<'_>, users: BorrowedFd<'_>) -> Resu
         rustix::mount::fsconfig_set_string(&context, "index", "on")?;
         rustix::mount::fsconfig_set_string(&context, "nfs_export", "on")?;
         rustix::mount::fsconfig_create(&context)?;
-        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)
+        rustix::mount::fsmount(
+            &context,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::MOUNT_ATTR_NODEV,
+        )
     };
     configure().at(step("mounting"))
 }
 
 fn tree(path: &Path) -> Result<OwnedFd, Step> {
-    rustix::mount::open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
-        .at(format!("cloning the mount of {}", path.display()))
+    rustix::mount::open_tree(
+        CWD,
+        path,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
+    .at(format!("cloning the mount of {}", path.display()))
 }

@@ -43,7 +43,11 @@ impl Containers {
     /// The machine lacks something, or the directory cannot be used; `probe` says more.
     pub fn open(config: Config) -> Result<Self, RuntimeError> {
         let house = Arc::new(House::open(&config.data, &config.envd, &config.launcher)?);
-        Ok(Self { house, pool: Arc::new(Pool::new(config.pool)), sudo: config.sudo })
+        Ok(Self {
+            house,
+            pool: Arc::new(Pool::new(config.pool)),
+            sudo: config.sudo,
+        })
     }
 
     /// Makes a build of this machine's own `/usr` under a fresh root.
@@ -52,7 +56,8 @@ impl Containers {
     /// The layers cannot be written, or `/usr` cannot be shared.
     pub async fn import_host(&self, build: BuildId) -> Result<(), RuntimeError> {
         let sudo = self.sudo.clone();
-        self.import(build, move |layers| import::host(layers, &sudo)).await
+        self.import(build, move |layers| import::host(layers, &sudo))
+            .await
     }
 
     /// Makes a build of a whole root in a directory, which must stay as it is.
@@ -61,7 +66,8 @@ impl Containers {
     /// The layers cannot be written.
     pub async fn import_root(&self, build: BuildId, dir: PathBuf) -> Result<(), RuntimeError> {
         let sudo = self.sudo.clone();
-        self.import(build, move |layers| import::root(layers, &dir, &sudo)).await
+        self.import(build, move |layers| import::root(layers, &dir, &sudo))
+            .await
     }
 
     async fn import(
@@ -89,9 +95,14 @@ impl Containers {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static) -> Result<T, RuntimeError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
+) -> Result<T, RuntimeError> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|panic| RuntimeError::Step { step: "a blocking step".to_owned(), source: std::io::Error::other(panic) })?
+    done.map_err(|panic| RuntimeError::Step {
+        step: "a blocking step".to_owned(),
+        source: std::io::Error::other(panic),
+    })?
 }
 
 #[async_trait]
@@ -101,7 +112,11 @@ impl Runtime for Containers {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { durable_memory: false, freeze: true, own_kernel: false }
+        Capabilities {
+            durable_memory: false,
+            freeze: true,
+            own_kernel: false,
+        }
     }
 
     async fn recover(&self) -> Result<Recovered, RuntimeError> {
@@ -113,7 +128,11 @@ impl Runtime for Containers {
             machines.push((spec, Arc::new(Handle(container))));
         }
         tokio::spawn(Arc::clone(&self.pool).fill(Arc::clone(&self.house)));
-        Ok(Recovered { machines, disks, reclaimed })
+        Ok(Recovered {
+            machines,
+            disks,
+            reclaimed,
+        })
     }
 
     fn slots_ready(&self) -> u32 {
@@ -125,7 +144,10 @@ impl Runtime for Containers {
     }
 
     async fn start(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, RuntimeError> {
-        let shape = Shape { build: spec.build, disk: spec.resources.disk };
+        let shape = Shape {
+            build: spec.build,
+            disk: spec.resources.disk,
+        };
         let ready = match spec.disk {
             DiskOrigin::Fresh => std::iter::from_fn(|| self.pool.take(shape)).find(|slot| {
                 let alive = slot.is_alive();
@@ -151,7 +173,11 @@ impl Runtime for Containers {
             Ok(slot)
         })
         .await?;
-        Ok(Arc::new(Handle(Container::watch(Arc::clone(&self.house), slot, spec)?)))
+        Ok(Arc::new(Handle(Container::watch(
+            Arc::clone(&self.house),
+            slot,
+            spec,
+        )?)))
     }
 
     async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError> {
@@ -162,7 +188,9 @@ impl Runtime for Containers {
     async fn close(&self) {
         let (house, slots) = (Arc::clone(&self.house), self.pool.close());
         let _ = blocking(move || {
-            slots.into_iter().for_each(|slot| house.give_back(slot.number, Fate::Discard));
+            slots
+                .into_iter()
+                .for_each(|slot| house.give_back(slot.number, Fate::Discard));
             // Where machines live on, these are in use and stay.
             house.disks.volume().close();
             house.cgroups.close();
@@ -181,10 +209,17 @@ type Living = Vec<(Slot, MachineSpec)>;
 fn settle(house: &House) -> Result<(Living, Vec<SandboxId>, usize), RuntimeError> {
     let (mut living, mut dead) = (Vec::new(), Vec::new());
     for (number, record) in house.records.all() {
-        let claimed = record.as_ref().and_then(|record| Some((record.process.as_ref()?, record.spec.as_ref()?, record.keep)));
+        let claimed = record
+            .as_ref()
+            .and_then(|record| Some((record.process.as_ref()?, record.spec.as_ref()?, record.keep)));
         let adopted = claimed.filter(|(.., keep)| !keep).and_then(|(process, spec, _)| {
-            let shape = Shape { build: spec.build, disk: spec.resources.disk };
-            Slot::adopt(house, number, process, shape).ok().map(|slot| (slot, spec.clone()))
+            let shape = Shape {
+                build: spec.build,
+                disk: spec.resources.disk,
+            };
+            Slot::adopt(house, number, process, shape)
+                .ok()
+                .map(|slot| (slot, spec.clone()))
         });
         match adopted {
             Some(machine) => {
@@ -192,14 +227,32 @@ fn settle(house: &House) -> Result<(Living, Vec<SandboxId>, usize), RuntimeError
                 living.push(machine);
             }
             // Whoever lost its machine may still want its disk: its owner decides.
-            None => dead.push((number, record.and_then(|record| record.spec).map_or(Fate::Discard, |spec| Fate::Keep(spec.sandbox)))),
+            None => dead.push((
+                number,
+                record
+                    .and_then(|record| record.spec)
+                    .map_or(Fate::Discard, |spec| Fate::Keep(spec.sandbox)),
+            )),
         }
     }
-    let known: BTreeSet<u32> = living.iter().map(|(slot, _)| slot.number).chain(dead.iter().map(|(number, _)| *number)).collect();
-    let unknown: BTreeSet<u32> = house.cgroups.slots().into_iter().chain(house.disks.slots()).filter(|n| !known.contains(n)).collect();
+    let known: BTreeSet<u32> = living
+        .iter()
+        .map(|(slot, _)| slot.number)
+        .chain(dead.iter().map(|(number, _)| *number))
+        .collect();
+    let unknown: BTreeSet<u32> = house
+        .cgroups
+        .slots()
+        .into_iter()
+        .chain(house.disks.slots())
+        .filter(|n| !known.contains(n))
+        .collect();
     dead.extend(unknown.into_iter().map(|number| (number, Fate::Discard)));
 
-    let adopted: Vec<_> = living.iter().map(|(slot, spec)| (slot.number, spec.network.clone())).collect();
+    let adopted: Vec<_> = living
+        .iter()
+        .map(|(slot, spec)| (slot.number, spec.network.clone()))
+        .collect();
     house.open_net(&adopted)?;
     let reclaimed = dead.len();
     for (number, fate) in dead {

@@ -30,16 +30,32 @@ impl Slot {
     /// Finds envd's socket below the root of a machine. The path is the machine's: no link of it is followed, and no
     /// step leads out of the root.
     pub(crate) fn open_socket(pid: u32) -> Result<OwnedFd, Step> {
-        let root = rustix::fs::openat(CWD, format!("/proc/{pid}/root"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .at(format!("opening the root of process {pid}"))?;
+        let root = rustix::fs::openat(
+            CWD,
+            format!("/proc/{pid}/root"),
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .at(format!("opening the root of process {pid}"))?;
         let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(&root, agent::SOCKET, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), inside).at("opening envd's socket")
+        rustix::fs::openat2(
+            &root,
+            agent::SOCKET,
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+            inside,
+        )
+        .at("opening envd's socket")
     }
 
     /// Finds the machine of an earlier daemon, if it lives.
     pub(crate) fn adopt(house: &House, number: u32, identity: &Identity, shape: Shape) -> Result<Self, Step> {
         let gone = || io::Error::from(io::ErrorKind::NotFound);
-        let pid = i32::try_from(identity.pid).ok().and_then(Pid::from_raw).ok_or_else(gone).at("reading a process number")?;
+        let pid = i32::try_from(identity.pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(gone)
+            .at("reading a process number")?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).at("opening a pidfd")?;
         if !identity.is_alive() {
             return Err(gone()).at(format!("looking for process {}", identity.pid));
@@ -49,13 +65,26 @@ impl Slot {
             return Err(gone()).at(format!("looking for process {} in its cgroup", identity.pid));
         }
         let socket = Self::open_socket(identity.pid)?;
-        Ok(Self { number, pid: identity.pid, pidfd, socket, cgroup, shape })
+        Ok(Self {
+            number,
+            pid: identity.pid,
+            pidfd,
+            socket,
+            cgroup,
+            shape,
+        })
     }
 
     /// Whether its first process lives.
     pub(crate) fn is_alive(&self) -> bool {
-        let mut polled = [rustix::event::PollFd::new(&self.pidfd, rustix::event::PollFlags::IN)];
-        matches!(rustix::event::poll(&mut polled, Some(&rustix::time::Timespec::default())), Ok(0))
+        let mut polled = [rustix::event::PollFd::new(
+            &self.pidfd,
+            rustix::event::PollFlags::IN,
+        )];
+        matches!(
+            rustix::event::poll(&mut polled, Some(&rustix::time::Timespec::default())),
+            Ok(0)
+        )
     }
 
     /// A path by which envd's socket can be connected to.
@@ -66,12 +95,17 @@ impl Slot {
     /// Bytes of its disk: in use, and in all.
     pub(crate) fn disk_use(&self) -> io::Result<(u64, u64)> {
         let space = rustix::fs::statvfs(Path::new(&format!("/proc/{}/root", self.pid)))?;
-        Ok(((space.f_blocks - space.f_bfree) * space.f_frsize, space.f_blocks * space.f_frsize))
+        Ok((
+            (space.f_blocks - space.f_bfree) * space.f_frsize,
+            space.f_blocks * space.f_frsize,
+        ))
     }
 
     /// When its first process started, by the age of its directory in `/proc`.
     pub(crate) fn started_at(&self) -> std::time::SystemTime {
         let about = fs::metadata(format!("/proc/{}", self.pid));
-        about.and_then(|about| about.modified()).unwrap_or_else(|_| std::time::SystemTime::now())
+        about
+            .and_then(|about| about.modified())
+            .unwrap_or_else(|_| std::time::SystemTime::now())
     }
 }

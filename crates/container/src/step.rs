@@ -29,7 +29,9 @@ impl From<Step> for ports::RuntimeError {
         match source.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
             Some(rustix::io::Errno::NOSPC) => ports::RuntimeError::Exhausted("disk"),
             Some(rustix::io::Errno::NOMEM) => ports::RuntimeError::Exhausted("memory"),
-            Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => ports::RuntimeError::Exhausted("descriptors"),
+            Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
+                ports::RuntimeError::Exhausted("descriptors")
+            }
             _ => ports::RuntimeError::Step { step, source },
         }
     }
@@ -43,6 +45,9 @@ pub(crate) trait At<T> {
 
 impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     fn at(self, step: impl Into<String>) -> Result<T, Step> {
-        self.map_err(|error| Step { step: step.into(), source: error.into() })
+        self.map_err(|error| Step {
+            step: step.into(),
+            source: error.into(),
+        })
     }
 }

@@ -30,7 +30,10 @@ impl Volume {
         let native = data.join("disks");
         fs::create_dir_all(&native).at(format!("making {}", native.display()))?;
         if shares_extents(&native) {
-            return Ok(Self { root: native, is_loop: false });
+            return Ok(Self {
+                root: native,
+                is_loop: false,
+            });
         }
         let root = data.join("volume");
         fs::create_dir_all(&root).at(format!("making {}", root.display()))?;
@@ -87,7 +90,11 @@ pub(crate) fn clone(from: &Path, to: &Path) -> io::Result<()> {
 
 fn is_mounted(dir: &Path) -> Result<bool, Step> {
     let parent = dir.parent().unwrap_or(dir);
-    let device = |path: &Path| rustix::fs::stat(path).at(format!("looking at {}", path.display())).map(|stat| stat.st_dev);
+    let device = |path: &Path| {
+        rustix::fs::stat(path)
+            .at(format!("looking at {}", path.display()))
+            .map(|stat| stat.st_dev)
+    };
     Ok(device(dir)? != device(parent)?)
 }
 
@@ -98,8 +105,11 @@ fn make(image: &Path) -> Result<(), Step> {
     let bytes = (space.f_bavail * space.f_frsize / 10 * 9).max(VOLUME_BYTES_MIN);
     let partial = image.with_extension("partial");
     let file = File::create(&partial).at(format!("making {}", partial.display()))?;
-    file.set_len(bytes).at(format!("growing {} to {bytes} bytes", partial.display()))?;
-    run(Command::new("mkfs.xfs").args(["-q", "-f", "-m", "reflink=1"]).arg(&partial))?;
+    file.set_len(bytes)
+        .at(format!("growing {} to {bytes} bytes", partial.display()))?;
+    run(Command::new("mkfs.xfs")
+        .args(["-q", "-f", "-m", "reflink=1"])
+        .arg(&partial))?;
     fs::rename(&partial, image).at(format!("naming {}", image.display()))
 }
 
@@ -111,7 +121,11 @@ fn mount(image: &Path, root: &Path) -> Result<(), Step> {
     if let Some(device) = attached(image) {
         return rustix::mount::mount(&device, root, "xfs", flags, None).at(step());
     }
-    let file = OpenOptions::new().read(true).write(true).open(image).at(format!("opening {}", image.display()))?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(image)
+        .at(format!("opening {}", image.display()))?;
     let device = LoopDevice::attach(file.as_fd(), true).at(format!("attaching {}", image.display()))?;
     rustix::mount::mount(device.path(), root, "xfs", flags, None).at(step())
 }
@@ -120,9 +134,12 @@ fn mount(image: &Path, root: &Path) -> Result<(), Step> {
 pub(crate) fn attached(image: &Path) -> Option<PathBuf> {
     let image = fs::canonicalize(image).ok()?;
     let devices = fs::read_dir("/sys/block").ok()?.flatten();
-    let behind = |name: &std::ffi::OsStr| fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file")).ok();
+    let behind = |name: &std::ffi::OsStr| {
+        fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file")).ok()
+    };
     let found = devices.map(|entry| entry.file_name()).find(|name| {
-        name.to_string_lossy().starts_with("loop") && behind(name).is_some_and(|file| Path::new(file.trim_end()) == image)
+        name.to_string_lossy().starts_with("loop")
+            && behind(name).is_some_and(|file| Path::new(file.trim_end()) == image)
     });
     found.map(|name| Path::new("/dev").join(name))
 }

@@ -77,9 +77,7 @@ pub(crate) fn check(settings: &Settings, path: &str, headers: &HeaderMap) -> Res
 /// The user that a call names by Basic authentication with an empty password, or the default one. It is identity,
 /// not authentication.
 pub(crate) fn user_of(settings: &Settings, headers: &HeaderMap) -> Result<User, String> {
-    let named = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| basic_user(value));
+    let named = headers.get(header::AUTHORIZATION).and_then(basic_user);
     let name = named
         .or_else(|| settings.default_user.clone())
         .ok_or("no user specified")?;

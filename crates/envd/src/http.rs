@@ -202,10 +202,10 @@ impl Envd {
 
     async fn route(&self, request: Request<Incoming>, door: Door) -> Result<Answer, Refusal> {
         let path = request.uri().path().to_owned();
-        if door == Door::Host {
-            if let Some(answer) = host::answer(self, &path, request.method().clone()) {
-                return answer.run(self, request).await;
-            }
+        if door == Door::Host
+            && let Some(answer) = host::answer(self, &path, request.method().clone())
+        {
+            return answer.run(self, request).await;
         }
         access::check(&self.settings(), &path, request.headers())?;
         self.rest.after_work();

@@ -14,7 +14,11 @@ impl SingleThreaded {
     /// There are several, or `/proc` is not there.
     pub fn prove() -> io::Result<Self> {
         let threads = std::fs::read_dir("/proc/self/task")?.count();
-        if threads == 1 { Ok(Self(())) } else { Err(io::Error::other(format!("the process has {threads} threads"))) }
+        if threads == 1 {
+            Ok(Self(()))
+        } else {
+            Err(io::Error::other(format!("the process has {threads} threads")))
+        }
     }
 }
 
@@ -76,7 +80,10 @@ pub fn fork(_: &SingleThreaded, namespaces: u64, cgroup: Option<BorrowedFd<'_>>)
         pid => {
             // SAFETY: CLONE_PIDFD stored a new descriptor, which is nobody else's.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Fork::Parent { pid: u32::try_from(pid).map_err(io::Error::other)?, pidfd })
+            Ok(Fork::Parent {
+                pid: u32::try_from(pid).map_err(io::Error::other)?,
+                pidfd,
+            })
         }
     }
 }

@@ -53,7 +53,10 @@ impl LoopDevice {
     /// # Errors
     /// What loop-control or the device answered; `ENOENT` where the kernel has no loop devices.
     pub fn attach(file: BorrowedFd<'_>, direct: bool) -> io::Result<Self> {
-        let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
+        let control = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/loop-control")?;
         for _ in 0..RACES_MAX {
             // SAFETY: the call takes no argument and returns a number.
             let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
@@ -62,8 +65,17 @@ impl LoopDevice {
             }
             let path = PathBuf::from(format!("/dev/loop{number}"));
             let device = OpenOptions::new().read(true).write(true).open(&path)?;
-            match configure(&device, file, LO_FLAGS_AUTOCLEAR | if direct { LO_FLAGS_DIRECT_IO } else { 0 }) {
-                Ok(()) => return Ok(Self { _device: device, path }),
+            match configure(
+                &device,
+                file,
+                LO_FLAGS_AUTOCLEAR | if direct { LO_FLAGS_DIRECT_IO } else { 0 },
+            ) {
+                Ok(()) => {
+                    return Ok(Self {
+                        _device: device,
+                        path,
+                    });
+                }
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(error),
             }
@@ -85,7 +97,11 @@ fn configure(device: &File, file: BorrowedFd<'_>, flags: u32) -> io::Result<()> 
     config.info.flags = flags;
     // SAFETY: `config` is a loop_config and outlives the call.
     let rc = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,9 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes<'_>) -> io::
             | flag(attributes.id_map.is_some(), libc::MOUNT_ATTR_IDMAP),
         attr_clr: 0,
         propagation: 0,
-        userns_fd: attributes.id_map.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
+        userns_fd: attributes
+            .id_map
+            .map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
     };
     // SAFETY: the path is an empty C string, `attr` is of the size that is told, and both outlive the call.
     let rc = unsafe {
@@ -42,5 +44,9 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes<'_>) -> io::
             size_of::<libc::mount_attr>(),
         )
     };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

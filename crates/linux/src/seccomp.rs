@@ -66,7 +66,10 @@ impl Filter {
                 push(number + 1, otherwise);
             }
         }
-        push(X32, Verdict::Errno(libc::ENOSYS.unsigned_abs().try_into().unwrap_or(u16::MAX)));
+        push(
+            X32,
+            Verdict::Errno(libc::ENOSYS.unsigned_abs().try_into().unwrap_or(u16::MAX)),
+        );
         let mut code = vec![
             load(OFFSET_ARCH),
             jump(JEQ, AUDIT_ARCH, 1, 0),
@@ -84,10 +87,24 @@ impl Filter {
     /// What seccomp(2) answered.
     pub fn load(&self) -> io::Result<()> {
         let len = u16::try_from(self.0.len()).map_err(io::Error::other)?;
-        let program = libc::sock_fprog { len, filter: self.0.as_ptr().cast_mut() };
+        let program = libc::sock_fprog {
+            len,
+            filter: self.0.as_ptr().cast_mut(),
+        };
         // SAFETY: `program` points to `len` instructions that outlive the call; the kernel copies and checks them.
-        let rc = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
-        if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        let rc = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                0,
+                &raw const program,
+            )
+        };
+        if rc < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 
     /// How many instructions it has.
@@ -113,7 +130,15 @@ fn tree(stretches: &[(u32, Verdict)]) -> Vec<libc::sock_filter> {
         Ok(skip) => vec![jump(JGE, high[0].0, skip, 0)],
         Err(_) => {
             let skip = u32::try_from(low_code.len()).unwrap_or(u32::MAX);
-            vec![jump(JGE, high[0].0, 0, 1), libc::sock_filter { code: JA, jt: 0, jf: 0, k: skip }]
+            vec![
+                jump(JGE, high[0].0, 0, 1),
+                libc::sock_filter {
+                    code: JA,
+                    jt: 0,
+                    jf: 0,
+                    k: skip,
+                },
+            ]
         }
     };
     code.extend(low_code);
@@ -127,7 +152,12 @@ fn leaf(verdict: Verdict) -> Vec<libc::sock_filter> {
         Verdict::Allow => vec![ret(RET_ALLOW)],
         Verdict::Errno(errno) => vec![ret(RET_ERRNO | u32::from(errno))],
         Verdict::AllowUnlessBits(argument, mask) => {
-            vec![load_argument(argument), jump(JSET, mask, 0, 1), eperm, ret(RET_ALLOW)]
+            vec![
+                load_argument(argument),
+                jump(JSET, mask, 0, 1),
+                eperm,
+                ret(RET_ALLOW),
+            ]
         }
         Verdict::AllowIfOneOf(argument, values) => one_of(argument, values, ret(RET_ALLOW), eperm),
         Verdict::AllowUnlessOneOf(argument, values) => one_of(argument, values, eperm, ret(RET_ALLOW)),
@@ -156,13 +186,23 @@ fn load_argument(argument: usize) -> libc::sock_filter {
 }
 
 const fn load(offset: u32) -> libc::sock_filter {
-    libc::sock_filter { code: LD_ABS, jt: 0, jf: 0, k: offset }
+    libc::sock_filter {
+        code: LD_ABS,
+        jt: 0,
+        jf: 0,
+        k: offset,
+    }
 }
 const fn jump(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { code, jt, jf, k }
 }
 const fn ret(k: u32) -> libc::sock_filter {
-    libc::sock_filter { code: RET, jt: 0, jf: 0, k }
+    libc::sock_filter {
+        code: RET,
+        jt: 0,
+        jf: 0,
+        k,
+    }
 }
 
 #[cfg(test)]
@@ -196,7 +236,14 @@ mod tests {
     fn every_number_gets_its_verdict() {
         let mut table = BTreeMap::new();
         for number in (0..450).filter(|n| n % 3 != 1) {
-            table.insert(number, if number % 5 == 0 { Verdict::Errno(1) } else { Verdict::Allow });
+            table.insert(
+                number,
+                if number % 5 == 0 {
+                    Verdict::Errno(1)
+                } else {
+                    Verdict::Allow
+                },
+            );
         }
         let filter = Filter::compile(&table, Verdict::Errno(38));
         for number in 0..1000 {

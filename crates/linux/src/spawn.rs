@@ -39,7 +39,10 @@ pub fn spawn(mut command: Command, identity: &Identity, manner: Manner) -> io::R
     // async-signal-safe functions and touches only memory that was allocated before the fork.
     unsafe {
         command.pre_exec(move || {
-            let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            let file = libc::open(
+                c"/proc/self/oom_score_adj".as_ptr(),
+                libc::O_WRONLY | libc::O_CLOEXEC,
+            );
             if file >= 0 {
                 // A refused badness is no reason not to run.
                 let _ = libc::write(file, badness.as_ptr().cast(), badness.len());
@@ -61,7 +64,11 @@ pub fn spawn(mut command: Command, identity: &Identity, manner: Manner) -> io::R
 }
 
 fn checked(rc: libc::c_int) -> io::Result<()> {
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Takes possession of a descriptor that this process was started with.
@@ -87,7 +94,11 @@ pub fn reap_automatically() -> io::Result<()> {
 
 fn disposition(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
     // SAFETY: SIG_IGN and SIG_DFL are no functions, so nothing of ours runs in a signal handler.
-    if unsafe { libc::signal(signal, handler) } == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if unsafe { libc::signal(signal, handler) } == libc::SIG_ERR {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Takes the default disposition of `SIGCHLD` and `SIGPIPE` again, before another program is executed.

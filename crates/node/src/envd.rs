@@ -36,23 +36,42 @@ pub(crate) enum EnvdError {
 
 /// Tells envd its settings.
 pub(crate) async fn init(machine: &dyn Machine, init: &Init) -> Result<(), EnvdError> {
-    ask(machine, Method::POST, "/init", Some(init), INIT_WITHIN).await.map(drop)
+    ask(machine, Method::POST, "/init", Some(init), INIT_WITHIN)
+        .await
+        .map(drop)
 }
 
 /// Whether envd answers.
 pub(crate) async fn is_healthy(machine: &dyn Machine) -> bool {
-    ask(machine, Method::GET, "/health", None::<&()>, HEALTH_WITHIN).await.is_ok()
+    ask(machine, Method::GET, "/health", None::<&()>, HEALTH_WITHIN)
+        .await
+        .is_ok()
 }
 
 /// Ends all processes in good order, and has everything written to the disk.
 pub(crate) async fn shut_down(machine: &dyn Machine) -> Result<(), EnvdError> {
     let grace_ms = u64::try_from(SHUTDOWN_GRACE.as_millis()).unwrap_or(0);
-    ask(machine, Method::POST, "/host/shutdown", Some(&Shutdown { grace_ms }), SHUTDOWN_GRACE * 4).await.map(drop)
+    ask(
+        machine,
+        Method::POST,
+        "/host/shutdown",
+        Some(&Shutdown { grace_ms }),
+        SHUTDOWN_GRACE * 4,
+    )
+    .await
+    .map(drop)
 }
 
 /// What envd has logged since.
 pub(crate) async fn logs(machine: &dyn Machine, after: u64) -> Result<LogEntries, EnvdError> {
-    let answer = ask(machine, Method::GET, &format!("/host/logs?after={after}"), None::<&()>, HEALTH_WITHIN).await?;
+    let answer = ask(
+        machine,
+        Method::GET,
+        &format!("/host/logs?after={after}"),
+        None::<&()>,
+        HEALTH_WITHIN,
+    )
+    .await?;
     serde_json::from_slice(&answer).map_err(|error| EnvdError::Answer(error.into()))
 }
 
@@ -66,10 +85,18 @@ async fn ask(
     tokio::time::timeout(within, exchange(machine, method, path, body)).await?
 }
 
-async fn exchange(machine: &dyn Machine, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Bytes, EnvdError> {
+async fn exchange(
+    machine: &dyn Machine,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<Bytes, EnvdError> {
     let stream = machine.envd().await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let body = body.map(serde_json::to_vec).transpose().map_err(|error| EnvdError::Answer(error.into()))?;
+    let body = body
+        .map(serde_json::to_vec)
+        .transpose()
+        .map_err(|error| EnvdError::Answer(error.into()))?;
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -80,8 +107,15 @@ async fn exchange(machine: &dyn Machine, method: Method, path: &str, body: Optio
     let talk = async {
         let answer = sender.send_request(request).await?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(EnvdError::Answer)?;
-        if status.is_success() { Ok(body.to_bytes()) } else { Err(EnvdError::Status(status)) }
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(EnvdError::Answer)?;
+        if status.is_success() {
+            Ok(body.to_bytes())
+        } else {
+            Err(EnvdError::Status(status))
+        }
     };
     tokio::pin!(talk);
     tokio::pin!(connection);

@@ -1,8 +1,8 @@
 //! Connections into sandboxes, for the edge.
 use async_trait::async_trait;
+use ports::Route;
 use ports::guest::{DialError, ENVD_PORT, Guest, Stream};
 use ports::node::HeldState;
-use ports::Route;
 
 use crate::node::LocalNode;
 
@@ -12,9 +12,14 @@ impl Guest for LocalNode {
         let sandbox = self.find(route.sandbox).ok_or(DialError::Gone)?;
         let machine = {
             let now = sandbox.now();
-            let same = now.entry.order.execution == route.seat.execution && now.entry.state == HeldState::Running;
+            let same =
+                now.entry.order.execution == route.seat.execution && now.entry.state == HeldState::Running;
             now.machine.clone().filter(|_| same).ok_or(DialError::Gone)?
         };
-        if port == ENVD_PORT { machine.envd().await } else { machine.dial(port).await }
+        if port == ENVD_PORT {
+            machine.envd().await
+        } else {
+            machine.dial(port).await
+        }
     }
 }

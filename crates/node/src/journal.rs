@@ -51,16 +51,22 @@ impl Journal {
 
     /// Every entry that can be read; what cannot is left for people to look at.
     pub(crate) fn all(&self) -> Vec<Entry> {
-        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|file| file.path());
+        let files = fs::read_dir(&self.dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|file| file.path());
         let entries = files.filter(|path| path.extension().is_some_and(|kind| kind == "json"));
         entries
-            .filter_map(|path| match fs::read(&path).map(|bytes| serde_json::from_slice(&bytes)) {
-                Ok(Ok(entry)) => Some(entry),
-                _ => {
-                    tracing::error!(path = %path.display(), "a sandbox's entry cannot be read");
-                    None
-                }
-            })
+            .filter_map(
+                |path| match fs::read(&path).map(|bytes| serde_json::from_slice(&bytes)) {
+                    Ok(Ok(entry)) => Some(entry),
+                    _ => {
+                        tracing::error!(path = %path.display(), "a sandbox's entry cannot be read");
+                        None
+                    }
+                },
+            )
             .collect()
     }
 }

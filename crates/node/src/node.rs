@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use model::{BuildId, ExecutionId, KillReason, MiB, NetworkPolicy, NodeId, PauseMode, SandboxId};
+use ports::Runtime;
 use ports::logs::{LogLine, LogQuery, MetricSample};
 use ports::node::{HeldState, Node, NodeError, NodeEvent, Order, PauseOutcome, Report};
-use ports::Runtime;
 use tokio::sync::broadcast;
 
 use crate::envd;
@@ -69,8 +69,13 @@ impl LocalNode {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let running: Vec<_> = self.all().into_iter().filter(|sandbox| sandbox.state() == HeldState::Running).collect();
-            metrics::gauge!("atoll_node_sandboxes_running").set(f64::from(u32::try_from(running.len()).unwrap_or(u32::MAX)));
+            let running: Vec<_> = self
+                .all()
+                .into_iter()
+                .filter(|sandbox| sandbox.state() == HeldState::Running)
+                .collect();
+            metrics::gauge!("atoll_node_sandboxes_running")
+                .set(f64::from(u32::try_from(running.len()).unwrap_or(u32::MAX)));
             metrics::gauge!("atoll_node_slots_ready").set(f64::from(self.runtime.slots_ready()));
             for sandbox in running {
                 self.sample(&sandbox).await;
@@ -87,7 +92,9 @@ impl LocalNode {
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Arc<Sandbox>>> {
-        self.sandboxes.lock().expect("nothing panics while it holds the sandboxes")
+        self.sandboxes
+            .lock()
+            .expect("nothing panics while it holds the sandboxes")
     }
 
     pub(crate) fn find(&self, id: SandboxId) -> Option<Arc<Sandbox>> {
@@ -99,7 +106,11 @@ impl LocalNode {
     }
 
     /// The sandbox of this id, and whether it was made for this call.
-    pub(crate) fn find_or_insert(&self, id: SandboxId, make: impl FnOnce() -> Arc<Sandbox>) -> (Arc<Sandbox>, bool) {
+    pub(crate) fn find_or_insert(
+        &self,
+        id: SandboxId,
+        make: impl FnOnce() -> Arc<Sandbox>,
+    ) -> (Arc<Sandbox>, bool) {
         let mut table = self.table();
         if let Some(found) = table.get(&id) {
             return (Arc::clone(found), false);
@@ -135,7 +146,9 @@ impl LocalNode {
 
     /// Fetches what envd has logged; a guest that does not tell has nothing to say.
     pub(crate) async fn fetch_lines(&self, sandbox: &Sandbox) {
-        let Some(machine) = sandbox.machine().filter(|machine| !machine.is_frozen()) else { return };
+        let Some(machine) = sandbox.machine().filter(|machine| !machine.is_frozen()) else {
+            return;
+        };
         let seen = sandbox.lines().seen();
         if let Ok(heard) = envd::logs(&*machine, seen).await {
             sandbox.lines().take(heard);
@@ -170,15 +183,34 @@ impl Node for LocalNode {
         started
     }
 
-    async fn pause(&self, sandbox: SandboxId, execution: ExecutionId, into: BuildId, mode: PauseMode) -> Result<PauseOutcome, NodeError> {
+    async fn pause(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        into: BuildId,
+        mode: PauseMode,
+    ) -> Result<PauseOutcome, NodeError> {
         self.shared()?.put_to_pause(sandbox, execution, into, mode).await
+    }
+
+    async fn is_healthy(&self, sandbox: SandboxId, execution: ExecutionId) -> Result<bool, NodeError> {
+        let machine = self
+            .running(sandbox, execution)?
+            .machine()
+            .ok_or(NodeError::Unknown)?;
+        Ok(envd::is_healthy(&*machine).await)
     }
 
     async fn kill(&self, sandbox: SandboxId, why: KillReason) -> Result<(), NodeError> {
         self.shared()?.end(sandbox, why).await
     }
 
-    async fn set_deadline(&self, sandbox: SandboxId, execution: ExecutionId, deadline: SystemTime) -> Result<(), NodeError> {
+    async fn set_deadline(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        deadline: SystemTime,
+    ) -> Result<(), NodeError> {
         let sandbox = self.running(sandbox, execution)?;
         {
             let mut now = sandbox.now();
@@ -189,17 +221,30 @@ impl Node for LocalNode {
         Ok(())
     }
 
-    async fn set_network(&self, sandbox: SandboxId, execution: ExecutionId, policy: NetworkPolicy) -> Result<(), NodeError> {
+    async fn set_network(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        policy: NetworkPolicy,
+    ) -> Result<(), NodeError> {
         let sandbox = self.running(sandbox, execution)?;
         let _turn = sandbox.turn.lock().await;
         let machine = sandbox.machine().ok_or(NodeError::Unknown)?;
-        machine.set_network(&policy).await.map_err(failed("changing the network policy"))?;
+        machine
+            .set_network(&policy)
+            .await
+            .map_err(failed("changing the network policy"))?;
         let mut now = sandbox.now();
         now.entry.order.network = policy;
         self.write(&now.entry)
     }
 
-    async fn metrics(&self, sandbox: SandboxId, from: Option<SystemTime>, to: Option<SystemTime>) -> Result<Vec<MetricSample>, NodeError> {
+    async fn metrics(
+        &self,
+        sandbox: SandboxId,
+        from: Option<SystemTime>,
+        to: Option<SystemTime>,
+    ) -> Result<Vec<MetricSample>, NodeError> {
         let sandbox = self.find(sandbox).ok_or(NodeError::Unknown)?;
         if sandbox.state() == HeldState::Running && !sandbox.history().is_fresh(SystemTime::now(), FRESH) {
             self.sample(&sandbox).await;
@@ -216,12 +261,21 @@ impl Node for LocalNode {
     async fn report(&self) -> Result<Report, NodeError> {
         let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let mib = |name: &str| {
-            let kib = memory.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+            let kib = memory.lines().find_map(|line| {
+                line.strip_prefix(name)?
+                    .trim()
+                    .strip_suffix(" kB")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            });
             MiB(u32::try_from(kib.unwrap_or(0) / 1024).unwrap_or(u32::MAX))
         };
         let disk = rustix::fs::statvfs(&self.config.data).ok();
         let disk_mib = |blocks: fn(&rustix::fs::StatVfs) -> u64| {
-            MiB(disk.as_ref().map_or(0, |disk| u32::try_from(blocks(disk).saturating_mul(disk.f_frsize) >> 20).unwrap_or(u32::MAX)))
+            MiB(disk.as_ref().map_or(0, |disk| {
+                u32::try_from(blocks(disk).saturating_mul(disk.f_frsize) >> 20).unwrap_or(u32::MAX)
+            }))
         };
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Report {

@@ -3,9 +3,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use model::{PauseMode, SandboxId};
+use ports::Machine;
 use ports::node::{HeldState, NodeError};
 use ports::runtime::Disk;
-use ports::Machine;
 
 use crate::journal::Entry;
 use crate::node::LocalNode;
@@ -29,13 +29,25 @@ impl LocalNode {
     /// # Errors
     /// The runtime cannot recover.
     pub async fn recover(self: &Arc<Self>) -> Result<Found, NodeError> {
-        let recovered = self.runtime.recover().await.map_err(failed("recovering the runtime"))?;
-        let mut machines: HashMap<SandboxId, Arc<dyn Machine>> =
-            recovered.machines.into_iter().map(|(spec, machine)| (spec.sandbox, machine)).collect();
-        let mut found = Found { reclaimed: recovered.reclaimed, ..Found::default() };
+        let recovered = self
+            .runtime
+            .recover()
+            .await
+            .map_err(failed("recovering the runtime"))?;
+        let mut machines: HashMap<SandboxId, Arc<dyn Machine>> = recovered
+            .machines
+            .into_iter()
+            .map(|(spec, machine)| (spec.sandbox, machine))
+            .collect();
+        let mut found = Found {
+            reclaimed: recovered.reclaimed,
+            ..Found::default()
+        };
         for entry in self.journal.all() {
             let id = entry.order.sandbox;
-            let machine = machines.remove(&id).filter(|machine| machine.execution() == entry.order.execution || is_paused(&entry));
+            let machine = machines
+                .remove(&id)
+                .filter(|machine| machine.execution() == entry.order.execution || is_paused(&entry));
             let has_disk = recovered.disks.contains(&id);
             match self.adopt(entry, machine, has_disk).await {
                 Some(HeldState::Running) => found.running += 1,
@@ -45,17 +57,28 @@ impl LocalNode {
         }
         for (id, machine) in machines {
             tracing::warn!(sandbox = %id, "a machine of no known sandbox is ended");
-            machine.stop(Disk::Discard).await.map_err(failed("stopping a machine"))?;
+            machine
+                .stop(Disk::Discard)
+                .await
+                .map_err(failed("stopping a machine"))?;
             found.reclaimed += 1;
         }
         for id in recovered.disks.into_iter().filter(|id| self.find(*id).is_none()) {
-            self.runtime.discard(id).await.map_err(failed("discarding a disk"))?;
+            self.runtime
+                .discard(id)
+                .await
+                .map_err(failed("discarding a disk"))?;
             found.reclaimed += 1;
         }
         Ok(found)
     }
 
-    async fn adopt(self: &Arc<Self>, entry: Entry, machine: Option<Arc<dyn Machine>>, has_disk: bool) -> Option<HeldState> {
+    async fn adopt(
+        self: &Arc<Self>,
+        entry: Entry,
+        machine: Option<Arc<dyn Machine>>,
+        has_disk: bool,
+    ) -> Option<HeldState> {
         let id = entry.order.sandbox;
         let (state, memory_lost) = match (entry.state, &machine) {
             // Until a pause commits, the sandbox runs.
@@ -63,9 +86,15 @@ impl LocalNode {
                 machine.thaw().await.ok()?;
                 (HeldState::Running, false)
             }
-            (HeldState::Pausing(build, PauseMode::Filesystem), None) if has_disk => (HeldState::Paused(build, PauseMode::Filesystem), false),
-            (HeldState::Paused(build, PauseMode::Full), Some(_)) => (HeldState::Paused(build, PauseMode::Full), false),
-            (HeldState::Paused(build, mode), None) if has_disk => (HeldState::Paused(build, mode), mode == PauseMode::Full),
+            (HeldState::Pausing(build, PauseMode::Filesystem), None) if has_disk => {
+                (HeldState::Paused(build, PauseMode::Filesystem), false)
+            }
+            (HeldState::Paused(build, PauseMode::Full), Some(_)) => {
+                (HeldState::Paused(build, PauseMode::Full), false)
+            }
+            (HeldState::Paused(build, mode), None) if has_disk => {
+                (HeldState::Paused(build, mode), mode == PauseMode::Full)
+            }
             _ => {
                 tracing::warn!(sandbox = %id, "a sandbox did not outlive the restart");
                 if let Some(machine) = machine {
@@ -75,7 +104,14 @@ impl LocalNode {
                 return None;
             }
         };
-        let sandbox = Sandbox::new(Entry { state, memory_lost, ..entry }, machine);
+        let sandbox = Sandbox::new(
+            Entry {
+                state,
+                memory_lost,
+                ..entry
+            },
+            machine,
+        );
         let _ = self.write(&sandbox.now().entry);
         self.insert(id, Arc::clone(&sandbox));
         self.drive(&sandbox);

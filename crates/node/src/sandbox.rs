@@ -44,7 +44,9 @@ impl Sandbox {
 
     /// What is true now. Not to be held across an await.
     pub(crate) fn now(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().expect("nothing panics while it holds a sandbox's state")
+        self.now
+            .lock()
+            .expect("nothing panics while it holds a sandbox's state")
     }
 
     pub(crate) fn lines(&self) -> MutexGuard<'_, Lines> {
@@ -52,7 +54,9 @@ impl Sandbox {
     }
 
     pub(crate) fn history(&self) -> MutexGuard<'_, History> {
-        self.history.lock().expect("nothing panics while it holds samples")
+        self.history
+            .lock()
+            .expect("nothing panics while it holds samples")
     }
 
     pub(crate) fn machine(&self) -> Option<Arc<dyn Machine>> {
@@ -65,7 +69,10 @@ impl Sandbox {
 
     pub(crate) fn held(&self) -> Held {
         let now = self.now();
-        Held { order: now.entry.order.clone(), state: now.entry.state }
+        Held {
+            order: now.entry.order.clone(),
+            state: now.entry.state,
+        }
     }
 }
 

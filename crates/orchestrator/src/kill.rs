@@ -36,7 +36,11 @@ impl Orchestrator {
             return Ok(());
         };
         self.withdraw(id, at).await;
-        let node = self.node(at.node)?;
+        let Ok(node) = self.node(at.node) else {
+            // Its node is away. The kill is recorded, and carried out when the node is there again.
+            self.ledger.release(id);
+            return Ok(());
+        };
         within(KILL_MAX, "the kill", node.kill(id, why))
             .await
             .map_err(failure::node(id, "killing the sandbox"))?;

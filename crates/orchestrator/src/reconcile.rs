@@ -7,11 +7,11 @@ mod verdict;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
-use model::{NodeId, Phase, Sandbox, SandboxId, State};
+use model::{KillReason, NodeId, OnTimeout, Phase, Sandbox, SandboxId, State};
 use ports::node::Held;
 use ports::{ManagerError, Node, Route};
 use tokio::time::MissedTickBehavior;
@@ -65,6 +65,12 @@ fn home(phase: Phase) -> Option<NodeId> {
     }
 }
 
+/// Whether a sandbox would be over by now, if its node were there to end it.
+fn is_over(sandbox: &Sandbox, now: SystemTime) -> bool {
+    let runs = sandbox.phase.seat().is_some() && !matches!(sandbox.phase, Phase::Killing { .. });
+    runs && sandbox.end_at <= now && sandbox.lifecycle.on_timeout == OnTimeout::Kill
+}
+
 /// Carries out a few at a time; how many of them were of effect.
 async fn count(work: Vec<BoxFuture<'_, bool>>) -> usize {
     let mut outcomes = stream::iter(work).buffer_unordered(AT_ONCE);
@@ -87,7 +93,10 @@ impl Orchestrator {
             .live()
             .await
             .map_err(failure::store("reading the sandboxes"))?;
-        for sandbox in live.iter().filter(|sandbox| sandbox.phase.seat().is_some()) {
+        let holds = |sandbox: &&Sandbox| {
+            sandbox.phase.seat().is_some() && !matches!(sandbox.phase, Phase::Killing { .. })
+        };
+        for sandbox in live.iter().filter(holds) {
             self.ledger.hold(sandbox.id, sandbox.team, sandbox.resources);
         }
         let settled = self.pass().await?;
@@ -169,7 +178,14 @@ impl Orchestrator {
 
         let mut differences = Vec::new();
         for sandbox in live {
-            let Some(held) = home(sandbox.phase).and_then(|node| reports.get(&node)) else {
+            let Some(node) = home(sandbox.phase) else {
+                continue;
+            };
+            let Some(held) = reports.get(&node) else {
+                if !fleet.iter().any(|there| there.id() == node) && is_over(&sandbox, self.now()) {
+                    let lost = Verdict::Lost(KillReason::NodeLost);
+                    differences.push(self.settle(lost, sandbox, None).boxed());
+                }
                 continue;
             };
             let held = held.get(&sandbox.id);

@@ -253,6 +253,31 @@ async fn a_silent_node_costs_nothing() {
 }
 
 #[tokio::test]
+async fn what_was_on_a_node_that_is_away_can_be_killed_and_ends_at_its_time() {
+    let mut world = World::with_team(|team| team.quota.sandboxes = 2).await;
+    let (killed, expired) = (world.create().await.sandbox.id, world.create().await.sandbox.id);
+    let old = world.node.clone();
+    world.moved();
+    world.orchestrator.settle_now().await.unwrap();
+    assert_eq!(world.phase(expired).await, "running", "its node may come back");
+    world.kill(killed).await.unwrap();
+    assert_eq!(world.phase(killed).await, "killing");
+    world.create().await;
+    world.clock.advance(Duration::from_secs(301));
+    world.orchestrator.settle_now().await.unwrap();
+    assert_eq!(world.phase(expired).await, "killing");
+    // The node comes back.
+    world.orchestrator.down().await.unwrap();
+    world.node = old;
+    world.reborn(None);
+    world.settle().await;
+    assert_eq!(
+        (world.phase(killed).await, world.phase(expired).await),
+        ("gone", "gone")
+    );
+}
+
+#[tokio::test]
 async fn a_route_of_what_does_not_run_is_withdrawn() {
     let world = World::new().await;
     let id = world.create().await.sandbox.id;

@@ -85,7 +85,7 @@ def test_a_paused_sandbox_can_be_killed(fresh):
 def test_the_end_of_time_can_pause_instead_of_kill(fresh):
     sandbox = fresh(timeout=2, lifecycle={"on_timeout": "pause"})
     sandbox.files.write("/home/user/kept", "disk")
-    assert sandbox.get_info().lifecycle.on_timeout == "pause"
+    assert sandbox.get_info().lifecycle["on_timeout"] == "pause"
     eventually(lambda: state(sandbox) == SandboxState.PAUSED, "the sandbox to pause")
     assert not sandbox.is_running()
     assert Sandbox.connect(sandbox.sandbox_id, timeout=60).files.read("/home/user/kept") == "disk"

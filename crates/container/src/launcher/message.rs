@@ -4,7 +4,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -87,7 +88,12 @@ pub(crate) fn send(socket: impl AsFd, value: &impl Serialize, fds: &[BorrowedFd<
     if !fds.is_empty() {
         ancillary.push(SendAncillaryMessage::ScmRights(fds));
     }
-    rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(&bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
@@ -122,5 +128,9 @@ pub(crate) fn errno(error: &io::Error) -> i32 {
 
 /// The error of a number that came in a message.
 pub(crate) fn error(errno: i32) -> io::Error {
-    if errno == 0 { io::Error::other("not an error of the kernel") } else { io::Error::from_raw_os_error(errno) }
+    if errno == 0 {
+        io::Error::other("not an error of the kernel")
+    } else {
+        io::Error::from_raw_os_error(errno)
+    }
 }

@@ -18,8 +18,14 @@ use crate::step::{At, Step};
 /// Where a machine's root is attached before it becomes the root.
 pub(crate) const STAGE: &str = "/stage";
 /// Device nodes that machines bind: (name, major, minor).
-pub(crate) const DEVICES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+pub(crate) const DEVICES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 
 /// Serves the daemon on `socket` until it is gone. To be called first thing in a process of its own.
 ///
@@ -33,9 +39,12 @@ pub fn serve(socket: OwnedFd) -> Result<(), Step> {
     furnish()?;
     let mut socket = Some(socket);
     while let Some(held) = socket.take() {
-        let Some((request, fds)) = receive::<Request>(&held).at("receiving a request")? else { break };
+        let Some((request, fds)) = receive::<Request>(&held).at("receiving a request")? else {
+            break;
+        };
         let (reply, fds) = match request {
-            Request::Skeleton { first_user, users } => match skeleton(&alone, fds.first(), first_user, users) {
+            Request::Skeleton { first_user, users } => match skeleton(&alone, fds.first(), first_user, users)
+            {
                 Ok(Made::Parent(pid, fds)) => (Reply::Skeleton { pid }, fds),
                 Ok(Made::Child(control)) => {
                     drop((held, fds, own_uts));
@@ -56,7 +65,10 @@ pub fn serve(socket: OwnedFd) -> Result<(), Step> {
 }
 
 fn refused(failed: &Step) -> Reply {
-    Reply::Failed { step: failed.step.clone(), errno: errno(&failed.source) }
+    Reply::Failed {
+        step: failed.step.clone(),
+        errno: errno(&failed.source),
+    }
 }
 
 enum Made {
@@ -64,13 +76,26 @@ enum Made {
     Child(OwnedFd),
 }
 
-fn skeleton(alone: &SingleThreaded, cgroup: Option<&OwnedFd>, first_user: u32, users: u32) -> Result<Made, Step> {
+fn skeleton(
+    alone: &SingleThreaded,
+    cgroup: Option<&OwnedFd>,
+    first_user: u32,
+    users: u32,
+) -> Result<Made, Step> {
     let disk_users = disk_users(alone, first_user, users)?;
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .at("making a control socket")?;
-    let namespaces =
-        namespace::USER | namespace::PID | namespace::MOUNT | namespace::NET | namespace::UTS | namespace::IPC;
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .at("making a control socket")?;
+    let namespaces = namespace::USER
+        | namespace::PID
+        | namespace::MOUNT
+        | namespace::NET
+        | namespace::UTS
+        | namespace::IPC;
     match linux::clone::fork(alone, namespaces, cgroup.map(AsFd::as_fd)).at("clone3 of a machine")? {
         Fork::Child => Ok(Made::Child(theirs)),
         Fork::Parent { pid, pidfd } => {
@@ -91,7 +116,8 @@ fn disk_users(alone: &SingleThreaded, first_user: u32, users: u32) -> Result<Own
         Fork::Parent { pid, pidfd } => {
             let mapped = map_users(pid, &format!("0 {first_user} {users}\n{users} 0 1\n"));
             let opened = fs::File::open(format!("/proc/{pid}/ns/user")).at("opening a user namespace");
-            rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).at("ending a helper")?;
+            rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL)
+                .at("ending a helper")?;
             mapped?;
             Ok(opened?.into())
         }
@@ -106,9 +132,15 @@ fn map_users(pid: u32, map: &str) -> Result<(), Step> {
 }
 
 fn rename(name: &str, fds: &[OwnedFd], own_uts: std::os::fd::BorrowedFd<'_>) -> Result<(), Step> {
-    let machine = fds.first().ok_or_else(|| io::Error::other("no pidfd came along")).at("naming a machine")?;
-    rustix::thread::move_into_thread_name_spaces(machine.as_fd(), ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME)
-        .at("entering a uts namespace")?;
+    let machine = fds
+        .first()
+        .ok_or_else(|| io::Error::other("no pidfd came along"))
+        .at("naming a machine")?;
+    rustix::thread::move_into_thread_name_spaces(
+        machine.as_fd(),
+        ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME,
+    )
+    .at("entering a uts namespace")?;
     let named = rustix::system::sethostname(name.as_bytes()).at("sethostname");
     // A launcher that stays in a machine's namespace would name the wrong ones from then on.
     rustix::thread::move_into_link_name_space(own_uts, Some(LinkNameSpaceType::HostNameAndNISDomainName))
@@ -123,16 +155,28 @@ fn furnish() -> Result<(), Step> {
     let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
     rustix::mount::mount_change("/", private).at("making mounts private")?;
     let room = Path::new("/tmp");
-    rustix::mount::mount("tmpfs", room, "tmpfs", MountFlags::empty(), Some(c"mode=755,size=64k,nr_inodes=64"))
-        .at("mounting the launcher's tmpfs")?;
+    rustix::mount::mount(
+        "tmpfs",
+        room,
+        "tmpfs",
+        MountFlags::empty(),
+        Some(c"mode=755,size=64k,nr_inodes=64"),
+    )
+    .at("mounting the launcher's tmpfs")?;
     for dir in ["proc", "sys", "dev", "stage"] {
         fs::create_dir(room.join(dir)).at("making the launcher's directories")?;
     }
     for (name, major, minor) in DEVICES {
         let path = room.join("dev").join(name);
         let mode = Mode::from_raw_mode(0o666);
-        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::CharacterDevice, mode, rustix::fs::makedev(major, minor))
-            .at(format!("making device {name}"))?;
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            FileType::CharacterDevice,
+            mode,
+            rustix::fs::makedev(major, minor),
+        )
+        .at(format!("making device {name}"))?;
         rustix::fs::chmod(&path, mode).at("opening a device to all")?;
     }
     rustix::mount::mount_bind("/proc", room.join("proc")).at("binding /proc")?;

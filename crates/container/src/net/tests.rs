@@ -254,7 +254,10 @@ fn echo(stream: &mut TcpStream) -> io::Result<()> {
 }
 
 #[track_caller]
-#[expect(clippy::disallowed_methods, reason = "the kernel does not say when it is done")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the kernel does not say when it is done"
+)]
 fn eventually<T>(mut attempt: impl FnMut() -> io::Result<T>) -> T {
     let start = Instant::now();
     loop {

@@ -329,7 +329,7 @@ fn join(dir: &str, name: &str) -> String {
 
 /// Whether a path is on a network file system, unless everything is.
 fn is_network(path: &str) -> bool {
-    let kind = |path: &Path| rustix::fs::statfs(path).map_or(0, |found| i64::from(found.f_type));
+    let kind = |path: &Path| rustix::fs::statfs(path).map_or(0, |found| found.f_type);
     let of_path = kind(Path::new(path));
     NETWORK.contains(&of_path) && kind(Path::new("/")) != of_path
 }

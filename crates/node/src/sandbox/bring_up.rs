@@ -23,7 +23,11 @@ impl LocalNode {
     }
 
     async fn bring_up_fresh(self: &Arc<Self>, order: Order) -> Result<(), NodeError> {
-        let entry = Entry { order: order.clone(), state: HeldState::Starting, memory_lost: false };
+        let entry = Entry {
+            order: order.clone(),
+            state: HeldState::Starting,
+            memory_lost: false,
+        };
         let (sandbox, is_new) = self.find_or_insert(order.sandbox, || Sandbox::new(entry, None));
         let _turn = sandbox.turn.lock().await;
         if !is_new {
@@ -67,7 +71,10 @@ impl LocalNode {
 
     /// Lets a frozen machine go on.
     async fn thaw(self: &Arc<Self>, sandbox: &Arc<Sandbox>, order: Order) -> Result<(), NodeError> {
-        let machine = sandbox.machine().filter(|machine| machine.ended().borrow().is_none()).ok_or(NodeError::MemoryLost)?;
+        let machine = sandbox
+            .machine()
+            .filter(|machine| machine.ended().borrow().is_none())
+            .ok_or(NodeError::MemoryLost)?;
         machine.thaw().await.map_err(failed("thawing"))?;
         // Its start command runs already.
         let told = self.tell_settings(&*machine, &order, false).await;
@@ -84,7 +91,10 @@ impl LocalNode {
             if !machine.is_frozen() {
                 let _ = envd::shut_down(&*machine).await;
             }
-            machine.stop(Disk::Keep).await.map_err(failed("keeping the disk"))?;
+            machine
+                .stop(Disk::Keep)
+                .await
+                .map_err(failed("keeping the disk"))?;
             // From here on the disk is all that there is, whatever happens.
             let mut now = sandbox.now();
             now.machine = None;
@@ -110,11 +120,19 @@ impl LocalNode {
             disk,
         };
         let begun = Instant::now();
-        let machine = self.runtime.start(spec).await.map_err(failed("starting the machine"))?;
+        let machine = self
+            .runtime
+            .start(spec)
+            .await
+            .map_err(failed("starting the machine"))?;
         metrics::histogram!("atoll_node_start_stage_seconds", "stage" => "machine").record(begun.elapsed());
         let begun = Instant::now();
         if let Err(error) = self.tell_settings(&*machine, order, true).await {
-            let fate = if disk == DiskOrigin::Kept { Disk::Keep } else { Disk::Discard };
+            let fate = if disk == DiskOrigin::Kept {
+                Disk::Keep
+            } else {
+                Disk::Discard
+            };
             let _ = machine.stop(fate).await;
             return Err(error);
         }
@@ -122,7 +140,12 @@ impl LocalNode {
         Ok(machine)
     }
 
-    async fn tell_settings(&self, machine: &dyn Machine, order: &Order, is_boot: bool) -> Result<(), NodeError> {
+    async fn tell_settings(
+        &self,
+        machine: &dyn Machine,
+        order: &Order,
+        is_boot: bool,
+    ) -> Result<(), NodeError> {
         let start = order.start.as_ref().filter(|_| is_boot);
         let init = Init {
             env_vars: Some(order.env.clone()),
@@ -140,18 +163,33 @@ impl LocalNode {
                 cwd: start.cwd.clone(),
             }),
         };
-        envd::init(machine, &init).await.map_err(|source| NodeError::Failed {
-            step: "telling envd its settings",
-            kind: model::Kind::Internal,
-            source: Box::new(source),
-        })
+        envd::init(machine, &init)
+            .await
+            .map_err(|source| NodeError::Failed {
+                step: "telling envd its settings",
+                kind: model::Kind::Internal,
+                source: Box::new(source),
+            })
     }
 
     /// Makes it known that the sandbox runs, to the journal first.
-    fn settle(self: &Arc<Self>, sandbox: &Arc<Sandbox>, order: Order, machine: Arc<dyn Machine>) -> Result<(), NodeError> {
-        let entry = Entry { order, state: HeldState::Running, memory_lost: false };
+    fn settle(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        order: Order,
+        machine: Arc<dyn Machine>,
+    ) -> Result<(), NodeError> {
+        let entry = Entry {
+            order,
+            state: HeldState::Running,
+            memory_lost: false,
+        };
         self.write(&entry)?;
-        sandbox.lines().say(SystemTime::now(), ports::Level::Info, "the sandbox is running".to_owned());
+        sandbox.lines().say(
+            SystemTime::now(),
+            ports::Level::Info,
+            "the sandbox is running".to_owned(),
+        );
         {
             let mut now = sandbox.now();
             now.entry = entry;
@@ -165,7 +203,14 @@ impl LocalNode {
 /// How a failure of the runtime is told.
 pub(crate) fn failed(step: &'static str) -> impl FnOnce(RuntimeError) -> NodeError {
     move |error| match error {
-        RuntimeError::Exhausted(what) => NodeError::Full { what, retry_after: None },
-        error => NodeError::Failed { step, kind: error.kind(), source: Box::new(error) },
+        RuntimeError::Exhausted(what) => NodeError::Full {
+            what,
+            retry_after: None,
+        },
+        error => NodeError::Failed {
+            step,
+            kind: error.kind(),
+            source: Box::new(error),
+        },
     }
 }

@@ -45,7 +45,9 @@ impl LocalNode {
                         }
                     }
                     Woken::MachineEnded(Ended::Stopped) => return,
-                    Woken::MachineEnded(Ended::Died) => return node.machine_died(&sandbox, execution, &*machine).await,
+                    Woken::MachineEnded(Ended::Died) => {
+                        return node.machine_died(&sandbox, execution, &*machine).await;
+                    }
                     Woken::Deadline => node.time_is_over(&sandbox, execution).await,
                 }
             }
@@ -55,7 +57,9 @@ impl LocalNode {
     async fn time_is_over(self: &Arc<Self>, sandbox: &Arc<Sandbox>, execution: ExecutionId) {
         let _turn = sandbox.turn.lock().await;
         let held = sandbox.held();
-        let still = held.order.execution == execution && held.state == HeldState::Running && held.order.deadline <= SystemTime::now();
+        let still = held.order.execution == execution
+            && held.state == HeldState::Running
+            && held.order.deadline <= SystemTime::now();
         if !still {
             return;
         }
@@ -89,7 +93,12 @@ impl LocalNode {
         let _ = self.write(&now.entry);
     }
 
-    async fn machine_died(self: &Arc<Self>, sandbox: &Arc<Sandbox>, execution: ExecutionId, machine: &dyn Machine) {
+    async fn machine_died(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        execution: ExecutionId,
+        machine: &dyn Machine,
+    ) {
         let _turn = sandbox.turn.lock().await;
         let held = sandbox.held();
         if held.order.execution != execution {
@@ -131,7 +140,13 @@ async fn wait(
     let left = {
         let now = sandbox.now();
         let runs = now.entry.state == HeldState::Running && now.entry.order.execution == execution;
-        runs.then(|| now.entry.order.deadline.duration_since(SystemTime::now()).unwrap_or_default())
+        runs.then(|| {
+            now.entry
+                .order
+                .deadline
+                .duration_since(SystemTime::now())
+                .unwrap_or_default()
+        })
     };
     let deadline = async {
         match left {

@@ -39,7 +39,12 @@ impl LocalNode {
         }
         match held.state {
             HeldState::Running => {}
-            HeldState::Paused(paused, kept) if paused == into => return Ok(PauseOutcome { mode: kept, envd_unresponsive: false }),
+            HeldState::Paused(paused, kept) if paused == into => {
+                return Ok(PauseOutcome {
+                    mode: kept,
+                    envd_unresponsive: false,
+                });
+            }
             state => return Err(NodeError::Busy(name(state))),
         }
         let machine = sandbox.machine().ok_or(NodeError::Unknown)?;
@@ -63,32 +68,53 @@ impl LocalNode {
         if mode == PauseMode::Filesystem {
             sandbox.now().machine = None;
         }
-        sandbox.lines().say(SystemTime::now(), ports::Level::Info, "the sandbox is paused".to_owned());
+        sandbox.lines().say(
+            SystemTime::now(),
+            ports::Level::Info,
+            "the sandbox is paused".to_owned(),
+        );
         self.set_state(sandbox, HeldState::Paused(into, mode))?;
         sandbox.nudge.notify_waiters();
-        Ok(PauseOutcome { mode, envd_unresponsive })
+        Ok(PauseOutcome {
+            mode,
+            envd_unresponsive,
+        })
     }
 
     /// Ends whatever there is of a sandbox.
     pub(crate) async fn end(self: &Arc<Self>, id: SandboxId, why: KillReason) -> Result<(), NodeError> {
         let Some(sandbox) = self.find(id) else {
-            return self.runtime.discard(id).await.map_err(failed("discarding a disk"));
+            return self
+                .runtime
+                .discard(id)
+                .await
+                .map_err(failed("discarding a disk"));
         };
         let _turn = sandbox.turn.lock().await;
         self.end_in_turn(&sandbox, why).await
     }
 
     /// For whoever holds the sandbox's turn.
-    pub(crate) async fn end_in_turn(self: &Arc<Self>, sandbox: &Arc<Sandbox>, why: KillReason) -> Result<(), NodeError> {
+    pub(crate) async fn end_in_turn(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        why: KillReason,
+    ) -> Result<(), NodeError> {
         let id = sandbox.held().order.sandbox;
         tracing::info!(sandbox = %id, %why, "ending a sandbox");
         // Not dialled any more, and not restored by a restart.
         sandbox.now().entry.state = HeldState::Stopping;
         self.journal.remove(id);
         if let Some(machine) = sandbox.machine() {
-            machine.stop(Disk::Discard).await.map_err(failed("stopping the machine"))?;
+            machine
+                .stop(Disk::Discard)
+                .await
+                .map_err(failed("stopping the machine"))?;
         }
-        self.runtime.discard(id).await.map_err(failed("discarding a disk"))?;
+        self.runtime
+            .discard(id)
+            .await
+            .map_err(failed("discarding a disk"))?;
         self.forget(id, sandbox);
         sandbox.nudge.notify_waiters();
         Ok(())
@@ -96,7 +122,10 @@ impl LocalNode {
 
     pub(crate) fn set_state(&self, sandbox: &Sandbox, state: HeldState) -> Result<(), NodeError> {
         let mut now = sandbox.now();
-        let entry = crate::journal::Entry { state, ..now.entry.clone() };
+        let entry = crate::journal::Entry {
+            state,
+            ..now.entry.clone()
+        };
         self.write(&entry)?;
         now.entry = entry;
         Ok(())

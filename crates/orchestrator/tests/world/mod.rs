@@ -115,6 +115,12 @@ impl World {
         }
     }
 
+    /// The same stores under a new process that has another node.
+    pub(crate) fn moved(&mut self) {
+        self.node = Arc::new(FakeNode::default());
+        self.reborn(None);
+    }
+
     /// The same stores and node under a new process: nothing that was in memory is there. With a fuse, the process dies
     /// when it burns through.
     pub(crate) fn reborn(&mut self, fuse: Option<Arc<Fuse>>) {
