@@ -26,8 +26,8 @@ pub(crate) struct Filesystem {
     reason = "callers are generated, and do not see more than the trait"
 )]
 impl proto::Filesystem for Filesystem {
-    async fn stat<'a>(
-        &'a self,
+    async fn stat(
+        &self,
         ctx: RequestContext,
         request: ServiceRequest<'_, proto::StatRequest>,
     ) -> ServiceResult<proto::StatResponse> {
@@ -39,8 +39,8 @@ impl proto::Filesystem for Filesystem {
         })
     }
 
-    async fn make_dir<'a>(
-        &'a self,
+    async fn make_dir(
+        &self,
         ctx: RequestContext,
         request: ServiceRequest<'_, proto::MakeDirRequest>,
     ) -> ServiceResult<proto::MakeDirResponse> {
@@ -52,8 +52,8 @@ impl proto::Filesystem for Filesystem {
         })
     }
 
-    async fn r#move<'a>(
-        &'a self,
+    async fn r#move(
+        &self,
         ctx: RequestContext,
         request: ServiceRequest<'_, proto::MoveRequest>,
     ) -> ServiceResult<proto::MoveResponse> {
@@ -66,8 +66,8 @@ impl proto::Filesystem for Filesystem {
         })
     }
 
-    async fn list_dir<'a>(
-        &'a self,
+    async fn list_dir(
+        &self,
         ctx: RequestContext,
         request: ServiceRequest<'_, proto::ListDirRequest>,
     ) -> ServiceResult<proto::ListDirResponse> {
@@ -80,8 +80,8 @@ impl proto::Filesystem for Filesystem {
         })
     }
 
-    async fn remove<'a>(
-        &'a self,
+    async fn remove(
+        &self,
         ctx: RequestContext,
         request: ServiceRequest<'_, proto::RemoveRequest>,
     ) -> ServiceResult<proto::RemoveResponse> {
@@ -106,8 +106,8 @@ impl proto::Filesystem for Filesystem {
         Ok(Response::stream(told(watch, keepalive(ctx.headers()))))
     }
 
-    async fn create_watcher<'a>(
-        &'a self,
+    async fn create_watcher(
+        &self,
         ctx: RequestContext,
         request: ServiceRequest<'_, proto::CreateWatcherRequest>,
     ) -> ServiceResult<proto::CreateWatcherResponse> {
@@ -127,8 +127,8 @@ impl proto::Filesystem for Filesystem {
         })
     }
 
-    async fn get_watcher_events<'a>(
-        &'a self,
+    async fn get_watcher_events(
+        &self,
         _: RequestContext,
         request: ServiceRequest<'_, proto::GetWatcherEventsRequest>,
     ) -> ServiceResult<proto::GetWatcherEventsResponse> {
@@ -139,8 +139,8 @@ impl proto::Filesystem for Filesystem {
         })
     }
 
-    async fn remove_watcher<'a>(
-        &'a self,
+    async fn remove_watcher(
+        &self,
         _: RequestContext,
         request: ServiceRequest<'_, proto::RemoveWatcherRequest>,
     ) -> ServiceResult<proto::RemoveWatcherResponse> {

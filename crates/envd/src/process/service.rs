@@ -29,8 +29,8 @@ const TERMINAL_SIZE: (u16, u16) = (80, 24);
     reason = "callers are generated, and do not see more than the trait"
 )]
 impl proto::Process for Processes {
-    async fn list<'a>(
-        &'a self,
+    async fn list(
+        &self,
         _: RequestContext,
         _: ServiceRequest<'_, proto::ListRequest>,
     ) -> ServiceResult<proto::ListResponse> {
@@ -75,8 +75,8 @@ impl proto::Process for Processes {
         Ok(Response::stream(events))
     }
 
-    async fn update<'a>(
-        &'a self,
+    async fn update(
+        &self,
         _: RequestContext,
         request: ServiceRequest<'_, proto::UpdateRequest>,
     ) -> ServiceResult<proto::UpdateResponse> {
@@ -92,8 +92,8 @@ impl proto::Process for Processes {
         Response::ok(proto::UpdateResponse::default())
     }
 
-    async fn stream_input<'a>(
-        &'a self,
+    async fn stream_input(
+        &self,
         _: RequestContext,
         mut requests: InboundStream<proto::StreamInputRequest>,
     ) -> ServiceResult<proto::StreamInputResponse> {
@@ -115,8 +115,8 @@ impl proto::Process for Processes {
         Response::ok(proto::StreamInputResponse::default())
     }
 
-    async fn send_input<'a>(
-        &'a self,
+    async fn send_input(
+        &self,
         _: RequestContext,
         request: ServiceRequest<'_, proto::SendInputRequest>,
     ) -> ServiceResult<proto::SendInputResponse> {
@@ -126,8 +126,8 @@ impl proto::Process for Processes {
         Response::ok(proto::SendInputResponse::default())
     }
 
-    async fn send_signal<'a>(
-        &'a self,
+    async fn send_signal(
+        &self,
         _: RequestContext,
         request: ServiceRequest<'_, proto::SendSignalRequest>,
     ) -> ServiceResult<proto::SendSignalResponse> {
@@ -150,8 +150,8 @@ impl proto::Process for Processes {
         Response::ok(proto::SendSignalResponse::default())
     }
 
-    async fn close_stdin<'a>(
-        &'a self,
+    async fn close_stdin(
+        &self,
         _: RequestContext,
         request: ServiceRequest<'_, proto::CloseStdinRequest>,
     ) -> ServiceResult<proto::CloseStdinResponse> {

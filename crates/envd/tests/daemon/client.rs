@@ -142,7 +142,7 @@ impl Envd {
     /// Runs a shell command; what it said on its outputs, and how it ended.
     pub(crate) fn run(&self, command: &str) -> (String, String, Value) {
         self.stream("process.Process/Start", &shell(command), &[])
-            .to_end()
+            .until_end()
     }
 }
 
@@ -194,7 +194,7 @@ impl Messages {
     }
 
     /// Everything that is said on a process's outputs, and how it ended.
-    pub(crate) fn to_end(&mut self) -> (String, String, Value) {
+    pub(crate) fn until_end(&mut self) -> (String, String, Value) {
         use base64::Engine as _;
         let (mut stdout, mut stderr, mut end) = (Vec::new(), Vec::new(), Value::Null);
         while let Ok(message) = self.next() {

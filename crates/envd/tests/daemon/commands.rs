@@ -20,7 +20,7 @@ fn a_command_tells_its_output_and_then_its_end() {
 fn a_missing_program_is_the_commands_failure() {
     let envd = Envd::start();
     let request = json!({ "process": { "cmd": "/no/such/program", "args": [] } });
-    let (_, stderr, end) = envd.stream("process.Process/Start", &request, &[]).to_end();
+    let (_, stderr, end) = envd.stream("process.Process/Start", &request, &[]).until_end();
     assert!(stderr.contains("not found"), "{stderr}");
     assert_eq!(end["exitCode"], 127);
 }
@@ -72,7 +72,7 @@ fn a_process_outlives_its_client_and_others_can_join() {
         std::thread::yield_now();
     }
     std::fs::write(&fifo, "later").unwrap();
-    let (stdout, _, end) = second.to_end();
+    let (stdout, _, end) = second.until_end();
     assert_eq!(
         (stdout.as_str(), end["exitCode"].as_i64()),
         ("later", None),
@@ -82,7 +82,7 @@ fn a_process_outlives_its_client_and_others_can_join() {
     // Who comes late still learns how it ended.
     let mut late = envd.stream("process.Process/Connect", &selector, &[]);
     assert_eq!(late.pid(), pid);
-    assert_eq!(late.to_end().2["status"], "exit status 0");
+    assert_eq!(late.until_end().2["status"], "exit status 0");
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_kill_ends_a_command_whose_output_others_hold() {
     assert_eq!(listed["processes"][0]["pid"], pid);
     let kill = json!({ "process": { "pid": pid }, "signal": "SIGNAL_SIGKILL" });
     envd.call("process.Process/SendSignal", &kill).unwrap();
-    let (.., end) = stream.to_end();
+    let (.., end) = stream.until_end();
     assert_eq!(
         end,
         json!({ "exitCode": -1, "status": "signal: killed", "error": "signal: killed" })
@@ -133,7 +133,7 @@ fn input_is_written_in_order_and_ends_when_closed() {
         )
         .unwrap();
     }
-    assert_eq!(stream.to_end().0, "one two");
+    assert_eq!(stream.until_end().0, "one two");
     let mut deaf = envd.stream("process.Process/Start", &shell("sleep 600"), &[]);
     let input = json!({ "process": { "pid": deaf.pid() }, "input": { "stdin": "eA==" } });
     let (code, message) = envd.call("process.Process/SendInput", &input).unwrap_err();
@@ -158,7 +158,7 @@ fn the_deadline_of_a_call_is_its_processs_too() {
         &[],
     );
     assert_eq!(joined.pid(), pid);
-    assert_eq!(joined.to_end().2["status"], "signal: killed");
+    assert_eq!(joined.until_end().2["status"], "signal: killed");
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn an_environment_is_what_was_asked_for_and_nothing_else() {
     envd.init(&json!({ "envVars": { "FROM_INIT": "1", "BOTH": "init" } }));
     let request =
         json!({ "process": { "cmd": "/usr/bin/env", "envs": { "OWN": "2", "BOTH": "own" }, "cwd": "/" } });
-    let (stdout, ..) = envd.stream("process.Process/Start", &request, &[]).to_end();
+    let (stdout, ..) = envd.stream("process.Process/Start", &request, &[]).until_end();
     let mut names: Vec<&str> = stdout
         .lines()
         .filter_map(|line| Some(line.split_once('=')?.0))

@@ -97,7 +97,7 @@ fn a_shutdown_ends_every_process() {
             .status,
         204
     );
-    assert_eq!(stream.to_end().2["status"], "signal: killed");
+    assert_eq!(stream.until_end().2["status"], "signal: killed");
 }
 
 #[test]
