@@ -48,8 +48,10 @@ const ALL: [Ring; 6] = [
     Ring::Crash,
 ];
 
-/// Where the test's own names live: a loopback address that nothing else listens on.
-const TLS_ADDRESS: &str = "127.0.0.2";
+/// Where names below `localhost` lead, whoever is asked (RFC 6761, section 6.3).
+const TLS_ADDRESS: &str = "127.0.0.1";
+/// Where the test's own resolver listens: a loopback address that nothing else listens on.
+const RESOLVER_ADDRESS: &str = "127.0.0.2";
 
 /// Runs the rings and prints the closing line; a failed test is an error after everything has run.
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -177,7 +179,7 @@ fn tls() -> Result<Tally> {
             env.remove(direct);
         }
         env.insert("E2B_DOMAIN".into(), "atoll.localhost".into());
-        env.insert("ATOLL_TLS_ADDRESS".into(), TLS_ADDRESS.into());
+        env.insert("ATOLL_RESOLVER_ADDRESS".into(), RESOLVER_ADDRESS.into());
         let tests = pytest(&["tests/e2e/tls", "tests/e2e/python"], &env)?;
         let mut script = command("unshare");
         script.args([

@@ -34,8 +34,7 @@ pub(crate) struct House {
 
 impl House {
     /// Opens everything, and settles what earlier daemons left, before anybody is served.
-    pub(crate) async fn open(settings: Resolved) -> Result<Self> {
-        let data = DataDir::open(&settings.data_dir)?;
+    pub(crate) async fn open(settings: Resolved, data: DataDir) -> Result<Self> {
         let store = Sqlite::open(&data.path().join("atoll.db"))
             .await
             .context("the database cannot be opened")?;

@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::data::DataDir;
 use crate::house::House;
 use crate::settings::Resolved;
 use crate::{admin, control, data, telemetry};
@@ -27,6 +28,7 @@ pub(crate) fn run(settings: Resolved) -> Result<ExitCode> {
 
 async fn serve(settings: Resolved) -> Result<()> {
     let telemetry = telemetry::start(&settings)?;
+    let data = DataDir::open(&settings.data_dir)?;
     // Taken before anything is made, so that a port that is taken costs nothing.
     let api = listen("api", settings.api_listen).await?;
     let edge = listen("edge", settings.edge_listen).await?;
@@ -35,7 +37,7 @@ async fn serve(settings: Resolved) -> Result<()> {
         Some(address) => Some(listen("tls", address).await?),
         None => None,
     };
-    let house = Arc::new(House::open(settings).await?);
+    let house = Arc::new(House::open(settings, data).await?);
     let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
     let token = || shutdown.clone();

@@ -1,4 +1,4 @@
-"""Answers every A question below one domain with one address, and refuses the rest (RFC 1035, section 4)."""
+"""Answers every A question below one domain with 127.0.0.1, and refuses the rest (RFC 1035, section 4)."""
 
 import socket
 import struct
@@ -24,13 +24,13 @@ def answer(query, address, domain):
     return head + query[12:end] + record
 
 
-def main(address, domain):
+def main(listen, domain):
     listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    listener.bind((address, 53))
+    listener.bind((listen, 53))
     while True:
         query, peer = listener.recvfrom(512)
         try:
-            listener.sendto(answer(query, address, domain), peer)
+            listener.sendto(answer(query, "127.0.0.1", domain), peer)
         except (IndexError, UnicodeDecodeError, struct.error):
             pass
 

@@ -5,9 +5,9 @@
 set -eu
 dir=$(mktemp -d)
 trap 'kill "$resolver" 2>/dev/null; rm -rf "$dir"' EXIT
-python3 "$(dirname "$0")/resolver.py" "$ATOLL_TLS_ADDRESS" "$E2B_DOMAIN" &
+python3 "$(dirname "$0")/resolver.py" "$ATOLL_RESOLVER_ADDRESS" "$E2B_DOMAIN" &
 resolver=$!
-echo "nameserver $ATOLL_TLS_ADDRESS" > "$dir/resolv.conf"
+echo "nameserver $ATOLL_RESOLVER_ADDRESS" > "$dir/resolv.conf"
 mount --bind "$dir/resolv.conf" "$(readlink -f /etc/resolv.conf)"
 cat /etc/ssl/certs/ca-certificates.crt "$("$ATOLL_BIN" tls --path)" > "$dir/trusted.crt"
 export SSL_CERT_FILE="$dir/trusted.crt" NODE_EXTRA_CA_CERTS="$dir/trusted.crt" REQUESTS_CA_BUNDLE="$dir/trusted.crt"
