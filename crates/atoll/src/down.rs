@@ -30,12 +30,13 @@ pub(crate) fn run(settings: Resolved) -> Result<ExitCode> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
             let _telemetry = telemetry::start(&settings)?;
+            let data = DataDir::open(&settings.data_dir)?;
             // Nothing is prepared for sandboxes that are not to come.
-            let house = House::open(Resolved {
+            let without_pool = Resolved {
                 pool: 0,
                 ..settings.clone()
-            })
-            .await?;
+            };
+            let house = House::open(without_pool, data).await?;
             let ended = house.end_sandboxes().await;
             house.close().await;
             anyhow::Ok(ended)
