@@ -1,8 +1,8 @@
 //! What only the node may ask: settings, the log, an orderly end.
 use std::time::Duration;
 
+use crate::request_body::RequestBody;
 use http::{HeaderValue, Method, Request, StatusCode};
-use hyper::body::Incoming;
 use rustix::process::Signal;
 use wire::init::{Init, Shutdown};
 
@@ -33,7 +33,7 @@ pub(crate) fn answer(_: &Envd, path: &str, method: Method) -> Option<ForHost> {
 }
 
 impl ForHost {
-    pub(crate) async fn run(self, envd: &Envd, request: Request<Incoming>) -> Result<Answer, Refusal> {
+    pub(crate) async fn run(self, envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refusal> {
         match self {
             ForHost::Init => init(envd, request).await,
             ForHost::Logs => Ok(logs(envd, &request)),
@@ -42,7 +42,7 @@ impl ForHost {
     }
 }
 
-async fn init(envd: &Envd, request: Request<Incoming>) -> Result<Answer, Refusal> {
+async fn init(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refusal> {
     let body = small_body(request.into_body(), INIT_BYTES_MAX).await?;
     let init: Init = if body.is_empty() {
         Init::default()
@@ -93,7 +93,7 @@ fn name_machine(name: &str) {
     let _ = std::fs::write("/etc/hosts", hosts);
 }
 
-fn logs(envd: &Envd, request: &Request<Incoming>) -> Answer {
+fn logs(envd: &Envd, request: &Request<RequestBody>) -> Answer {
     let query = request.uri().query().unwrap_or_default();
     let after = query
         .split('&')
@@ -104,7 +104,7 @@ fn logs(envd: &Envd, request: &Request<Incoming>) -> Answer {
 }
 
 /// Ends every process: politely, then surely. Answers when they are gone and everything is on the disk.
-async fn shutdown(envd: &Envd, request: Request<Incoming>) -> Result<Answer, Refusal> {
+async fn shutdown(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refusal> {
     let body = small_body(request.into_body(), INIT_BYTES_MAX).await?;
     let Shutdown { grace_ms } = serde_json::from_slice(&body)
         .map_err(|error| Refusal::bad(format!("the body is not a shutdown: {error}")))?;

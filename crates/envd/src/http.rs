@@ -26,6 +26,7 @@ use crate::filesystem::Filesystem;
 use crate::logs::Logs;
 use crate::process::Processes;
 use crate::reaper::Reaper;
+use crate::request_body::RequestBody;
 use crate::rest::Rest;
 use crate::settings::Settings;
 use crate::{files, host, metrics};
@@ -190,17 +191,23 @@ impl Envd {
         if request.method() == Method::OPTIONS && origin.is_some() {
             return access::preflight();
         }
+        let (parts, incoming) = request.into_parts();
+        let (body, reading) = RequestBody::of(incoming);
         let mut answer = self
-            .route(request, door)
+            .route(Request::from_parts(parts, body), door)
             .await
             .unwrap_or_else(Refusal::into_answer);
+        if !reading.is_whole() {
+            let close = header::HeaderValue::from_static("close");
+            answer.headers_mut().insert(header::CONNECTION, close);
+        }
         if origin.is_some() {
             access::allow_any_origin(answer.headers_mut());
         }
         answer
     }
 
-    async fn route(&self, request: Request<Incoming>, door: Door) -> Result<Answer, Refusal> {
+    async fn route(&self, request: Request<RequestBody>, door: Door) -> Result<Answer, Refusal> {
         let path = request.uri().path().to_owned();
         if door == Door::Host
             && let Some(answer) = host::answer(self, &path, request.method().clone())
@@ -307,7 +314,7 @@ pub(crate) fn full(bytes: Bytes) -> http_body_util::combinators::UnsyncBoxBody<B
 }
 
 /// Reads a small body whole, or says that it is too large.
-pub(crate) async fn small_body(body: Incoming, bytes_max: usize) -> Result<Bytes, Refusal> {
+pub(crate) async fn small_body(body: RequestBody, bytes_max: usize) -> Result<Bytes, Refusal> {
     let read = http_body_util::Limited::new(body, bytes_max).collect().await;
     read.map(http_body_util::Collected::to_bytes)
         .map_err(|_| Refusal::bad(format!("the body is broken or longer than {bytes_max} bytes")))

@@ -29,6 +29,7 @@ mod metrics;
 mod paths;
 mod process;
 mod reaper;
+mod request_body;
 mod rest;
 mod settings;
 mod users;

@@ -2,8 +2,8 @@
 use std::fs::{self, File};
 use std::io;
 
+use crate::request_body::RequestBody;
 use http::{Request, StatusCode};
-use hyper::body::Incoming;
 use serde::Deserialize;
 
 use super::metadata::Metadata;
@@ -27,7 +27,7 @@ struct Compose {
 }
 
 /// Puts the sources together, in their order, and removes them.
-pub(crate) async fn compose(envd: &Envd, request: Request<Incoming>) -> Result<Answer, Refusal> {
+pub(crate) async fn compose(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refusal> {
     let body = small_body(request.into_body(), BODY_BYTES_MAX).await?;
     let asked: Compose = serde_json::from_slice(&body)
         .map_err(|error| Refusal::bad(format!("the body is not a composition: {error}")))?;

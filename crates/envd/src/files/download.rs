@@ -13,7 +13,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustix::fs::{FileType, Mode, OFlags};
 use tokio::task::JoinHandle;
@@ -24,6 +24,7 @@ use super::signature::Operation;
 use super::{Caller, PIECE_BYTES, Query, base_name, blocking, failed, media_type, regular};
 use crate::access::Refusal;
 use crate::http::{Answer, Envd, full};
+use crate::request_body::RequestBody;
 
 /// Bytes of a name that stand for themselves in `filename*` (RFC 8187).
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
@@ -33,7 +34,7 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 /// Answers with a file's content. It is read as root: whoever may ask may read everything.
-pub(crate) async fn download(envd: &Envd, request: Request<Incoming>) -> Result<Answer, Refusal> {
+pub(crate) async fn download(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refusal> {
     let query = Query::of(request.uri());
     let caller = Caller::admit(envd, &query, request.headers(), Operation::Read)?;
     let path = caller.place(&query.path)?;

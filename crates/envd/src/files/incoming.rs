@@ -2,11 +2,11 @@
 use std::io::{self, Write as _};
 use std::time::Duration;
 
+use crate::request_body::RequestBody;
 use bytes::{Buf as _, Bytes};
 use flate2::write::MultiGzDecoder;
 use http::{HeaderMap, header};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 
 use super::{PIECE_BYTES, blocking};
 use crate::access::Refusal;
@@ -17,14 +17,14 @@ const HEARD_OUT_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a client sends.
 pub(super) struct Content {
-    body: Incoming,
+    body: RequestBody,
     gunzip: Option<Gunzip>,
     /// It waits to be asked for the body, so there is nothing to be heard out.
     waits_to_be_asked: bool,
 }
 
 impl Content {
-    pub(super) fn new(headers: &HeaderMap, body: Incoming) -> Result<Self, Refusal> {
+    pub(super) fn new(headers: &HeaderMap, body: RequestBody) -> Result<Self, Refusal> {
         let encoding = headers
             .get(header::CONTENT_ENCODING)
             .map(http::HeaderValue::as_bytes)

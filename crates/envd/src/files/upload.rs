@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use crate::request_body::RequestBody;
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream;
 use http::{HeaderMap, Request, StatusCode, header};
-use hyper::body::Incoming;
 use multer::Multipart;
 
 use super::disposition::Disposition;
@@ -27,18 +27,15 @@ const FILE_FIELD: &str = "file";
 const PREAMBLE_BYTES_MAX: usize = 2 << 20;
 
 /// Writes what the body holds and tells what was written.
-pub(crate) async fn upload(envd: &Envd, request: Request<Incoming>) -> Result<Answer, Refusal> {
+pub(crate) async fn upload(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refusal> {
     let (parts, body) = request.into_parts();
     let query = Query::of(&parts.uri);
     let caller = Caller::admit(envd, &query, &parts.headers, Operation::Write)?;
     let mut content = Content::new(&parts.headers, body)?;
-    match write(&caller, &query, &parts.headers, &mut content).await {
-        Ok(written) => Ok(json(StatusCode::OK, &written)),
-        Err(refusal) => {
-            content.hear_out().await;
-            Err(refusal)
-        }
-    }
+    let written = write(&caller, &query, &parts.headers, &mut content).await;
+    // A form ends before its body does: the last chunk says only that nothing follows, and may come later.
+    content.hear_out().await;
+    Ok(json(StatusCode::OK, &written?))
 }
 
 async fn write(

@@ -72,7 +72,7 @@ impl Envd {
         self.dir.path().join(name)
     }
 
-    fn connect(&self) -> UnixStream {
+    pub(crate) fn connect(&self) -> UnixStream {
         let stream = UnixStream::connect(self.at("run/envd.sock")).expect("envd listens");
         stream.set_read_timeout(Some(WITHIN)).expect("a timeout");
         stream
@@ -218,7 +218,13 @@ impl Messages {
     }
 }
 
-fn send(stream: &mut impl Write, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) {
+pub(crate) fn send(
+    stream: &mut impl Write,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) {
     let mut head = format!(
         "{method} {target} HTTP/1.1\r\nHost: envd\r\nContent-Length: {}\r\n",
         body.len()
@@ -251,7 +257,7 @@ fn head(reader: &mut impl std::io::BufRead) -> (u16, HashMap<String, String>) {
     }
 }
 
-fn read(stream: impl Read, method: &str) -> Answer {
+pub(crate) fn read(stream: impl Read, method: &str) -> Answer {
     let mut reader = BufReader::new(stream);
     let (status, headers) = head(&mut reader);
     let mut body = Vec::new();

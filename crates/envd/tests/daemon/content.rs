@@ -1,8 +1,9 @@
 use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 
 use serde_json::json;
 
-use crate::client::{Answer, Envd};
+use crate::client::{Answer, Envd, read, send};
 
 const RAW: (&str, &str) = ("Content-Type", "application/octet-stream");
 const FORM: (&str, &str) = ("Content-Type", "multipart/form-data; boundary=b");
@@ -203,6 +204,51 @@ fn a_refused_upload_is_heard_out() {
     std::fs::create_dir(envd.at("dir")).unwrap();
     // Far more than any buffer on the way holds.
     assert_eq!(put(&envd, "dir", &[RAW], &vec![0; 20_000_000]).status, 400);
+}
+
+/// What a client that does not know the length of its form sends first.
+fn begin_in_chunks(envd: &Envd, name: &str, form: &str) -> UnixStream {
+    let mut stream = envd.connect();
+    let head = format!(
+        "POST {} HTTP/1.1\r\nHost: envd\r\nTransfer-Encoding: chunked\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n",
+        target(envd, name)
+    );
+    let chunk = format!("{head}{:x}\r\n{form}\r\n", form.len());
+    stream.write_all(chunk.as_bytes()).expect("envd takes a chunk");
+    stream
+}
+
+#[test]
+fn a_form_is_answered_when_its_body_has_ended_and_its_connection_goes_on() {
+    let envd = Envd::start();
+    let form = format!("{}--b--\r\n", part("file", "x", "content"));
+    let mut stream = begin_in_chunks(&envd, "x", &form);
+    let written = envd.at("x");
+    while std::fs::read(&written).ok().as_deref() != Some(b"content") {
+        std::thread::yield_now();
+    }
+    stream.write_all(b"0\r\n\r\n").expect("envd takes the end");
+    let answer = read(stream.try_clone().expect("a second handle"), "POST");
+    assert_eq!(
+        (answer.status, answer.headers.get("connection")),
+        (200, None),
+        "{answer:?}"
+    );
+    send(&mut stream, "GET", "/health", &[], b"");
+    assert_eq!(read(stream, "GET").status, 204);
+}
+
+#[test]
+fn an_answer_to_half_a_request_says_that_its_connection_ends() {
+    let envd = Envd::start();
+    let mut stream = envd.connect();
+    let head = "GET /health HTTP/1.1\r\nHost: envd\r\nContent-Length: 5\r\n\r\n";
+    stream.write_all(head.as_bytes()).expect("envd takes a head");
+    let answer = read(stream, "GET");
+    assert_eq!(
+        answer.headers.get("connection").map(String::as_str),
+        Some("close")
+    );
 }
 
 #[test]
