@@ -8,11 +8,20 @@ use crate::shell::{cache, command, has, read, root, run};
 
 /// Installs the Python SDK and pytest; returns the interpreter that has them.
 pub(crate) fn python() -> Result<PathBuf> {
-    let venv = cache().join("clients/python");
-    let wanted = root().join("tests/e2e/python/requirements.txt");
+    environment("python", "tests/e2e/python/requirements.txt")
+}
+
+/// Installs what makes requests out of an API's description; returns the interpreter that has it.
+pub(crate) fn contract() -> Result<PathBuf> {
+    environment("contract", "tests/e2e/contract/requirements.txt")
+}
+
+fn environment(name: &str, requirements: &str) -> Result<PathBuf> {
+    let venv = cache().join("clients").join(name);
+    let wanted = root().join(requirements);
     let python = venv.join("bin/python");
     installed_once(&venv.join(".installed"), &fs::read_to_string(&wanted)?, || {
-        eprintln!("clients: Python SDK into {}", venv.display());
+        eprintln!("clients: {requirements} into {}", venv.display());
         run(command("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
         run(command(&python)
             .args(["-m", "pip", "install", "--quiet", "--requirement"])

@@ -5,6 +5,7 @@
 //! rust     unit, contract, whole-house and runtime tests (root: the real container runtime)
 //! python   official Python SDK (sync, async), code that users write, and @e2b/cli, against a running Atoll
 //! js       official JavaScript SDK
+//! contract made-up requests to every operation of the served OpenAPI: no 5xx, nothing undescribed
 //! tls      the Python SDK again, by E2B_DOMAIN alone: TLS, wildcard hosts
 //! crash    kill -9, restart, leaks
 //! ```
@@ -35,15 +36,17 @@ enum Ring {
     Rust,
     Python,
     Js,
+    Contract,
     Tls,
     Crash,
 }
 
-const ALL: [Ring; 6] = [
+const ALL: [Ring; 7] = [
     Ring::Check,
     Ring::Rust,
     Ring::Python,
     Ring::Js,
+    Ring::Contract,
     Ring::Tls,
     Ring::Crash,
 ];
@@ -89,6 +92,7 @@ fn one(ring: Ring) -> Result<Tally> {
         Ring::Rust => rust(),
         Ring::Python => with_house("python", &[], |env| python(&["tests/e2e/python"], env)),
         Ring::Js => with_house("js", &[], javascript),
+        Ring::Contract => with_house("contract", &[], contract),
         Ring::Tls => tls(),
         Ring::Crash => {
             let atoll = build::release()?;
@@ -136,6 +140,22 @@ fn pytest(dirs: &[&str], env: &BTreeMap<String, String>) -> Result<Command> {
         .env("ATOLL_JS", clients::javascript()?)
         .env("ATOLL_NODE", clients::node()?);
     Ok(tests)
+}
+
+/// Its tools have an environment of their own: they and the SDK's tests want different versions of the same things.
+fn contract(env: &BTreeMap<String, String>) -> Result<Tally> {
+    let mut tests = command(clients::contract()?);
+    tests
+        .args([
+            "-m",
+            "pytest",
+            "-ra",
+            "-p",
+            "no:cacheprovider",
+            "tests/e2e/contract",
+        ])
+        .envs(env);
+    run_and_count("contract", &mut tests, tally::of_pytest)
 }
 
 fn javascript(env: &BTreeMap<String, String>) -> Result<Tally> {

@@ -1,11 +1,12 @@
 //! Requests as typed values, or a 400 that names the field.
 use axum::extract::{FromRequest, FromRequestParts, RawQuery, Request};
 use bytes::Bytes;
-use http::StatusCode;
 use http::request::Parts;
+use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use model::SandboxId;
 use serde::de::DeserializeOwned;
+use wire::rest::Object;
 
 use crate::error::ApiError;
 
@@ -20,23 +21,58 @@ pub(crate) struct Body<T>(pub(crate) T);
 /// A JSON body that may be left out; then it is the default.
 pub(crate) struct MaybeBody<T>(pub(crate) T);
 
+/// Bytes of a value that are shown to whoever sent it.
+const SHOWN_CHARS_MAX: usize = 64;
+
 async fn read(request: Request) -> Result<Bytes, ApiError> {
+    let told = content_type(request.headers());
     let limited = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
-    limited.map(http_body_util::Collected::to_bytes).map_err(|error| {
-        if error.is::<http_body_util::LengthLimitError>() {
-            ApiError::http(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the body is longer than {BODY_BYTES_MAX} bytes"),
-            )
-        } else {
-            ApiError::invalid("the body broke off")
-        }
-    })
+    let bytes = limited
+        .map(http_body_util::Collected::to_bytes)
+        .map_err(|error| {
+            if error.is::<http_body_util::LengthLimitError>() {
+                ApiError::http(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("the body is longer than {BODY_BYTES_MAX} bytes"),
+                )
+            } else {
+                ApiError::invalid("the body broke off")
+            }
+        })?;
+    if bytes.is_empty() {
+        Ok(bytes)
+    } else {
+        told.map(|()| bytes)
+    }
+}
+
+/// That the body is told to be JSON, or nothing is told of it.
+fn content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(told) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let told = String::from_utf8_lossy(told.as_bytes());
+    let media_type = told
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    if media_type == "application/json"
+        || media_type.starts_with("application/") && media_type.ends_with("+json")
+    {
+        return Ok(());
+    }
+    let told: String = told.chars().take(SHOWN_CHARS_MAX).collect();
+    Err(ApiError::http(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        format!("Content-Type must be application/json, and is '{told}'"),
+    ))
 }
 
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let Object(value) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let wrong = error.into_inner();
         match path.as_str() {
@@ -65,10 +101,10 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeBody
     type Rejection = ApiError;
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let bytes = read(request).await?;
-        if bytes.is_empty() {
+        if matches!(bytes.trim_ascii(), b"" | b"null") {
             Ok(Self(T::default()))
         } else {
-            parse::<Option<T>>(&bytes).map(|value| Self(value.unwrap_or_default()))
+            parse(&bytes).map(Self)
         }
     }
 }
@@ -122,6 +158,18 @@ impl<S: Send + Sync> FromRequestParts<S> for PathSandbox {
         let path = axum::extract::Path::<String>::from_request_parts(parts, state).await;
         let axum::extract::Path(text) = path.map_err(|_| ApiError::invalid("Invalid sandbox ID"))?;
         sandbox_id(&text).map(Self)
+    }
+}
+
+/// The one other part of a path that varies, decoded.
+pub(crate) struct PathText(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathText {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = axum::extract::Path::<String>::from_request_parts(parts, state).await;
+        path.map(|axum::extract::Path(text)| Self(text))
+            .map_err(|_| ApiError::invalid("the path is not UTF-8 when it is decoded"))
     }
 }
 

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use model::{ApiKey, KeyId};
 use rand::Rng as _;
@@ -10,7 +10,7 @@ use wire::rest::{CreatedKey, Key, KeyMask, NewKey, Team};
 
 use crate::Api;
 use crate::auth::{Caller, KEY_PREFIX, hash_of};
-use crate::body::Body;
+use crate::body::{Body, PathText};
 use crate::convert::time;
 use crate::error::ApiError;
 
@@ -76,7 +76,7 @@ pub(crate) async fn create(
 pub(crate) async fn rename(
     State(api): State<Arc<Api>>,
     caller: Caller,
-    Path(id): Path<String>,
+    PathText(id): PathText,
     Body(body): Body<NewKey>,
 ) -> Result<StatusCode, ApiError> {
     let (id, name) = (key_id(&id)?, name(body)?);
@@ -94,7 +94,7 @@ pub(crate) async fn rename(
 pub(crate) async fn delete(
     State(api): State<Arc<Api>>,
     caller: Caller,
-    Path(id): Path<String>,
+    PathText(id): PathText,
 ) -> Result<StatusCode, ApiError> {
     api.parts
         .teams

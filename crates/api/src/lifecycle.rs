@@ -34,7 +34,7 @@ pub(crate) async fn connect_v1(
 }
 
 /// Use a sandbox, waking it if it is paused.
-#[utoipa::path(post, path = "/v2/sandboxes/{sandboxID}/connect", tag = "sandboxes", request_body = ConnectSandbox,
+#[utoipa::path(post, path = "/v2/sandboxes/{sandboxID}/connect", tag = "sandboxes", request_body = Option<ConnectSandbox>,
     params(("sandboxID" = String, Path)),
     responses((status = 200, description = "It was running.", body = Sandbox), (status = 201, description = "It was resumed.", body = Sandbox)))]
 pub(crate) async fn connect_v2(
@@ -76,7 +76,7 @@ async fn connect(
 }
 
 /// Wake a paused sandbox.
-#[utoipa::path(post, path = "/sandboxes/{sandboxID}/resume", tag = "sandboxes", request_body = ResumeSandbox,
+#[utoipa::path(post, path = "/sandboxes/{sandboxID}/resume", tag = "sandboxes", request_body = Option<ResumeSandbox>,
     params(("sandboxID" = String, Path)), responses((status = 201, description = "It runs.", body = Sandbox)))]
 pub(crate) async fn resume(
     State(api): State<Arc<Api>>,

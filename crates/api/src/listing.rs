@@ -64,10 +64,8 @@ fn rfc3339(text: &str) -> Option<SystemTime> {
         return Some(at);
     }
     // `+hh:mm`; in a query a bare plus has become a space.
-    let (local, sign, offset) = text
-        .get(..text.len().checked_sub(6)?)
-        .zip(text.get(text.len() - 6..))
-        .map(|(local, end)| (local, &end[..1], &end[1..]))?;
+    let (local, end) = text.split_at_checked(text.len().checked_sub(6)?)?;
+    let (sign, offset) = end.split_at_checked(1)?;
     let (hours, minutes) = offset.split_once(':')?;
     let seconds = hours
         .parse::<u64>()
@@ -172,6 +170,7 @@ mod tests {
         assert_eq!(rfc3339("2026-01-01T11:30:00.000-00:30"), Some(z));
         assert_eq!(rfc3339("yesterday"), None);
         assert_eq!(rfc3339("é"), None);
+        assert_eq!(rfc3339("2026-01-01T13:00:00é01:0"), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use axum::Json;
 use axum::extract::State;
 use ports::logs::{Level, LogLine, LogQuery};
-use wire::rest::{LogEntry, LogLevel, Logs, LogsV2};
+use wire::rest::{LogDirection, LogEntry, LogLevel, Logs, LogsV2};
 
 use crate::auth::Caller;
 use crate::body::{PathSandbox, Query};
@@ -16,11 +16,17 @@ const LIMIT_MAX: usize = 1_000;
 const SEARCH_CHARS_MAX: usize = 256;
 
 fn millisecond(query: &Query, name: &str) -> Result<Option<std::time::SystemTime>, ApiError> {
-    let ms: Option<u64> = query.parsed(name, "milliseconds since the epoch")?;
+    // No further than clients can count.
+    let ms: Option<i64> = query.parsed(name, "milliseconds since the epoch")?;
     let at = |ms| {
-        UNIX_EPOCH
-            .checked_add(Duration::from_millis(ms))
-            .ok_or_else(|| ApiError::invalid(format!("query parameter '{name}' is too late")))
+        u64::try_from(ms)
+            .ok()
+            .and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)))
+            .ok_or_else(|| {
+                ApiError::invalid(format!(
+                    "query parameter '{name}' must be milliseconds since the epoch"
+                ))
+            })
     };
     ms.map(at).transpose()
 }
@@ -39,7 +45,7 @@ fn limit(query: &Query) -> Result<usize, ApiError> {
 
 /// Logs of a sandbox, oldest first (older clients).
 #[utoipa::path(get, path = "/sandboxes/{sandboxID}/logs", tag = "sandboxes",
-    params(("sandboxID" = String, Path), ("start" = Option<i64>, Query, description = "milliseconds since the epoch"), ("limit" = Option<u32>, Query)),
+    params(("sandboxID" = String, Path), ("start" = Option<i64>, Query, minimum = 0, description = "milliseconds since the epoch"), ("limit" = Option<u32>, Query, maximum = 1000)),
     responses((status = 200, description = "Lines.", body = Logs)))]
 pub(crate) async fn v1(
     State(api): State<Arc<Api>>,
@@ -77,8 +83,8 @@ pub(crate) async fn v1(
 
 /// Logs of a sandbox.
 #[utoipa::path(get, path = "/v2/sandboxes/{sandboxID}/logs", tag = "sandboxes",
-    params(("sandboxID" = String, Path), ("cursor" = Option<i64>, Query, description = "milliseconds since the epoch"), ("limit" = Option<u32>, Query),
-        ("direction" = Option<String>, Query, description = "forward or backward"), ("level" = Option<String>, Query), ("search" = Option<String>, Query)),
+    params(("sandboxID" = String, Path), ("cursor" = Option<i64>, Query, minimum = 0, description = "milliseconds since the epoch"), ("limit" = Option<u32>, Query, maximum = 1000),
+        ("direction" = Option<LogDirection>, Query), ("level" = Option<LogLevel>, Query, description = "this and above"), ("search" = Option<String>, Query)),
     responses((status = 200, description = "Lines.", body = LogsV2)))]
 pub(crate) async fn v2(
     State(api): State<Arc<Api>>,

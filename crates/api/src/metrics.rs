@@ -29,7 +29,7 @@ fn second(query: &Query, name: &str) -> Result<Option<SystemTime>, ApiError> {
 
 /// Use of resources over time.
 #[utoipa::path(get, path = "/sandboxes/{sandboxID}/metrics", tag = "sandboxes",
-    params(("sandboxID" = String, Path), ("start" = Option<i64>, Query, description = "seconds since the epoch"), ("end" = Option<i64>, Query)),
+    params(("sandboxID" = String, Path), ("start" = Option<i64>, Query, minimum = 0, description = "seconds since the epoch"), ("end" = Option<i64>, Query, minimum = 0)),
     responses((status = 200, description = "Samples, oldest first.", body = Vec<SandboxMetric>)))]
 pub(crate) async fn of_one(
     State(api): State<Arc<Api>>,

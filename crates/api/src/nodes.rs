@@ -2,12 +2,13 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use ports::node::{HeldState, Report};
 use wire::rest::{Node, NodeDetail};
 
 use crate::Api;
 use crate::auth::Caller;
+use crate::body::PathText;
 use crate::convert::time;
 use crate::error::ApiError;
 
@@ -23,7 +24,7 @@ pub(crate) async fn list(State(api): State<Arc<Api>>, _: Caller) -> Result<Json<
 pub(crate) async fn get(
     State(api): State<Arc<Api>>,
     caller: Caller,
-    Path(id): Path<String>,
+    PathText(id): PathText,
 ) -> Result<Json<NodeDetail>, ApiError> {
     let id: model::NodeId = id
         .parse()

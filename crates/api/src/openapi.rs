@@ -1,4 +1,6 @@
 //! The description of the API: served, checked in, and what strangers' tools test us by.
+use utoipa::openapi::path::Parameter;
+use utoipa::openapi::schema::{Schema, SchemaFormat};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi as Document, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
@@ -6,7 +8,7 @@ use utoipa::{Modify, OpenApi};
 use crate::{create, keys, lifecycle, logs, metrics, network, nodes, sandboxes, serve, templates};
 
 /// What every operation may answer, beside what it says itself.
-const ERRORS: [(&str, &str); 12] = [
+const ERRORS: [(&str, &str); 13] = [
     (
         "400",
         "The request cannot be carried out as written; the message names the field.",
@@ -17,6 +19,7 @@ const ERRORS: [(&str, &str); 12] = [
     ("405", "The route has no such method."),
     ("409", "The object is in a state that does not allow this."),
     ("413", "The body is too long."),
+    ("415", "The body is not told to be JSON."),
     (
         "429",
         "A rate limit or quota is used up; Retry-After or Should-Retry says whether waiting helps.",
@@ -63,6 +66,9 @@ impl Modify for Common {
                 &mut item.delete,
             ];
             for operation in operations.into_iter().flatten() {
+                for parameter in operation.parameters.iter_mut().flatten() {
+                    describe(parameter);
+                }
                 for (status, meaning) in ERRORS {
                     let content = ContentBuilder::new()
                         .schema(Some(Ref::from_schema_name("Error")))
@@ -79,6 +85,19 @@ impl Modify for Common {
                 }
             }
         }
+    }
+}
+
+/// What the ids of a path look like.
+fn describe(parameter: &mut Parameter) {
+    let Some(RefOr::T(Schema::Object(text))) = &mut parameter.schema else {
+        return;
+    };
+    match parameter.name.as_str() {
+        "sandboxID" => text.pattern = Some("^[a-z0-9]+(-[a-z0-9]*)?$".to_owned()),
+        "apiKeyID" | "nodeID" => text.format = Some(SchemaFormat::Custom("uuid".to_owned())),
+        "templateID" | "alias" => text.max_length = Some(model::TemplateRef::BYTES_MAX),
+        _ => {}
     }
 }
 

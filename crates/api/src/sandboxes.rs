@@ -30,11 +30,11 @@ pub(crate) async fn get(
 
 /// Sandboxes of the team, running and paused.
 #[utoipa::path(get, path = "/v2/sandboxes", tag = "sandboxes",
-    params(("state" = Option<String>, Query, description = "running, paused, or both with a comma"),
+    params(("state" = Option<String>, Query, description = "running, paused, or both with a comma", pattern = "^((running|paused)(,(running|paused))*)?$"),
         ("metadata" = Option<String>, Query, description = "key=value pairs, each encoded, joined by &, and encoded again"),
-        ("startedAfter" = Option<String>, Query, description = "RFC 3339"), ("template" = Option<String>, Query),
-        ("order" = Option<String>, Query, description = "asc or desc"), ("limit" = Option<u32>, Query, description = "1..=100"),
-        ("nextToken" = Option<String>, Query)),
+        ("startedAfter" = Option<String>, Query, description = "RFC 3339", format = DateTime), ("template" = Option<String>, Query, description = "[namespace/]name, or an id"),
+        ("order" = Option<String>, Query, pattern = "^(asc|desc)$"), ("limit" = Option<u32>, Query, minimum = 1, maximum = 100),
+        ("nextToken" = Option<String>, Query, description = "X-Next-Token of the page before")),
     responses((status = 200, description = "A page; X-Next-Token leads to the next.", body = Vec<ListedSandbox>)))]
 pub(crate) async fn list_v2(
     State(api): State<Arc<Api>>,

@@ -2,14 +2,14 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use model::{Kind, Team, TemplateRef};
 use ports::StoreError;
 use wire::rest::{Alias, Template, TemplateDetail, TemplateTag};
 
 use crate::Api;
 use crate::auth::Caller;
-use crate::body::Query;
+use crate::body::{PathText, Query};
 use crate::convert::time;
 use crate::error::ApiError;
 
@@ -97,7 +97,7 @@ pub(crate) async fn list_v2(
 pub(crate) async fn get(
     State(api): State<Arc<Api>>,
     caller: Caller,
-    Path(name): Path<String>,
+    PathText(name): PathText,
 ) -> Result<Json<TemplateDetail>, ApiError> {
     let template = api
         .visible_template(&caller.team, &parse(&name)?)
@@ -115,7 +115,7 @@ pub(crate) async fn get(
 pub(crate) async fn alias(
     State(api): State<Arc<Api>>,
     caller: Caller,
-    Path(name): Path<String>,
+    PathText(name): PathText,
 ) -> Result<Json<Alias>, ApiError> {
     let wanted = parse(&name)?;
     let template = api
@@ -140,7 +140,7 @@ pub(crate) async fn alias(
 pub(crate) async fn tags(
     State(api): State<Arc<Api>>,
     caller: Caller,
-    Path(name): Path<String>,
+    PathText(name): PathText,
 ) -> Result<Json<Vec<TemplateTag>>, ApiError> {
     let template = api
         .visible_template(&caller.team, &parse(&name)?)

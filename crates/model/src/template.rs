@@ -68,12 +68,15 @@ pub struct TemplateRef {
 #[error("Invalid template reference: '{0}' is not [namespace/]name[:tag]")]
 pub struct TemplateRefError(pub String);
 
+impl TemplateRef {
+    /// Longer names exist nowhere; a bound keeps error messages and logs short.
+    pub const BYTES_MAX: usize = 256;
+}
+
 impl FromStr for TemplateRef {
     type Err = TemplateRefError;
     fn from_str(text: &str) -> Result<Self, TemplateRefError> {
-        /// Longer names exist nowhere; a bound keeps error messages and logs short.
-        const LEN_MAX: usize = 256;
-        let wrong = || TemplateRefError(text.chars().take(LEN_MAX).collect());
+        let wrong = || TemplateRefError(text.chars().take(Self::BYTES_MAX).collect());
         let lower = text.trim().to_ascii_lowercase();
         let (rest, tag) = lower
             .split_once(':')
@@ -87,7 +90,11 @@ impl FromStr for TemplateRef {
                     .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
         };
         let tag_ok = |t: &str| !t.is_empty() && t.split('.').all(|part| part.is_empty() || word(part));
-        if lower.len() > LEN_MAX || !word(name) || !namespace.is_none_or(word) || !tag.is_none_or(tag_ok) {
+        if lower.len() > Self::BYTES_MAX
+            || !word(name)
+            || !namespace.is_none_or(word)
+            || !tag.is_none_or(tag_ok)
+        {
             return Err(wrong());
         }
         let tag = tag.filter(|&tag| tag != "default").map(str::to_owned);

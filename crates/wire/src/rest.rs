@@ -5,6 +5,7 @@ mod logs;
 mod metrics;
 mod network;
 mod node;
+mod object;
 mod sandbox;
 mod template;
 
@@ -14,6 +15,7 @@ pub use logs::{LogDirection, LogEntry, LogLevel, LogLine, Logs, LogsV2};
 pub use metrics::{SandboxMetric, SandboxesMetrics};
 pub use network::{NetworkConfig, NetworkUpdate};
 pub use node::{Node, NodeDetail};
+pub use object::Object;
 pub use sandbox::{
     AutoResume, ConnectSandbox, Lifecycle, ListedSandbox, NewSandbox, OnTimeout, PauseMode, PauseSandbox,
     RefreshSandbox, ResumeSandbox, Sandbox, SandboxDetail, SandboxState, SetTimeout, VolumeMount,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::network::NetworkConfig;
+use super::object::object;
 
 /// A sandbox that is to be created: bodies of version 1 and 2.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
@@ -22,7 +23,7 @@ pub struct NewSandbox {
     #[serde(default)]
     pub auto_pause_memory: Option<bool>,
     /// Whether traffic wakes it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub auto_resume: Option<AutoResume>,
     /// Version 1: whether envd asks for an access token. In version 2 it always does.
     #[serde(default)]
@@ -31,7 +32,7 @@ pub struct NewSandbox {
     #[serde(default, rename = "allow_internet_access")]
     pub allow_internet_access: Option<bool>,
     /// What it may reach, and who may reach it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub network: Option<NetworkConfig>,
     /// Labels.
     #[serde(default)]
