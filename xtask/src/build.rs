@@ -1,5 +1,5 @@
 //! Building the programs: the static ones that run in every sandbox, and Atoll with its launcher.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -22,21 +22,48 @@ pub(crate) fn release() -> Result<PathBuf> {
         "--bins",
     ]))?;
     let bin = target_dir().join("release");
-    for program in ["atoll-envd", "atoll-sudo"] {
-        // Replaced, never written over: a running sandbox may be executing the old file.
-        let fresh = bin.join(format!(".{program}.new"));
-        std::fs::copy(envd.join(program), &fresh)
-            .with_context(|| format!("cannot place {program} beside atoll"))?;
-        std::fs::rename(&fresh, bin.join(program))?;
-    }
+    place(&envd, &["atoll-envd", "atoll-sudo"], &bin)?;
     Ok(bin.join("atoll"))
+}
+
+/// Builds the Atoll that dies where a test tells it to, and returns its path, in a directory of its own with all that
+/// belongs beside it. In the profile of the tests, which have compiled most of it.
+pub(crate) fn failpoints() -> Result<PathBuf> {
+    let envd = envd()?;
+    eprintln!("build: atoll with failpoints");
+    run(cargo().args([
+        "build",
+        "--package",
+        "atoll",
+        "--package",
+        "container",
+        "--bins",
+        "--features",
+        "atoll/failpoints",
+    ]))?;
+    let bin = target_dir().join("failpoints");
+    std::fs::create_dir_all(&bin)?;
+    place(&envd, &["atoll-envd", "atoll-sudo"], &bin)?;
+    place(&target_dir().join("debug"), &["atoll", "atoll-launcher"], &bin)?;
+    Ok(bin.join("atoll"))
+}
+
+/// Copies programs. Each is replaced, never written over: a running sandbox may be executing the old file.
+fn place(from: &Path, programs: &[&str], to: &Path) -> Result<()> {
+    for program in programs {
+        let fresh = to.join(format!(".{program}.new"));
+        std::fs::copy(from.join(program), &fresh)
+            .with_context(|| format!("cannot place {program} in {}", to.display()))?;
+        std::fs::rename(&fresh, to.join(program))?;
+    }
+    Ok(())
 }
 
 /// Builds the in-sandbox programs as static binaries and returns their directory. Against musl where its target is
 /// installed, because such a program starts ten times faster; against static glibc otherwise.
 fn envd() -> Result<PathBuf> {
     let musl = read(std::process::Command::new("rustc").args(["--print", "target-libdir", "--target", MUSL]))
-        .is_ok_and(|dir| std::path::Path::new(dir.trim()).is_dir());
+        .is_ok_and(|dir| Path::new(dir.trim()).is_dir());
     let target = if musl { MUSL } else { GNU };
     eprintln!("build: envd, static, for {target}");
     let mut build = cargo();

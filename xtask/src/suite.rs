@@ -7,7 +7,7 @@
 //! js       official JavaScript SDK
 //! contract made-up requests to every operation of the served OpenAPI: no 5xx, nothing undescribed
 //! tls      the Python SDK again, by E2B_DOMAIN alone: TLS, wildcard hosts
-//! crash    kill -9, restart, leaks
+//! crash    kill -9 at every step, restart, leaks, floods
 //! ```
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -95,9 +95,12 @@ fn one(ring: Ring) -> Result<Tally> {
         Ring::Contract => with_house("contract", &[], contract),
         Ring::Tls => tls(),
         Ring::Crash => {
-            let atoll = build::release()?;
-            let env = BTreeMap::from([("ATOLL_BIN".to_owned(), atoll.display().to_string())]);
-            python(&["tests/e2e/crash"], &env)
+            let programs = [
+                ("ATOLL_BIN", build::release()?),
+                ("ATOLL_FAILPOINTS_BIN", build::failpoints()?),
+            ];
+            let env = programs.map(|(name, path)| (name.to_owned(), path.display().to_string()));
+            python(&["tests/e2e/crash"], &BTreeMap::from(env))
         }
     }
 }

@@ -93,6 +93,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    if let Some(file) = std::env::var_os("ATOLL_FAILPOINTS") {
+        failpoint::arm(file.into());
+    }
     let arguments = Arguments::parse();
     match run(arguments) {
         Ok(code) => code,

@@ -189,27 +189,37 @@ impl House {
             process: None,
             spec: None,
             keep: false,
+            disk_of: match give {
+                Give::Fresh => None,
+                Give::Kept(sandbox) => Some(sandbox),
+            },
         };
         self.records.write(&record)?;
+        failpoint::reach("container/slot-recorded");
         let cgroup = self.cgroups.of(number);
         cgroup.create()?;
+        failpoint::reach("container/cgroup-made");
         match give {
             Give::Fresh => self.disks.fresh(number, shape.disk)?,
             Give::Kept(sandbox) if self.disks.is_kept(sandbox) => self.disks.take(sandbox, number)?,
             Give::Kept(sandbox) => return Err(RuntimeError::NoDisk(sandbox)),
         }
+        failpoint::reach("container/disk-given");
         let unified = cgroup.unified()?;
         let first_user = first_user(self.instance.number, number);
         let skeleton = self
             .launcher
             .skeleton(first_user, USERS, unified.as_ref().map(AsFd::as_fd))?;
+        failpoint::reach("container/skeleton-made");
         let (pid, pidfd) = (
             skeleton.pid,
             rustix::io::fcntl_dupfd_cloexec(&skeleton.pidfd, 0).at("duplicating a pidfd")?,
         );
         record.process = Some(Identity::of(pid)?);
         self.records.write(&record)?;
+        failpoint::reach("container/process-recorded");
         self.net()?.attach(number, pidfd.as_fd())?;
+        failpoint::reach("container/link-attached");
 
         let users = open(&format!("/proc/{pid}/ns/user"))?;
         let disk = self.disks.mount(number)?;
@@ -220,6 +230,7 @@ impl House {
             users.as_fd(),
             &self.agent,
         )?;
+        failpoint::reach("container/root-assembled");
         let (ready, told) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).at("making a ready pipe")?;
         let tasks = cgroup.tasks()?;
@@ -232,7 +243,9 @@ impl House {
             .collect();
         let ordered = skeleton.order(&boot, &fds)?;
         drop((tasks, root.mounts, disk, told));
+        failpoint::reach("container/boot-ordered");
         wait_until_up(&ready, &ordered)?;
+        failpoint::reach("container/slot-up");
         let socket = Slot::open_socket(pid)?;
         Ok(Slot {
             number,
@@ -281,6 +294,7 @@ impl House {
     pub(crate) fn give_back(&self, number: u32, fate: Fate) {
         let cgroup = self.cgroups.of(number);
         end_everything(&cgroup);
+        failpoint::reach("container/all-ended");
         let released = self.net().and_then(|net| net.release(number));
         if let Err(error) = released {
             tracing::warn!(
@@ -289,6 +303,7 @@ impl House {
                 "a slot's network could not be released"
             );
         }
+        failpoint::reach("container/network-released");
         let disk = match fate {
             Fate::Keep(sandbox) if self.disks.of_slot(number).exists() => self.disks.keep(number, sandbox),
             Fate::Keep(_) => Ok(()),
@@ -302,6 +317,7 @@ impl House {
             );
             return;
         }
+        failpoint::reach("container/disk-put-away");
         let deadline = Instant::now() + GROUP_GONE_WITHIN;
         while !cgroup.remove() {
             if Instant::now() > deadline {
@@ -314,7 +330,9 @@ impl House {
             #[expect(clippy::disallowed_methods, reason = "blocking code, off the runtime")]
             std::thread::sleep(Duration::from_millis(1));
         }
+        failpoint::reach("container/cgroup-removed");
         self.records.remove(number);
+        failpoint::reach("container/record-removed");
         self.numbers.lock().expect(UNPOISONED).free.push_back(number);
     }
 }

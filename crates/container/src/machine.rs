@@ -46,8 +46,10 @@ impl Container {
     /// Puts a prepared slot at the service of a sandbox: limits, policy and name, all before anybody talks to it.
     pub(crate) fn claim(house: &House, slot: &Slot, spec: &MachineSpec) -> Result<(), Step> {
         house.records.write(&record(slot, spec, false)?)?;
+        failpoint::reach("container/claim-recorded");
         slot.cgroup.limit(spec.resources)?;
         house.net()?.claim(slot.number, &spec.network)?;
+        failpoint::reach("container/policy-in-force");
         house.launcher.rename(slot.pidfd.as_fd(), spec.sandbox.as_str())
     }
 
@@ -104,6 +106,7 @@ fn record(slot: &Slot, spec: &MachineSpec, keep: bool) -> Result<Record, Step> {
         process: Some(Identity::of(slot.pid)?),
         spec: Some(spec.clone()),
         keep,
+        disk_of: None,
     })
 }
 
@@ -195,6 +198,7 @@ impl Machine for Handle {
             .blocking(move |this| {
                 if fate != Fate::Discard && this.slot.is_alive() {
                     this.house.records.write(&record(&this.slot, &this.spec, true)?)?;
+                    failpoint::reach("container/keep-recorded");
                 }
                 this.slot.cgroup.kill();
                 let _ = rustix::process::pidfd_send_signal(&this.slot.pidfd, Signal::KILL);
@@ -206,6 +210,7 @@ impl Machine for Handle {
         // The first process ends when all others of its namespace have.
         let _ = ended.wait_for(Option::is_some).await;
         *stopped = true;
+        failpoint::reach("container/machine-ended");
         let (house, number) = (Arc::clone(&container.house), container.slot.number);
         let given_back = tokio::task::spawn_blocking(move || house.give_back(number, fate));
         if fate != Fate::Discard {

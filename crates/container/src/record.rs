@@ -3,6 +3,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use model::SandboxId;
 use ports::MachineSpec;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,16 @@ pub(crate) struct Record {
     /// Its disk is to be kept, whatever comes: a stop that keeps it is under way.
     #[serde(default)]
     pub(crate) keep: bool,
+    /// Whose kept disk it is given, from before it is given on.
+    #[serde(default)]
+    pub(crate) disk_of: Option<SandboxId>,
+}
+
+impl Record {
+    /// Who may still want its disk.
+    pub(crate) fn owner(&self) -> Option<SandboxId> {
+        self.spec.as_ref().map(|spec| spec.sandbox).or(self.disk_of)
+    }
 }
 
 /// A process that cannot be mistaken for another: numbers come again, but not with the same start in the same boot.

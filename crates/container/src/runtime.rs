@@ -230,8 +230,8 @@ fn settle(house: &House) -> Result<(Living, Vec<SandboxId>, usize), RuntimeError
             None => dead.push((
                 number,
                 record
-                    .and_then(|record| record.spec)
-                    .map_or(Fate::Discard, |spec| Fate::Keep(spec.sandbox)),
+                    .and_then(|record| record.owner())
+                    .map_or(Fate::Discard, Fate::Keep),
             )),
         }
     }

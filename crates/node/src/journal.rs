@@ -3,7 +3,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use model::SandboxId;
+use model::{ExecutionId, SandboxId};
+use ports::Machine;
 use ports::node::{HeldState, Order};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,16 @@ pub(crate) struct Entry {
     /// The machine that kept the memory of a pause is gone.
     #[serde(default)]
     pub(crate) memory_lost: bool,
+    /// The execution for which its machine booted. A machine that was thawed serves a later one.
+    #[serde(default)]
+    pub(crate) booted: Option<ExecutionId>,
+}
+
+impl Entry {
+    /// Whether a machine is the one of this entry, and not one that was to take its place.
+    pub(crate) fn is_of(&self, machine: &dyn Machine) -> bool {
+        self.booted.unwrap_or(self.order.execution) == machine.execution()
+    }
 }
 
 /// The files.

@@ -3,9 +3,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use model::{PauseMode, SandboxId};
-use ports::Machine;
 use ports::node::{HeldState, NodeError};
 use ports::runtime::Disk;
+use ports::{Machine, RuntimeError};
 
 use crate::journal::Entry;
 use crate::node::LocalNode;
@@ -34,6 +34,7 @@ impl LocalNode {
             .recover()
             .await
             .map_err(failed("recovering the runtime"))?;
+        failpoint::reach("node/runtime-recovered");
         let mut machines: HashMap<SandboxId, Arc<dyn Machine>> = recovered
             .machines
             .into_iter()
@@ -45,9 +46,7 @@ impl LocalNode {
         };
         for entry in self.journal.all() {
             let id = entry.order.sandbox;
-            let machine = machines
-                .remove(&id)
-                .filter(|machine| machine.execution() == entry.order.execution || is_paused(&entry));
+            let machine = machines.remove(&id);
             let has_disk = recovered.disks.contains(&id);
             match self.adopt(entry, machine, has_disk).await {
                 Some(HeldState::Running) => found.running += 1,
@@ -55,6 +54,7 @@ impl LocalNode {
                 None => found.reclaimed += 1,
             }
         }
+        failpoint::reach("node/journal-compared");
         for (id, machine) in machines {
             tracing::warn!(sandbox = %id, "a machine of no known sandbox is ended");
             machine
@@ -80,16 +80,30 @@ impl LocalNode {
         has_disk: bool,
     ) -> Option<HeldState> {
         let id = entry.order.sandbox;
+        let (machine, has_disk) = match machine {
+            // It was booting from the sandbox's disk, or it was to leave nothing but that: the disk is all that counts.
+            Some(machine)
+                if !entry.is_of(&*machine)
+                    || matches!(entry.state, HeldState::Paused(_, PauseMode::Filesystem)) =>
+            {
+                (None, machine.stop(Disk::Keep).await.is_ok())
+            }
+            machine => (machine, has_disk),
+        };
         let (state, memory_lost) = match (entry.state, &machine) {
             // Until a pause commits, the sandbox runs.
             (HeldState::Running | HeldState::Pausing(..), Some(machine)) => {
-                machine.thaw().await.ok()?;
+                told(id, "thawed", machine.thaw().await);
                 (HeldState::Running, false)
             }
             (HeldState::Pausing(build, PauseMode::Filesystem), None) if has_disk => {
                 (HeldState::Paused(build, PauseMode::Filesystem), false)
             }
-            (HeldState::Paused(build, PauseMode::Full), Some(_)) => {
+            (HeldState::Paused(build, PauseMode::Full), Some(machine)) => {
+                // A resume that was not answered may have woken it.
+                if !machine.is_frozen() {
+                    told(id, "frozen again", machine.freeze().await);
+                }
                 (HeldState::Paused(build, PauseMode::Full), false)
             }
             (HeldState::Paused(build, mode), None) if has_disk => {
@@ -97,10 +111,11 @@ impl LocalNode {
             }
             _ => {
                 tracing::warn!(sandbox = %id, "a sandbox did not outlive the restart");
+                self.journal.remove(id);
                 if let Some(machine) = machine {
                     let _ = machine.stop(Disk::Discard).await;
                 }
-                self.journal.remove(id);
+                let _ = self.runtime.discard(id).await;
                 return None;
             }
         };
@@ -119,6 +134,10 @@ impl LocalNode {
     }
 }
 
-fn is_paused(entry: &Entry) -> bool {
-    matches!(entry.state, HeldState::Paused(..))
+/// It is adopted all the same: somebody's work is in it, and its owner can end it.
+fn told(id: SandboxId, what: &str, done: Result<(), RuntimeError>) {
+    if let Err(error) = done {
+        let error = &error as &dyn std::error::Error;
+        tracing::error!(sandbox = %id, error, "an adopted machine could not be {what}");
+    }
 }

@@ -43,8 +43,12 @@ impl Orchestrator {
             self.undo(starting, node).await;
             return Err(NotUp::Node(error));
         }
+        failpoint::reach("orchestrator/node-started");
         match self.commit(flow, &starting, ready).await {
-            Ok(running) => Ok(running),
+            Ok(running) => {
+                failpoint::reach("orchestrator/running-stored");
+                Ok(running)
+            }
             Err(error) => {
                 self.give_up(starting, node).await;
                 tracing::debug!(sandbox = %id, "it came up and was not wanted any more");
@@ -70,6 +74,7 @@ impl Orchestrator {
         let mut running = starting.clone();
         ready(&mut running);
         flow.stage("route", self.publish(&running, at)).await?;
+        failpoint::reach("orchestrator/route-published");
         let edit = |sandbox: &mut Sandbox| {
             apply(sandbox, Event::Ready)?;
             ready(sandbox);

@@ -99,6 +99,7 @@ impl Orchestrator {
             .map_err(failure::store("storing the sandbox"))
             .map_err(failed)?;
         claim.keep();
+        failpoint::reach("orchestrator/starting-stored");
         self.bring_up(Flow::Create, sandbox, order, node, |_| {})
             .await
             .map_err(|error| (id, error))

@@ -25,6 +25,7 @@ impl Orchestrator {
         let killing = self
             .change(sandbox, |sandbox| apply(sandbox, Event::Kill(why)))
             .await?;
+        failpoint::reach("orchestrator/killing-stored");
         self.reap(killing).await?;
         metrics::histogram!("atoll_sandbox_kill_seconds").record(began.elapsed());
         Ok(())
@@ -44,6 +45,7 @@ impl Orchestrator {
         within(KILL_MAX, "the kill", node.kill(id, why))
             .await
             .map_err(failure::node(id, "killing the sandbox"))?;
+        failpoint::reach("orchestrator/node-killed");
         match self
             .change(killing, |sandbox| apply(sandbox, Event::Reaped))
             .await

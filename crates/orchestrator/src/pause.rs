@@ -58,10 +58,15 @@ impl Orchestrator {
         let meant = self
             .change(sandbox, |sandbox| apply(sandbox, Event::Pause(into, mode)))
             .await?;
+        failpoint::reach("orchestrator/pausing-stored");
         self.withdraw(id, at).await;
         let pause = node.pause(id, at.execution, into, mode);
         match within(PAUSE_MAX, "the pause", pause).await {
-            Ok(outcome) => self.seal(meant, into, outcome).await?,
+            Ok(outcome) => {
+                failpoint::reach("orchestrator/node-paused");
+                self.seal(meant, into, outcome).await?;
+                failpoint::reach("orchestrator/paused-stored");
+            }
             Err(error) => {
                 self.undo_pause(meant, at, &error).await;
                 return Err(failure::node(id, "pausing the sandbox")(error));

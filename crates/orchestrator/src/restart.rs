@@ -36,6 +36,7 @@ impl Orchestrator {
         let starting = self
             .change(sandbox, |sandbox| apply(sandbox, Event::Restart(at)))
             .await?;
+        failpoint::reach("orchestrator/restarting-stored");
         self.withdraw(id, old).await;
         let running = self
             .bring_up(Flow::Restart, starting, order, node.as_ref(), |_| {})

@@ -113,6 +113,7 @@ impl Orchestrator {
             .change(paused, |sandbox| apply(sandbox, Event::Resume(at, wish.mode)))
             .await?;
         claim.keep();
+        failpoint::reach("orchestrator/resuming-stored");
         let running = self
             .bring_up(Flow::Resume, starting, order, node.as_ref(), ready)
             .await

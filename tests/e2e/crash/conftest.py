@@ -7,7 +7,8 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from house import House, Machine  # noqa: E402
+from house import House  # noqa: E402
+from machine import Machine  # noqa: E402
 
 
 @pytest.fixture

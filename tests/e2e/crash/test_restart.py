@@ -6,7 +6,9 @@ import time
 
 import pytest
 from e2b import NotFoundException, SandboxState
-from house import ATOLL, Machine, eventually
+from house import ATOLL
+from machine import Machine
+from patience import eventually
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])

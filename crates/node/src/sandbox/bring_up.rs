@@ -27,6 +27,7 @@ impl LocalNode {
             order: order.clone(),
             state: HeldState::Starting,
             memory_lost: false,
+            booted: None,
         };
         let (sandbox, is_new) = self.find_or_insert(order.sandbox, || Sandbox::new(entry, None));
         let _turn = sandbox.turn.lock().await;
@@ -76,6 +77,7 @@ impl LocalNode {
             .filter(|machine| machine.ended().borrow().is_none())
             .ok_or(NodeError::MemoryLost)?;
         machine.thaw().await.map_err(failed("thawing"))?;
+        failpoint::reach("node/thawed");
         // Its start command runs already.
         let told = self.tell_settings(&*machine, &order, false).await;
         if let Err(error) = told {
@@ -88,21 +90,33 @@ impl LocalNode {
     /// Boots a new machine from the sandbox's disk, after ending the one that there is.
     async fn reboot(self: &Arc<Self>, sandbox: &Arc<Sandbox>, order: Order) -> Result<(), NodeError> {
         if let Some(machine) = sandbox.machine() {
+            let before = sandbox.state();
+            // A restart of the daemon in between finds a machine that goes on, or a disk that is somebody's.
+            let (meant, disk_only) = match order.origin {
+                OrderOrigin::Paused(build, _) => {
+                    let disk_only = HeldState::Paused(build, PauseMode::Filesystem);
+                    (disk_only, disk_only)
+                }
+                _ => {
+                    let (build, mode) = (model::BuildId(order.execution.0), PauseMode::Filesystem);
+                    (HeldState::Pausing(build, mode), HeldState::Paused(build, mode))
+                }
+            };
+            self.set_state(sandbox, meant)?;
+            failpoint::reach("node/reboot-meant");
             if !machine.is_frozen() {
                 let _ = envd::shut_down(&*machine).await;
+                failpoint::reach("node/shut-down");
             }
-            machine
-                .stop(Disk::Keep)
-                .await
-                .map_err(failed("keeping the disk"))?;
+            if let Err(error) = machine.stop(Disk::Keep).await {
+                self.set_state(sandbox, before)?;
+                return Err(failed("keeping the disk")(error));
+            }
+            failpoint::reach("node/disk-kept");
             // From here on the disk is all that there is, whatever happens.
-            let mut now = sandbox.now();
-            now.machine = None;
-            now.entry.state = match order.origin {
-                OrderOrigin::Paused(build, _) => HeldState::Paused(build, PauseMode::Filesystem),
-                _ => HeldState::Paused(model::BuildId(order.execution.0), PauseMode::Filesystem),
-            };
-            self.write(&now.entry)?;
+            sandbox.now().machine = None;
+            self.set_state(sandbox, disk_only)?;
+            failpoint::reach("node/reboot-written");
         }
         sandbox.lines().forget_seen();
         let machine = self.boot(&order, DiskOrigin::Kept).await?;
@@ -126,6 +140,7 @@ impl LocalNode {
             .await
             .map_err(failed("starting the machine"))?;
         metrics::histogram!("atoll_node_start_stage_seconds", "stage" => "machine").record(begun.elapsed());
+        failpoint::reach("node/machine-started");
         let begun = Instant::now();
         if let Err(error) = self.tell_settings(&*machine, order, true).await {
             let fate = if disk == DiskOrigin::Kept {
@@ -183,8 +198,11 @@ impl LocalNode {
             order,
             state: HeldState::Running,
             memory_lost: false,
+            booted: Some(machine.execution()),
         };
+        failpoint::reach("node/settings-told");
         self.write(&entry)?;
+        failpoint::reach("node/running-written");
         sandbox.lines().say(
             SystemTime::now(),
             ports::Level::Info,

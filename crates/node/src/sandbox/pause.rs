@@ -51,13 +51,16 @@ impl LocalNode {
         let envd_unresponsive = !envd::is_healthy(&*machine).await;
         self.fetch_lines(sandbox).await;
         self.set_state(sandbox, HeldState::Pausing(into, mode))?;
+        failpoint::reach("node/pausing-written");
         let paused = match mode {
             PauseMode::Full => machine.freeze().await,
             PauseMode::Filesystem => {
                 let _ = envd::shut_down(&*machine).await;
+                failpoint::reach("node/shut-down-to-pause");
                 machine.stop(Disk::Keep).await
             }
         };
+        failpoint::reach("node/machine-paused");
         if let Err(error) = paused {
             if mode == PauseMode::Full {
                 let _ = machine.thaw().await;
@@ -74,6 +77,7 @@ impl LocalNode {
             "the sandbox is paused".to_owned(),
         );
         self.set_state(sandbox, HeldState::Paused(into, mode))?;
+        failpoint::reach("node/paused-written");
         sandbox.nudge.notify_waiters();
         Ok(PauseOutcome {
             mode,
@@ -105,12 +109,14 @@ impl LocalNode {
         // Not dialled any more, and not restored by a restart.
         sandbox.now().entry.state = HeldState::Stopping;
         self.journal.remove(id);
+        failpoint::reach("node/journal-removed");
         if let Some(machine) = sandbox.machine() {
             machine
                 .stop(Disk::Discard)
                 .await
                 .map_err(failed("stopping the machine"))?;
         }
+        failpoint::reach("node/machine-stopped");
         self.runtime
             .discard(id)
             .await
