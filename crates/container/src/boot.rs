@@ -7,11 +7,11 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::CWD;
-use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::launcher::message::{Boot, BootFailed, errno, receive, send};
@@ -35,32 +35,52 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETFCAP);
 
 /// Parts of `/proc` that tell of the host, or steer it: covered by nothing.
-const MASKED_FILES: [&str; 10] = [
-    "proc/kcore",
-    "proc/keys",
-    "proc/key-users",
+const MASKED_FILES: [&str; 18] = [
+    "proc/cmdline",
+    "proc/diskstats",
+    "proc/interrupts",
+    "proc/iomem",
+    "proc/ioports",
     "proc/kallsyms",
+    "proc/kcore",
+    "proc/key-users",
+    "proc/keys",
     "proc/kmsg",
+    "proc/latency_stats",
+    "proc/partitions",
+    "proc/sched_debug",
+    "proc/softirqs",
+    "proc/swaps",
     "proc/sysrq-trigger",
     "proc/timer_list",
-    "proc/sched_debug",
-    "proc/latency_stats",
     "proc/vmallocinfo",
 ];
 /// Directories that tell of the host: covered by an empty one.
-const MASKED_DIRS: [&str; 12] = [
+const MASKED_DIRS: [&str; 18] = [
     "proc/acpi",
     "proc/asound",
     "proc/bus",
     "proc/driver",
     "proc/fs",
     "proc/irq",
+    "proc/pressure",
     "proc/scsi",
     "proc/tty/driver",
+    // Disks, and with them every sandbox's on the host.
+    "sys/block",
+    "sys/bus",
+    "sys/dev",
     "sys/firmware",
     "sys/fs",
+    "sys/hypervisor",
     "sys/kernel",
     "sys/module",
+    "sys/power",
+];
+/// Directories of which no more is shown than this: the machine's own links, its processors and memory.
+const SHOWN: [(&str, &[&str]); 2] = [
+    ("sys/class", &["net"]),
+    ("sys/devices", &["system", "virtual/net"]),
 ];
 
 /// Waits on the control socket for the order to boot, and becomes the machine. Ends the process if the daemon goes away
@@ -206,13 +226,46 @@ fn mask() -> Result<(), Step> {
     for file in MASKED_FILES.iter().filter(|file| Path::new(file).exists()) {
         rustix::mount::mount_bind("/dev/null", *file).at(format!("masking /{file}"))?;
     }
+    // One empty directory for all of them.
+    let mut empty = None;
     for dir in MASKED_DIRS.iter().filter(|dir| Path::new(dir).is_dir()) {
-        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount_fs("tmpfs", dir, flags, c"size=0,nr_inodes=2,mode=555")?;
+        if let Some(empty) = empty {
+            rustix::mount::mount_bind(empty, *dir).at(format!("masking /{dir}"))?;
+        } else {
+            let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            mount_fs("tmpfs", dir, flags, c"size=0,nr_inodes=2,mode=555")?;
+            empty = Some(*dir);
+        }
+    }
+    for (dir, kept) in SHOWN {
+        show_only(dir, kept)?;
     }
     // The kernel's settings can be read; those that belong to the machine were set before.
     rustix::mount::mount_bind("proc/sys", "proc/sys").at("binding /proc/sys")?;
     Ok(())
+}
+
+/// Covers a directory by one in which there is nothing but these of its parts, as they were.
+fn show_only(dir: &str, kept: &[&str]) -> Result<(), Step> {
+    let parts: Vec<(PathBuf, OwnedFd)> = kept
+        .iter()
+        .map(|part| Path::new(dir).join(part))
+        .filter(|part| part.is_dir())
+        .map(|part| {
+            let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let tree =
+                rustix::mount::open_tree(CWD, &part, clone).at(format!("opening /{}", part.display()))?;
+            Ok((part, tree))
+        })
+        .collect::<Result<_, Step>>()?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount_fs("tmpfs", dir, flags, c"size=4k,nr_inodes=8,mode=555")?;
+    for (part, tree) in parts {
+        fs::create_dir_all(&part).at(format!("making /{}", part.display()))?;
+        rustix::mount::move_mount(&tree, "", CWD, &part, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .at(format!("showing /{}", part.display()))?;
+    }
+    rustix::mount::mount_remount(dir, flags | MountFlags::RDONLY, c"").at(format!("closing /{dir}"))
 }
 
 /// What tells this machine and this boot from others.
@@ -301,6 +354,8 @@ fn drop_rights() -> Result<(), Step> {
 }
 
 fn exec_envd(boot: &Boot, ready: &OwnedFd) -> Result<std::convert::Infallible, Step> {
+    // Whoever started the daemon may have left descriptors open, of directories even: none is to arrive inside.
+    linux::spawn::close_on_exec_from(3).at("closing what came down from the host")?;
     rustix::io::fcntl_setfd(ready, rustix::io::FdFlags::empty()).at("keeping the ready pipe")?;
     let (program, arguments) = boot
         .envd

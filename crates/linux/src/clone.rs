@@ -87,3 +87,49 @@ pub fn fork(_: &SingleThreaded, namespaces: u64, cgroup: Option<BorrowedFd<'_>>)
         }
     }
 }
+
+/// [`fork`]s into a user namespace, which must be among `namespaces`, that belongs to `owner`, a user of this one. To its
+/// account go the things of which a user may have so many (inotify instances, queued signals, message queues, locked
+/// memory): namespaces of one owner would use up each other's.
+///
+/// # Errors
+/// What clone3(2) answered, or what the change of identity did: it takes `CAP_SETUID` and `CAP_SETPCAP`.
+pub fn fork_owned(
+    alone: &SingleThreaded,
+    namespaces: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    owner: u32,
+) -> io::Result<Fork> {
+    keep_capabilities(true)?;
+    match effective_user(owner).and_then(|()| fork(alone, namespaces, cgroup)) {
+        // It holds every capability in its namespace, and takes on an identity there.
+        Ok(Fork::Child) => Ok(Fork::Child),
+        forked => {
+            effective_user(0)?;
+            keep_capabilities(false)?;
+            forked
+        }
+    }
+}
+
+/// Whether a change of identity leaves capabilities as they are.
+fn keep_capabilities(keep: bool) -> io::Result<()> {
+    let bits = if keep { libc::SECBIT_NO_SETUID_FIXUP } else { 0 };
+    // SAFETY: takes numbers alone, and changes nothing but the flags of this thread.
+    let rc = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits) };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+fn effective_user(uid: u32) -> io::Result<()> {
+    // SAFETY: plain numbers; the process has one thread, so all of it changes.
+    let rc = unsafe { libc::seteuid(uid) };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

@@ -96,7 +96,11 @@ fn skeleton(
         | namespace::NET
         | namespace::UTS
         | namespace::IPC;
-    match linux::clone::fork(alone, namespaces, cgroup.map(AsFd::as_fd)).at("clone3 of a machine")? {
+    furnish_devices()?;
+    // Its first user is nobody else's: what the kernel counts by owner is counted for each machine by itself.
+    match linux::clone::fork_owned(alone, namespaces, cgroup.map(AsFd::as_fd), first_user)
+        .at("clone3 of a machine")?
+    {
         Fork::Child => Ok(Made::Child(theirs)),
         Fork::Parent { pid, pidfd } => {
             // Both sides of the map are ours to write: the child waits for its order.
@@ -166,24 +170,35 @@ fn furnish() -> Result<(), Step> {
     for dir in ["proc", "sys", "dev", "stage"] {
         fs::create_dir(room.join(dir)).at("making the launcher's directories")?;
     }
-    for (name, major, minor) in DEVICES {
-        let path = room.join("dev").join(name);
-        let mode = Mode::from_raw_mode(0o666);
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &path,
-            FileType::CharacterDevice,
-            mode,
-            rustix::fs::makedev(major, minor),
-        )
-        .at(format!("making device {name}"))?;
-        rustix::fs::chmod(&path, mode).at("opening a device to all")?;
-    }
     rustix::mount::mount_bind("/proc", room.join("proc")).at("binding /proc")?;
     rustix::mount::mount_bind("/sys", room.join("sys")).at("binding /sys")?;
     rustix::process::chdir(room).at("entering the launcher's tmpfs")?;
     rustix::process::pivot_root(".", ".").at("pivot_root of the launcher")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).at("leaving the host's mounts")?;
     rustix::process::chdir("/").at("entering /")?;
+    Ok(())
+}
+
+/// Makes device nodes for the next machine. They are files of its own: on shared ones it would see, by inotify(7) and
+/// flock(2), when others use theirs.
+fn furnish_devices() -> Result<(), Step> {
+    // The last machine has it in its copy of our mounts. Before the first there is none.
+    let _ = rustix::mount::unmount("/dev", UnmountFlags::DETACH);
+    rustix::mount::mount(
+        "tmpfs",
+        "/dev",
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        Some(c"mode=755,size=4k,nr_inodes=16"),
+    )
+    .at("mounting a machine's devices")?;
+    for (name, major, minor) in DEVICES {
+        let path = Path::new("/dev").join(name);
+        let mode = Mode::from_raw_mode(0o666);
+        let device = rustix::fs::makedev(major, minor);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::CharacterDevice, mode, device)
+            .at(format!("making device {name}"))?;
+        rustix::fs::chmod(&path, mode).at("opening a device to all")?;
+    }
     Ok(())
 }
