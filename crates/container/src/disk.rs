@@ -18,7 +18,7 @@ const UPPERS: [&str; 2] = ["root", "usr"];
 /// The least that ext4 with a journal and two overlays is worth anything.
 pub(crate) const DISK_MIN: MiB = MiB(64);
 /// The kernel unmounts a machine's disk a moment after its last process.
-const RELEASED_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const RELEASED_WITHIN: Duration = Duration::from_secs(10);
 
 /// All disks of this node.
 #[derive(Debug)]

@@ -2,12 +2,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use model::{BuildId, MiB, SandboxId};
 use ports::runtime::{Capabilities, DiskOrigin, Recovered};
 use ports::{Machine, MachineSpec, Runtime, RuntimeError};
 
+use crate::disk::RELEASED_WITHIN;
 use crate::house::{Fate, Give, House, Shape};
 use crate::import;
 use crate::machine::{Container, Handle};
@@ -192,9 +194,11 @@ impl Runtime for Containers {
                 .into_iter()
                 .for_each(|slot| house.give_back(slot.number, Fate::Discard));
             // Where machines live on, these are in use and stay.
-            house.disks.volume().close();
+            let is_empty = house.records.all().is_empty();
+            let patience = if is_empty { RELEASED_WITHIN } else { Duration::ZERO };
+            house.disks.volume().close(patience);
             house.cgroups.close();
-            if house.records.all().is_empty() {
+            if is_empty {
                 house.close_net();
             }
             Ok(())

@@ -7,8 +7,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use linux::loopdev::LoopDevice;
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::step::{At, Step};
@@ -57,10 +59,20 @@ impl Volume {
         self.is_loop
     }
 
-    /// Unmounts it, if it is a mounted file and nothing on it is in use.
-    pub(crate) fn close(&self) {
-        if self.is_loop {
-            let _ = rustix::mount::unmount(&self.root, UnmountFlags::empty());
+    /// Unmounts it, if it is a mounted file and nothing on it is in use. The kernel lets go of a disk a moment after its
+    /// last process: that is waited for, within bounds.
+    pub(crate) fn close(&self, patience: Duration) {
+        if !self.is_loop {
+            return;
+        }
+        let deadline = Instant::now() + patience;
+        while rustix::mount::unmount(&self.root, UnmountFlags::empty()) == Err(Errno::BUSY) {
+            if Instant::now() >= deadline {
+                tracing::info!(volume = %self.root.display(), "the volume is in use, and stays mounted");
+                return;
+            }
+            #[expect(clippy::disallowed_methods, reason = "blocking code, off the runtime")]
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }

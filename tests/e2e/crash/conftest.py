@@ -11,13 +11,57 @@ from house import House  # noqa: E402
 from machine import Machine  # noqa: E402
 
 
-@pytest.fixture
-def house():
+class Shared:
+    """A house for the tests of a module, one after the other, until one fails in it. Between them it is empty."""
+
+    def __init__(self):
+        self.house = None
+
+    def take(self):
+        if self.house is None:
+            self.house = House()
+            self.machine = Machine(self.house)
+            self.house.start()
+        return self.house
+
+    def give_back(self):
+        for name in self.house.list():
+            self.house.connect(name, on_resume="reboot").kill()
+        self.machine.assert_accounted([], "the test")
+
+    def drop(self):
+        """What failed is shown, and ended without more questions."""
+        house, self.house = self.house, None
+        print(house.log())
+        house.down()
+
+    def close(self):
+        if self.house:
+            self.house.down()
+            self.machine.assert_clean("atoll down")
+
+
+@pytest.fixture(scope="module")
+def shared():
     if os.geteuid() != 0:
         pytest.skip("the container runtime needs root")
-    house = House()
-    machine = Machine(house)
-    house.start()
-    yield house
-    house.down()
-    machine.assert_clean("atoll down")
+    shared = Shared()
+    yield shared
+    shared.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call":
+        item.has_failed = report.failed
+    return report
+
+
+@pytest.fixture
+def house(request, shared):
+    yield shared.take()
+    if getattr(request.node, "has_failed", True):
+        shared.drop()
+    else:
+        shared.give_back()

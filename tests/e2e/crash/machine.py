@@ -121,6 +121,24 @@ class Machine:
                 if group.name == str(slot) and (events := group / "cgroup.events").exists():
                     return "frozen 1" in events.read_text()
 
+    def slot_of(self, sandbox):
+        return next(slot for slot, owner in self.claims().items() if owner == sandbox)
+
+    def processes_of(self, slot):
+        """The processes of a slot, the first one first."""
+        below = first_user(self.instance()) + slot * USERS
+        return sorted(pid for pid, user, *_ in self.processes(self.instance()) if below <= user < below + USERS)
+
+    def group_file(self, slot, name):
+        """What a file of a slot's groups says; None where no hierarchy has it."""
+        for group in cgroups(self.instance()):
+            if group.name == str(slot) and (group / name).exists():
+                return (group / name).read_text()
+
+    def groups(self):
+        """Its control groups, in every hierarchy."""
+        return list(cgroups(self.instance()))
+
     def descriptors(self):
         """What the daemon has open: kind → how many. Connections to its clients come and go, and are left out."""
         kinds = collections.Counter()
