@@ -9,11 +9,12 @@ use serde::de::DeserializeOwned;
 use wire::rest::Object;
 
 use crate::error::ApiError;
+use crate::form;
 
 /// No body of the API is larger: metadata and environment are bounded far below.
 pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
 /// No query needs more.
-const QUERY_BYTES_MAX: usize = 64 * 1024;
+const QUERY_BYTES_MAX: usize = 32 * 1024;
 
 /// A JSON body.
 pub(crate) struct Body<T>(pub(crate) T);
@@ -21,8 +22,13 @@ pub(crate) struct Body<T>(pub(crate) T);
 /// A JSON body that may be left out; then it is the default.
 pub(crate) struct MaybeBody<T>(pub(crate) T);
 
-/// Bytes of a value that are shown to whoever sent it.
+/// Characters of a value that are shown to whoever sent it.
 const SHOWN_CHARS_MAX: usize = 64;
+
+/// As much of a value as is shown to whoever sent it.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars().take(SHOWN_CHARS_MAX).collect()
+}
 
 async fn read(request: Request) -> Result<Bytes, ApiError> {
     let told = content_type(request.headers());
@@ -63,7 +69,7 @@ fn content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     {
         return Ok(());
     }
-    let told: String = told.chars().take(SHOWN_CHARS_MAX).collect();
+    let told = shown(&told);
     Err(ApiError::http(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
         format!("Content-Type must be application/json, and is '{told}'"),
@@ -143,9 +149,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
                 "the query is longer than {QUERY_BYTES_MAX} bytes"
             )));
         }
-        Ok(Self(
-            form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
-        ))
+        let pairs: Result<Vec<_>, _> = form::pairs(&query).collect();
+        pairs.map(Self).map_err(|form::NotUtf8(name)| {
+            let name = shown(&name);
+            ApiError::invalid(format!(
+                "query parameter '{name}' is not UTF-8 when it is decoded"
+            ))
+        })
     }
 }
 
@@ -182,7 +192,8 @@ pub(crate) fn sandbox_id(text: &str) -> Result<SandboxId, ApiError> {
     // A text that could be an id of somebody's, and is none of ours.
     id.parse().map_err(|_| {
         ApiError::not_found(format!(
-            "Sandbox \"{id}\" doesn't exist or you don't have access to it"
+            "Sandbox \"{}\" doesn't exist or you don't have access to it",
+            shown(id)
         ))
     })
 }

@@ -16,6 +16,7 @@ mod body;
 mod convert;
 mod create;
 mod error;
+mod form;
 mod keys;
 mod lifecycle;
 mod listing;

@@ -11,6 +11,7 @@ use ports::store::Cursor;
 use crate::body::Query;
 use crate::convert::time;
 use crate::error::ApiError;
+use crate::form;
 
 const LIMIT_MAX: usize = 100;
 /// Pairs of a metadata filter.
@@ -90,7 +91,8 @@ pub(crate) fn metadata(text: Option<&str>) -> Result<BTreeMap<String, String>, A
     };
     let wrong = || ApiError::invalid("query parameter 'metadata' does not hold encoded pairs");
     let mut pairs = BTreeMap::new();
-    for (key, value) in form_urlencoded::parse(text.unwrap_or_default().as_bytes()) {
+    for pair in form::pairs(text.unwrap_or_default()) {
+        let (key, value) = pair.map_err(|_| wrong())?;
         pairs.insert(
             decode(&key).map_err(|_| wrong())?,
             decode(&value).map_err(|_| wrong())?,
@@ -160,6 +162,9 @@ mod tests {
             BTreeMap::from([("a b".into(), "c&d=e".into()), ("x".into(), "y".into())])
         );
         assert!(metadata(None).unwrap().is_empty());
+        for broken in ["%ff=v", "a=%ff", "a=%25ff", "%25ff=v"] {
+            assert!(metadata(Some(broken)).is_err(), "{broken}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::body::shown;
 use crate::error::ApiError;
 use crate::{
     Api, create, keys, lifecycle, logs, metrics, network, nodes, observe, openapi, sandboxes, templates,
@@ -131,10 +132,14 @@ pub(crate) async fn description() -> Json<utoipa::openapi::OpenApi> {
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::http(
         StatusCode::METHOD_NOT_ALLOWED,
-        format!("{method} is not a method of {}", uri.path()),
+        format!(
+            "{} is not a method of {}",
+            shown(method.as_str()),
+            shown(uri.path())
+        ),
     )
 }
 
 async fn unknown_route(uri: Uri) -> ApiError {
-    ApiError::not_found(format!("there is nothing at {}", uri.path()))
+    ApiError::not_found(format!("there is nothing at {}", shown(uri.path())))
 }

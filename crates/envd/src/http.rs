@@ -37,6 +37,8 @@ const CONNECTIONS_MAX: usize = 1024;
 /// for their next request as well, and must be longer than any client keeps those: a request on a connection that we
 /// are closing is lost.
 const HEADERS_WITHIN: Duration = Duration::from_secs(640);
+/// How long a call may take, as its client says.
+const TIMEOUT_HEADER: &str = "connect-timeout-ms";
 /// One message of a call: a megabyte of input is plenty, four leave room.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
@@ -230,6 +232,7 @@ impl Envd {
             (_, path)
                 if path.starts_with("/process.Process/") || path.starts_with("/filesystem.Filesystem/") =>
             {
+                check_timeout(request.headers())?;
                 let answer = self
                     .rpc
                     .clone()
@@ -244,6 +247,21 @@ impl Envd {
             )),
         }
     }
+}
+
+/// That a call's deadline is one: what is not understood must not mean that there is none.
+fn check_timeout(headers: &header::HeaderMap) -> Result<(), Refusal> {
+    /// Of the Connect protocol: ten digits of milliseconds are four months.
+    const DIGITS_MAX: usize = 10;
+    let Some(told) = headers.get(TIMEOUT_HEADER).map(header::HeaderValue::as_bytes) else {
+        return Ok(());
+    };
+    if told.len() <= DIGITS_MAX && told.iter().all(u8::is_ascii_digit) {
+        return Ok(());
+    }
+    Err(Refusal::bad(format!(
+        "{TIMEOUT_HEADER} must be milliseconds in at most {DIGITS_MAX} digits"
+    )))
 }
 
 /// Errors of accept(2) that concern one connection, or pass: they must not end the daemon.

@@ -23,6 +23,8 @@ use crate::http::{Answer, Envd, json};
 
 /// The field of a form that is a file.
 const FILE_FIELD: &str = "file";
+/// As much of a type as is told back to who sent it.
+const TYPE_CHARS_SHOWN: usize = 128;
 /// What may come before a part's content shows: a boundary and headers. More is an attack on our memory.
 const PREAMBLE_BYTES_MAX: usize = 2 << 20;
 
@@ -64,6 +66,7 @@ async fn write(
         return Ok(vec![write_raw(caller, &query.path, metadata, content).await?]);
     }
     if !media_type.starts_with("multipart/") {
+        let told: String = told.chars().take(TYPE_CHARS_SHOWN).collect();
         return Err(Refusal::bad(format!("unsupported content type: {told}")));
     }
     let (_, boundary) = told
@@ -84,9 +87,12 @@ async fn write_raw(
     metadata: Metadata,
     content: &mut Content,
 ) -> Result<Written, Refusal> {
+    // What cannot be unpacked from its first piece on must not empty a file.
+    let mut next = content.next().await?;
     let mut writing = Writing::open(caller.place(path)?, caller.user.clone()).await?;
-    while let Some(piece) = content.next().await? {
+    while let Some(piece) = next {
         writing.write(piece).await?;
+        next = content.next().await?;
     }
     writing.finish(metadata).await
 }
@@ -169,7 +175,9 @@ impl<S: Stream<Item = io::Result<Bytes>>> Stream for Paced<'_, S> {
         if let Some(Ok(piece)) = &piece {
             self.rests = true;
             if self.unread_bytes.fetch_add(piece.len(), Ordering::Relaxed) > PREAMBLE_BYTES_MAX {
-                return Poll::Ready(Some(Err(io::Error::other("the headers of a part are too long"))));
+                return Poll::Ready(Some(Err(io::Error::other(
+                    "the headers of a part of the form are too long",
+                ))));
             }
         }
         Poll::Ready(piece)

@@ -15,6 +15,8 @@ use crate::users::User;
 /// A file on its way to the disk.
 pub(super) struct Writing {
     path: String,
+    /// It was not there before, and goes again if it is not finished.
+    fresh: Option<Fresh>,
     /// Here, or with the job.
     file: Option<File>,
     job: Option<JoinHandle<(File, io::Result<()>)>>,
@@ -25,9 +27,16 @@ pub(super) struct Writing {
 impl Writing {
     /// Opens the file, empty, with the directories that it needs.
     pub(super) async fn open(path: String, user: User) -> Result<Self, Refusal> {
-        let (path, file) = blocking(move || open(&path, &user).map(|file| (path, file))).await?;
+        let (path, file, fresh) = blocking(move || {
+            let was_there = rustix::fs::stat(&path).is_ok();
+            let file = open(&path, &user)?;
+            let fresh = (!was_there).then(|| Fresh::of(&path, &file)).flatten();
+            Ok::<_, Refusal>((path, file, fresh))
+        })
+        .await?;
         Ok(Self {
             path,
+            fresh,
             file: Some(file),
             job: None,
             batch: Vec::new(),
@@ -55,12 +64,20 @@ impl Writing {
     /// Writes what is left, and tells what there is now.
     pub(super) async fn finish(mut self, metadata: Metadata) -> Result<Written, Refusal> {
         let mut file = self.settled().await?;
-        let Self { path, batch, .. } = self;
+        let Self {
+            path,
+            batch,
+            mut fresh,
+            ..
+        } = self;
         blocking(move || {
             write_all(&mut file, batch).map_err(|error| failed("writing", &path, &error))?;
             metadata
                 .keep(&file)
                 .map_err(|error| failed("keeping the metadata of", &path, &error))?;
+            if let Some(fresh) = &mut fresh {
+                fresh.stays = true;
+            }
             Ok(Written::new(path, metadata))
         })
         .await
@@ -79,6 +96,34 @@ impl Writing {
             .map_err(|error| failed("writing", &self.path, &io::Error::other(error)))?;
         written.map_err(|error| failed("writing", &self.path, &error))?;
         Ok(file)
+    }
+}
+
+/// A file that an upload made. An upload that breaks off leaves none behind.
+struct Fresh {
+    path: String,
+    /// Device and number: by then its name may be another's.
+    identity: (u64, u64),
+    stays: bool,
+}
+
+impl Fresh {
+    fn of(path: &str, file: &File) -> Option<Self> {
+        let found = rustix::fs::fstat(file).ok()?;
+        Some(Self {
+            path: path.to_owned(),
+            identity: (found.st_dev, found.st_ino),
+            stays: false,
+        })
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        let is_it = |found: rustix::fs::Stat| (found.st_dev, found.st_ino) == self.identity;
+        if !self.stays && rustix::fs::lstat(&self.path).is_ok_and(is_it) {
+            let _ = rustix::fs::unlink(&self.path);
+        }
     }
 }
 

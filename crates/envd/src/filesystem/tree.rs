@@ -17,7 +17,7 @@ pub(super) fn stat(path: &str) -> Result<proto::EntryInfo, ConnectError> {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
             ConnectError::not_found(format!("file not found: {path}"))
         }
-        _ => ConnectError::internal(format!("error getting file info of '{path}': {error}")),
+        _ => other("getting file info of", path, &error),
     })
 }
 
@@ -33,7 +33,7 @@ pub(super) fn list(path: &str, depth: u32) -> Result<Vec<proto::EntryInfo>, Conn
                 "cyclic symlink or chain of more than 40 links at '{path}'"
             ))
         }
-        _ => ConnectError::internal(format!("error getting path info of '{path}': {error}")),
+        _ => other("getting path info of", path, &error),
     })?;
     if !found.is_dir() {
         return Err(ConnectError::invalid_argument(format!(
@@ -155,7 +155,16 @@ fn changed(doing: &str, path: &str, error: &io::Error) -> ConnectError {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ConnectError::resource_exhausted(
             format!("error {doing} '{path}': not enough disk space available"),
         ),
-        _ => ConnectError::internal(format!("error {doing} '{path}': {error}")),
+        _ => other(doing, path, error),
+    }
+}
+
+/// A failure that no rule of a call speaks of: ours, unless nothing can have such a name.
+pub(super) fn other(doing: &str, path: &str, error: &io::Error) -> ConnectError {
+    let why = format!("error {doing} '{path}': {error}");
+    match error.kind() {
+        io::ErrorKind::InvalidFilename | io::ErrorKind::InvalidInput => ConnectError::invalid_argument(why),
+        _ => ConnectError::internal(why),
     }
 }
 

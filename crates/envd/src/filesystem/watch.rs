@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use wire::envd::filesystem as proto;
 
 use super::entry::{self, Names};
+use super::tree::other;
 
 /// Directories of one watch. Each costs a kilobyte of kernel memory; the kernel has a bound of its own for all.
 const DIRECTORIES_MAX: usize = 65_536;
@@ -64,7 +65,7 @@ impl Watch {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
                 ConnectError::not_found(format!("path {path} not found: {error}"))
             }
-            _ => ConnectError::internal(format!("error getting path info of '{path}': {error}")),
+            _ => other("getting path info of", path, &error),
         })?;
         if !found.is_dir() {
             return Err(ConnectError::invalid_argument(format!(
