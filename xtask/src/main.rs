@@ -5,6 +5,7 @@
 //! test    the whole test suite                             setup ─▶ check ─▶ rust ─▶ house ─▶ tally
 //! check   fmt, clippy, tidy (crate arrows, unsafe, docs), generated files, licences
 //! bench   the benchmark table                              setup ─▶ release build ─▶ testkit's bench
+//! fuzz    the fuzz targets, each for a minute
 //! gen     regenerate what is generated and checked in
 //! ```
 #![forbid(unsafe_code)]
@@ -18,6 +19,7 @@ mod bench;
 mod build;
 mod check;
 mod clients;
+mod fuzz;
 mod generate;
 mod house;
 mod setup;
@@ -57,6 +59,8 @@ enum Chore {
         #[arg(allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Fuzz the parsers of what strangers send, each for a given time.
+    Fuzz(fuzz::Options),
     /// Regenerate what is generated and checked in; with `--check`, fail where it differs.
     Gen {
         /// Change nothing.
@@ -71,6 +75,7 @@ fn main() -> Result<()> {
         Chore::Test(options) => suite::run(&options),
         Chore::Check => check::run(),
         Chore::Bench { rest } => bench::run(&rest),
+        Chore::Fuzz(options) => fuzz::fuzz(&options),
         Chore::Gen { check } => generate::run(check),
     }
 }

@@ -17,6 +17,9 @@ mod convert;
 mod create;
 mod error;
 mod form;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod keys;
 mod lifecycle;
 mod listing;

@@ -15,6 +15,7 @@ mod conditions;
 mod disposition;
 mod download;
 mod encoding;
+pub(crate) mod form;
 mod incoming;
 mod media_type;
 mod metadata;

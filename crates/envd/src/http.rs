@@ -40,7 +40,7 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(640);
 /// How long a call may take, as its client says.
 const TIMEOUT_HEADER: &str = "connect-timeout-ms";
 /// One message of a call: a megabyte of input is plenty, four leave room.
-const MESSAGE_BYTES_MAX: usize = 4 << 20;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
 /// A body of an answer, whoever makes it.
 pub(crate) type Answer = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>>;

@@ -19,6 +19,9 @@ mod client;
 mod envelope;
 mod error;
 mod files;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod process;
 mod rpc;
 mod sandbox;

@@ -13,6 +13,9 @@
 
 #[cfg(feature = "envd")]
 pub mod envd;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod host;
 pub mod init;
 #[cfg(feature = "rest")]

@@ -1,18 +1,13 @@
 //! Writing files: `POST /files`, one as it is, or several as the parts of a form.
 use std::collections::HashSet;
 use std::io;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 
 use crate::request_body::RequestBody;
 use bytes::Bytes;
-use futures_util::Stream;
 use futures_util::stream;
 use http::{HeaderMap, Request, StatusCode, header};
-use multer::Multipart;
 
-use super::disposition::Disposition;
+use super::form::{self, Shelf};
 use super::incoming::Content;
 use super::metadata::Metadata;
 use super::signature::Operation;
@@ -21,12 +16,8 @@ use super::{Caller, Query, Written};
 use crate::access::Refusal;
 use crate::http::{Answer, Envd, json};
 
-/// The field of a form that is a file.
-const FILE_FIELD: &str = "file";
 /// As much of a type as is told back to who sent it.
 const TYPE_CHARS_SHOWN: usize = 128;
-/// What may come before a part's content shows: a boundary and headers. More is an attack on our memory.
-const PREAMBLE_BYTES_MAX: usize = 2 << 20;
 
 /// Writes what the body holds and tells what was written.
 pub(crate) async fn upload(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refusal> {
@@ -69,15 +60,7 @@ async fn write(
         let told: String = told.chars().take(TYPE_CHARS_SHOWN).collect();
         return Err(Refusal::bad(format!("unsupported content type: {told}")));
     }
-    let (_, boundary) = told
-        .split_once("boundary=")
-        .ok_or_else(|| Refusal::bad("the form has no boundary"))?;
-    let boundary = boundary
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .trim_matches('"');
+    let boundary = form::boundary(told)?;
     write_form(caller, &query.path, boundary, &metadata, content).await
 }
 
@@ -97,6 +80,44 @@ async fn write_raw(
     writing.finish(metadata).await
 }
 
+/// Where the files of a form go: each to its place, and no two to one.
+struct Disk<'a> {
+    caller: &'a Caller,
+    path: &'a str,
+    metadata: &'a Metadata,
+    places: HashSet<String>,
+    written: Vec<Written>,
+}
+
+impl Shelf for Disk<'_> {
+    type File = Writing;
+
+    async fn open(&mut self, file_name: Option<String>) -> Result<Writing, Refusal> {
+        let target = match self.path {
+            "" => file_name
+                .filter(|name| !name.is_empty())
+                .ok_or_else(|| Refusal::bad("a part has neither path nor filename"))?,
+            path => path.to_owned(),
+        };
+        let place = self.caller.place(&target)?;
+        if !self.places.insert(place.clone()) {
+            return Err(Refusal::bad(format!(
+                "you cannot upload multiple files to the same path '{place}' at once"
+            )));
+        }
+        Writing::open(place, self.caller.user.clone()).await
+    }
+
+    async fn write(&mut self, file: &mut Writing, piece: Bytes) -> Result<(), Refusal> {
+        file.write(piece).await
+    }
+
+    async fn finish(&mut self, file: Writing) -> Result<(), Refusal> {
+        self.written.push(file.finish(self.metadata.clone()).await?);
+        Ok(())
+    }
+}
+
 async fn write_form(
     caller: &Caller,
     path: &str,
@@ -104,82 +125,17 @@ async fn write_form(
     metadata: &Metadata,
     content: &mut Content,
 ) -> Result<Vec<Written>, Refusal> {
-    let unread_bytes = AtomicUsize::new(0);
     let pieces = stream::try_unfold(content, async |content| match content.next().await {
         Ok(piece) => Ok(piece.map(|piece| (piece, content))),
         Err(refusal) => Err(io::Error::other(refusal.message().to_owned())),
     });
-    let paced = Paced {
-        pieces: Box::pin(pieces),
-        rests: false,
-        unread_bytes: &unread_bytes,
+    let mut disk = Disk {
+        caller,
+        path,
+        metadata,
+        places: HashSet::new(),
+        written: Vec::new(),
     };
-    let mut form = Multipart::new(paced, boundary);
-    let (mut written, mut places) = (Vec::new(), HashSet::new());
-    while let Some(mut part) = form.next_field().await.map_err(broken)? {
-        unread_bytes.store(0, Ordering::Relaxed);
-        let Disposition { name, file_name } = Disposition::of(part.headers());
-        if name != FILE_FIELD {
-            while part.chunk().await.map_err(broken)?.is_some() {
-                unread_bytes.store(0, Ordering::Relaxed);
-            }
-            continue;
-        }
-        let target = match path {
-            "" => file_name
-                .filter(|name| !name.is_empty())
-                .ok_or_else(|| Refusal::bad("a part has neither path nor filename"))?,
-            path => path.to_owned(),
-        };
-        let place = caller.place(&target)?;
-        if !places.insert(place.clone()) {
-            return Err(Refusal::bad(format!(
-                "you cannot upload multiple files to the same path '{place}' at once"
-            )));
-        }
-        let mut writing = Writing::open(place, caller.user.clone()).await?;
-        while let Some(piece) = part.chunk().await.map_err(broken)? {
-            unread_bytes.store(0, Ordering::Relaxed);
-            writing.write(piece).await?;
-        }
-        written.push(writing.finish(metadata.clone()).await?);
-    }
-    Ok(written)
-}
-
-fn broken(error: multer::Error) -> Refusal {
-    match error {
-        multer::Error::StreamReadFailed(error) => Refusal::bad(error.to_string()),
-        error => Refusal::bad(format!("the form is broken: {error}")),
-    }
-}
-
-/// Gives out one piece at a time. The parser takes whatever is ready into its memory, which must not be all that a
-/// fast client sends.
-struct Paced<'a, S> {
-    pieces: Pin<Box<S>>,
-    rests: bool,
-    /// What was given out since the parser last made sense of something.
-    unread_bytes: &'a AtomicUsize,
-}
-
-impl<S: Stream<Item = io::Result<Bytes>>> Stream for Paced<'_, S> {
-    type Item = io::Result<Bytes>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if std::mem::take(&mut self.rests) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let piece = std::task::ready!(self.pieces.as_mut().poll_next(cx));
-        if let Some(Ok(piece)) = &piece {
-            self.rests = true;
-            if self.unread_bytes.fetch_add(piece.len(), Ordering::Relaxed) > PREAMBLE_BYTES_MAX {
-                return Poll::Ready(Some(Err(io::Error::other(
-                    "the headers of a part of the form are too long",
-                ))));
-            }
-        }
-        Poll::Ready(piece)
-    }
+    form::read(pieces, boundary, &mut disk).await?;
+    Ok(disk.written)
 }
