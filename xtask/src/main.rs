@@ -22,6 +22,7 @@ mod clients;
 mod fuzz;
 mod generate;
 mod house;
+mod limits;
 mod setup;
 mod shell;
 mod suite;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::limits;
 use crate::shell::{cargo, read, root};
 
 /// Who may depend on whom (docs/architecture.md). `atoll`, `testkit` and `xtask` may use everything.
@@ -34,6 +35,7 @@ const LINES_MAX: usize = 700;
 /// Runs every check and reports all that is wrong at once.
 pub(crate) fn run() -> Result<()> {
     let mut wrong = arrows()?;
+    wrong.extend(limits::wrong(&root())?);
     for file in sources(&root())? {
         let text = fs::read_to_string(&file)?;
         let name = file.strip_prefix(root()).unwrap_or(&file).display().to_string();
