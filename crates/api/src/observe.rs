@@ -35,7 +35,9 @@ pub(crate) async fn observe(request: Request, next: Next) -> Response {
         .map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
     let method = request.method().clone();
     let id = format!("{:016x}", rand::random::<u64>());
-    let span = tracing::info_span!("request", %method, route, id, team = tracing::field::Empty);
+    let span = tracing::info_span!("request", %method, route, id, team = tracing::field::Empty, status = tracing::field::Empty);
+    let parent = request.headers().get(ports::trace::TRACEPARENT);
+    ports::trace::adopt(&span, parent.and_then(|parent| parent.to_str().ok()));
     let answered = std::panic::AssertUnwindSafe(next.run(request))
         .catch_unwind()
         .instrument(span.clone())
@@ -52,6 +54,7 @@ pub(crate) async fn observe(request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     let elapsed = begun.elapsed();
+    span.record("status", response.status().as_u16());
     span.in_scope(|| tracing::debug!(status = response.status().as_u16(), ?elapsed, "answered"));
     metrics::histogram!("atoll_api_request_seconds", "method" => label(&method), "route" => route, "status" => response.status().as_str().to_owned())
         .record(elapsed);

@@ -29,6 +29,7 @@ mod settings;
 mod status;
 mod telemetry;
 mod tls;
+mod traces;
 mod up;
 
 use std::process::ExitCode;

@@ -15,6 +15,8 @@ const DOMAIN: &str = "atoll.localhost";
 /// each slot.
 const POOL: usize = 16;
 const LOG: &str = "info";
+/// What the field's own tools read, where nothing of ours is said.
+const OTLP_ENDPOINT_OF_ALL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// Settings of the server.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
@@ -55,7 +57,8 @@ pub(crate) struct Settings {
     /// Log lines as JSON.
     #[arg(long, env = "ATOLL_LOG_JSON")]
     log_json: Option<bool>,
-    /// Where traces are sent (OTLP over HTTP), such as `http://127.0.0.1:4318`; nowhere by default.
+    /// Where traces are sent (OTLP over HTTP), such as `http://127.0.0.1:4318` [default: what
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT` names, or nowhere].
     #[arg(long, env = "ATOLL_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
     /// What `X-Admin-Token` must be, to act for any team; no such thing by default.
@@ -113,7 +116,11 @@ impl Settings {
             pool: self.pool.or(file.pool).unwrap_or(POOL),
             log: self.log.or(file.log).unwrap_or_else(|| LOG.to_owned()),
             log_json: self.log_json.or(file.log_json).unwrap_or(false),
-            otlp_endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
+            otlp_endpoint: self
+                .otlp_endpoint
+                .or(file.otlp_endpoint)
+                .or_else(|| std::env::var(OTLP_ENDPOINT_OF_ALL).ok())
+                .filter(|endpoint| !endpoint.is_empty()),
             admin_token: self.admin_token.or(file.admin_token).map(Secret::new),
         })
     }

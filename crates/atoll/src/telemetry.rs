@@ -1,11 +1,13 @@
 //! Logs, metrics and traces.
 use anyhow::{Context as _, Result};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::settings::Resolved;
+use crate::traces;
 
 /// From a tenth of a millisecond to a minute: a create is in the middle.
 const SECONDS: [f64; 18] = [
@@ -16,9 +18,10 @@ const SECONDS: [f64; 18] = [
 /// What was started.
 pub(crate) struct Telemetry {
     pub(crate) metrics: PrometheusHandle,
+    traces: Option<SdkTracerProvider>,
 }
 
-/// Starts logs and metrics. Once in a process.
+/// Starts logs, metrics and, where a collector is named, traces. Once in a process, within its runtime.
 pub(crate) fn start(settings: &Resolved) -> Result<Telemetry> {
     let filter = EnvFilter::try_new(&settings.log)
         .with_context(|| format!("--log {:?} is no filter", settings.log))?;
@@ -28,24 +31,28 @@ pub(crate) fn start(settings: &Resolved) -> Result<Telemetry> {
     } else {
         lines.with_ansi(false).boxed()
     };
+    let traces = settings.otlp_endpoint.as_deref().map(traces::start).transpose()?;
     tracing_subscriber::registry()
+        .with(traces.as_ref().map(traces::layer))
         .with(lines.with_filter(filter))
         .try_init()
         .context("logs cannot be started")?;
-    anyhow::ensure!(
-        settings.otlp_endpoint.is_none(),
-        "--otlp-endpoint is not supported yet"
-    );
     let metrics = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .install_recorder()
         .context("metrics cannot be started")?;
-    Ok(Telemetry { metrics })
+    Ok(Telemetry { metrics, traces })
 }
 
 impl Telemetry {
     /// Sends what has not been sent.
     pub(crate) fn flush(&self) {
         self.metrics.run_upkeep();
+        if let Some(Err(error)) = self.traces.as_ref().map(SdkTracerProvider::shutdown) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the last traces were not sent"
+            );
+        }
     }
 }

@@ -1,4 +1,5 @@
 //! What only the node may ask: settings, the log, an orderly end.
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::request_body::RequestBody;
@@ -43,6 +44,11 @@ impl ForHost {
 }
 
 async fn init(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refusal> {
+    let trace = request
+        .headers()
+        .get("traceparent")
+        .and_then(trace_id)
+        .map(str::to_owned);
     let body = small_body(request.into_body(), INIT_BYTES_MAX).await?;
     let init: Init = if body.is_empty() {
         Init::default()
@@ -58,6 +64,11 @@ async fn init(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refu
         }
         taken
     };
+    if let Some(trace) = trace {
+        let fields = BTreeMap::from([("trace_id".to_owned(), trace)]);
+        envd.logs
+            .say("debug", "envd", "the node told the settings", fields);
+    }
     if taken {
         if let Some(name) = init
             .hostname
@@ -75,6 +86,15 @@ async fn init(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refu
         .headers_mut()
         .insert("x-envd-version", HeaderValue::from_static(wire::ENVD_VERSION));
     Ok(answer)
+}
+
+/// The trace that a W3C `traceparent` names: `00-<trace, 32 hex digits>-<span, 16>-<flags, 2>`.
+fn trace_id(header: &HeaderValue) -> Option<&str> {
+    let header = header.to_str().ok()?;
+    let mut parts = header.split('-').skip(1);
+    parts
+        .next()
+        .filter(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// Whether the machine around us is ours: not where we are tried out.

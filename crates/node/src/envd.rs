@@ -8,6 +8,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use ports::Machine;
 use serde::Serialize;
+use tracing::Instrument as _;
 use wire::init::{Init, LogEntries, Shutdown};
 
 /// An answer of envd to its node is small; a guest that sends more is not envd.
@@ -36,9 +37,14 @@ pub(crate) enum EnvdError {
 
 /// Tells envd its settings.
 pub(crate) async fn init(machine: &dyn Machine, init: &Init) -> Result<(), EnvdError> {
-    ask(machine, Method::POST, "/init", Some(init), INIT_WITHIN)
-        .await
-        .map(drop)
+    let span = tracing::debug_span!(
+        "envd.init",
+        otel.kind = "client",
+        sandbox = init.sandbox_id,
+        execution = init.lifecycle_id
+    );
+    let told = async { ask(machine, Method::POST, "/init", Some(init), INIT_WITHIN).await };
+    told.instrument(span).await.map(drop)
 }
 
 /// Whether envd answers.
@@ -97,9 +103,11 @@ async fn exchange(
         .map(serde_json::to_vec)
         .transpose()
         .map_err(|error| EnvdError::Answer(error.into()))?;
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
+    let mut request = Request::builder().method(method).uri(path);
+    if let Some(traceparent) = ports::trace::traceparent(&tracing::Span::current()) {
+        request = request.header(ports::trace::TRACEPARENT, traceparent);
+    }
+    let request = request
         .header(http::header::HOST, "envd")
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(body.unwrap_or_default())))

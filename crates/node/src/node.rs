@@ -176,6 +176,7 @@ impl Node for LocalNode {
         self.config.id
     }
 
+    #[tracing::instrument(level = "debug", name = "node.start", skip_all, fields(node = %self.config.id, sandbox = %order.sandbox, execution = %order.execution))]
     async fn start(&self, order: Order) -> Result<(), NodeError> {
         self.starting.fetch_add(1, Ordering::Relaxed);
         let started = self.shared()?.bring_up(order).await;
@@ -183,6 +184,7 @@ impl Node for LocalNode {
         started
     }
 
+    #[tracing::instrument(level = "debug", name = "node.pause", skip_all, fields(node = %self.config.id, %sandbox, %execution))]
     async fn pause(
         &self,
         sandbox: SandboxId,

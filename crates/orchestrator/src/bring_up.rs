@@ -2,6 +2,7 @@
 use model::{Event, Kind, Origin, Phase, Sandbox, SandboxId};
 use ports::node::Order;
 use ports::{ManagerError, Node, NodeError};
+use tracing::Instrument as _;
 
 use crate::change::apply;
 use crate::failure;
@@ -146,7 +147,7 @@ impl Flow {
     /// Times one stage of the flow.
     pub(crate) async fn stage<T>(self, name: &'static str, work: impl Future<Output = T>) -> T {
         let began = tokio::time::Instant::now();
-        let outcome = work.await;
+        let outcome = work.instrument(tracing::debug_span!("stage", stage = name)).await;
         let histogram = match self {
             Flow::Create => metrics::histogram!("atoll_sandbox_create_stage_seconds", "stage" => name),
             Flow::Resume => metrics::histogram!("atoll_sandbox_resume_stage_seconds", "stage" => name),

@@ -15,7 +15,7 @@ use crate::timeout::whole_micros;
 
 impl Orchestrator {
     /// Creates a sandbox, or answers as it did for the same idempotency key.
-    #[tracing::instrument(name = "sandbox.create", skip_all, fields(%team, sandbox, execution))]
+    #[tracing::instrument(name = "sandbox.create", skip_all, fields(%team, sandbox, execution, node))]
     pub(crate) async fn create_sandbox(
         &self,
         team: TeamId,
@@ -82,7 +82,8 @@ impl Orchestrator {
         let failed = |error| (id, NotUp::Manager(error));
         let span = tracing::Span::current();
         span.record("sandbox", id.as_str())
-            .record("execution", at.execution.as_str());
+            .record("execution", at.execution.as_str())
+            .record("node", tracing::field::display(at.node));
         let claim = self.ledger.claim(id, team, sandbox.resources).map_err(failed)?;
         let _locked = self.locks.lock(id).await;
         let order = self.order(

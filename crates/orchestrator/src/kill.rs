@@ -13,9 +13,14 @@ const DOWN_AT_ONCE: usize = 16;
 
 impl Orchestrator {
     /// Ends a sandbox that the team sees. Waits for no other operation: whatever is under way finds it ended.
-    #[tracing::instrument(name = "sandbox.kill", skip_all, fields(%team, sandbox = %id))]
+    #[tracing::instrument(name = "sandbox.kill", skip_all, fields(%team, sandbox = %id, execution, node))]
     pub(crate) async fn kill_sandbox(&self, team: TeamId, id: SandboxId) -> Result<(), ManagerError> {
         let sandbox = self.visible(team, id).await?;
+        if let Some(at) = sandbox.phase.seat() {
+            tracing::Span::current()
+                .record("execution", at.execution.as_str())
+                .record("node", tracing::field::display(at.node));
+        }
         self.end(sandbox, KillReason::Requested).await
     }
 

@@ -30,6 +30,7 @@ pub mod manager;
 pub mod node;
 pub mod runtime;
 pub mod store;
+pub mod trace;
 pub mod wake;
 
 pub use bus::{Bus, Happening};

@@ -6,6 +6,7 @@ use model::PauseMode;
 use ports::node::{HeldState, NodeError, Order, OrderOrigin};
 use ports::runtime::{Disk, DiskOrigin};
 use ports::{Machine, MachineSpec, RuntimeError};
+use tracing::Instrument as _;
 use wire::init::{Init, StartCommand};
 
 use crate::envd;
@@ -137,6 +138,7 @@ impl LocalNode {
         let machine = self
             .runtime
             .start(spec)
+            .instrument(tracing::debug_span!("machine.start"))
             .await
             .map_err(failed("starting the machine"))?;
         metrics::histogram!("atoll_node_start_stage_seconds", "stage" => "machine").record(begun.elapsed());

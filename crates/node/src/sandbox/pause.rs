@@ -99,12 +99,17 @@ impl LocalNode {
     }
 
     /// For whoever holds the sandbox's turn.
+    #[tracing::instrument(level = "debug", name = "node.kill", skip_all, fields(node = %ports::Node::id(&**self), sandbox, execution, %why))]
     pub(crate) async fn end_in_turn(
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         why: KillReason,
     ) -> Result<(), NodeError> {
-        let id = sandbox.held().order.sandbox;
+        let order = sandbox.held().order;
+        let id = order.sandbox;
+        tracing::Span::current()
+            .record("sandbox", id.as_str())
+            .record("execution", order.execution.as_str());
         tracing::info!(sandbox = %id, %why, "ending a sandbox");
         // Not dialled any more, and not restored by a restart.
         sandbox.now().entry.state = HeldState::Stopping;
