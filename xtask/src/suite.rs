@@ -7,6 +7,7 @@
 //! js       official JavaScript SDK
 //! contract made-up requests to every operation of the served OpenAPI: no 5xx, nothing undescribed
 //! tls      the Python SDK again, by E2B_DOMAIN alone: TLS, wildcard hosts
+//! settings houses with settings of their own: traces, metrics, quotas
 //! crash    kill -9 at every step, restart, leaks, floods
 //! ```
 use std::collections::BTreeMap;
@@ -38,16 +39,18 @@ enum Ring {
     Js,
     Contract,
     Tls,
+    Settings,
     Crash,
 }
 
-const ALL: [Ring; 7] = [
+const ALL: [Ring; 8] = [
     Ring::Check,
     Ring::Rust,
     Ring::Python,
     Ring::Js,
     Ring::Contract,
     Ring::Tls,
+    Ring::Settings,
     Ring::Crash,
 ];
 
@@ -94,6 +97,13 @@ fn one(ring: Ring) -> Result<Tally> {
         Ring::Js => with_house("js", &[], javascript),
         Ring::Contract => with_house("contract", &[], contract),
         Ring::Tls => tls(),
+        Ring::Settings => {
+            let atoll = build::release()?.display().to_string();
+            python(
+                &["tests/e2e/settings"],
+                &BTreeMap::from([("ATOLL_BIN".to_owned(), atoll)]),
+            )
+        }
         Ring::Crash => {
             let programs = [
                 ("ATOLL_BIN", build::release()?),

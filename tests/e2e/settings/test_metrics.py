@@ -1,0 +1,68 @@
+"""What the admin port and the log say, and what docs/telemetry.md says that they say."""
+
+import json
+import pathlib
+import re
+
+import httpx
+from patience import eventually
+
+DOCUMENT = pathlib.Path(__file__).parents[3] / "docs/telemetry.md"
+
+
+def documented():
+    rows = [[cell.strip() for cell in line.split("|")] for line in DOCUMENT.read_text().splitlines() if line.startswith("| `atoll_")]
+    return {row[1].strip("`"): row[-2] for row in rows}
+
+
+def admin(house, path):
+    return httpx.get(f"http://{house.env['ATOLL_ADMIN_LISTEN']}{path}", timeout=30)
+
+
+def emitted(house):
+    return dict(re.findall(r"^# TYPE (atoll_\w+) (\w+)$", admin(house, "/metrics").text, re.MULTILINE))
+
+
+def every_flow(house):
+    sandbox = house.create()
+    assert sandbox.commands.run("echo ok").stdout == "ok\n"
+    sandbox.pause()
+    house.connect(sandbox.sandbox_id)
+    house.restart(sandbox.sandbox_id)
+    assert sandbox.kill()
+
+
+def test_every_metric_is_documented_and_every_documented_one_is_emitted(house_with):
+    house = house_with()
+    every_flow(house)
+    eventually(lambda: set(documented()) <= set(emitted(house)), "every documented metric to be there")
+    assert set(emitted(house)) == set(documented())
+
+
+def test_names_say_the_unit_and_durations_are_histograms(house_with):
+    house = house_with()
+    every_flow(house)
+    for name, kind in emitted(house).items():
+        assert name.endswith("_seconds") == (kind == "histogram") == (documented()[name] == "seconds"), name
+        assert name.endswith("_total") == (kind == "counter"), name
+    scrape = admin(house, "/metrics").text
+    stages = set(re.findall(r'atoll_sandbox_create_stage_seconds_count\{stage="(\w+)"\}', scrape))
+    assert stages == {"resolve", "claim", "store", "node", "route", "commit"}
+    assert set(re.findall(r'atoll_node_start_stage_seconds_count\{stage="(\w+)"\}', scrape)) == {"machine", "init"}
+
+
+def test_a_house_that_serves_is_alive_and_ready(house_with):
+    house = house_with()
+    assert [admin(house, f"/health/{what}").status_code for what in ("live", "ready")] == [204, 204]
+
+
+def test_log_lines_are_json_where_that_is_asked_for(house_with):
+    house = house_with(ATOLL_LOG_JSON="true")
+    sandbox = house.create()
+    assert sandbox.kill()
+    house.stop()
+    lines = [json.loads(line) for line in house.log(tail=10**7).splitlines() if not line.startswith("atoll: ")]
+    [ended] = [line for line in lines if line.get("message") == "ending a sandbox"]
+    assert (ended["sandbox"], ended["level"]) == (sandbox.sandbox_id, "INFO")
+    [kill] = [span for span in ended["spans"] if span["name"] == "sandbox.kill"]
+    assert kill["sandbox"] == sandbox.sandbox_id and kill["team"] and kill["execution"] and kill["node"]
