@@ -25,7 +25,7 @@ FLOODS = {
     "disk": ("dd if=/dev/zero of=/home/user/fill bs=1M; sleep 600", "disk, MiB", 200),
     "inodes": ("mkdir -p /home/user/i; cd /home/user/i; python3 -c 'import itertools\nfor i in itertools.count(): open(str(i),\"w\").close()'", "inodes", 2000),
     "file descriptors": (
-        "python3 -c 'import os,time\nfor _ in range(20): os.fork() or os.setsid()\ntry:\n  while True: os.dup(0)\nexcept OSError: time.sleep(600)'",
+        "python3 -c 'import os,time\nfor _ in range(20):\n  if not os.fork(): break\ntry:\n  while True: os.dup(0)\nexcept OSError: time.sleep(600)'",
         "descriptors",
         5000,
     ),
