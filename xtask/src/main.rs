@@ -6,6 +6,7 @@
 //! check   fmt, clippy, tidy (crate arrows, unsafe, docs), generated files, licences
 //! bench   the benchmark table                              setup ─▶ release build ─▶ testkit's bench
 //! fuzz    the fuzz targets, each for a minute
+//! soak    sandboxes in churn, a daemon that dies, for long   setup ─▶ release build ─▶ tests/e2e/crash/soak.py
 //! gen     regenerate what is generated and checked in
 //! ```
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ mod house;
 mod limits;
 mod setup;
 mod shell;
+mod soak;
 mod suite;
 mod tally;
 mod tidy;
@@ -62,6 +64,13 @@ enum Chore {
     },
     /// Fuzz the parsers of what strangers send, each for a given time.
     Fuzz(fuzz::Options),
+    /// Churn sandboxes for long while the daemon dies and is started again. Arguments go to the soak; `--help` lists them.
+    #[command(trailing_var_arg = true, disable_help_flag = true)]
+    Soak {
+        /// Passed on to the soak.
+        #[arg(allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Regenerate what is generated and checked in; with `--check`, fail where it differs.
     Gen {
         /// Change nothing.
@@ -77,6 +86,7 @@ fn main() -> Result<()> {
         Chore::Check => check::run(),
         Chore::Bench { rest } => bench::run(&rest),
         Chore::Fuzz(options) => fuzz::fuzz(&options),
+        Chore::Soak { rest } => soak::run_for(&rest),
         Chore::Gen { check } => generate::run(check),
     }
 }

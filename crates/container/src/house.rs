@@ -76,6 +76,17 @@ struct Numbers {
     taken: Vec<u32>,
 }
 
+impl Numbers {
+    /// Frees a number. One that this daemon never gave out, of what an earlier one left, is found among the fresh ones: in
+    /// both places it would be given out twice.
+    fn give_back(&mut self, number: u32) {
+        let was_out = number < self.fresh || self.taken.contains(&number);
+        if was_out && !self.free.contains(&number) {
+            self.free.push_back(number);
+        }
+    }
+}
+
 impl House {
     pub(crate) fn open(data: &Path, envd: &Path, launcher: &Path) -> Result<Self, Step> {
         fs::create_dir_all(data).at(format!("making {}", data.display()))?;
@@ -333,7 +344,7 @@ impl House {
         failpoint::reach("container/cgroup-removed");
         self.records.remove(number);
         failpoint::reach("container/record-removed");
-        self.numbers.lock().expect(UNPOISONED).free.push_back(number);
+        self.numbers.lock().expect(UNPOISONED).give_back(number);
     }
 }
 
@@ -398,5 +409,26 @@ fn wait_until_up(ready: &OwnedFd, ordered: &Ordered) -> Result<(), RuntimeError>
     match rustix::io::read(ready, &mut byte) {
         Ok(1) => Ok(()),
         _ => Err(failed(ordered.why())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_given_out_once_whoever_had_it_before() {
+        let mut numbers = Numbers {
+            taken: vec![1],
+            ..Numbers::default()
+        };
+        numbers.give_back(3);
+        assert!(numbers.free.is_empty(), "an earlier daemon's number is fresh");
+        numbers.give_back(1);
+        numbers.give_back(1);
+        assert_eq!(numbers.free, [1]);
+        numbers.fresh = 4;
+        numbers.give_back(3);
+        assert_eq!(numbers.free, [1, 3]);
     }
 }

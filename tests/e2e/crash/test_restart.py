@@ -1,13 +1,11 @@
 """The daemon dies; sandboxes do not."""
 
-import concurrent.futures
 import subprocess
 import time
 
 import pytest
 from e2b import NotFoundException, SandboxState
 from house import ATOLL
-from machine import Machine
 from patience import eventually
 
 
@@ -60,41 +58,3 @@ def test_a_second_daemon_on_the_same_data_is_refused(house):
     second = subprocess.run([ATOLL, "up"], env=house.env, capture_output=True, text=True, timeout=30)
     assert second.returncode != 0 and "data" in second.stderr.lower()
     assert house.create().commands.run("echo up").stdout == "up\n"
-
-
-def test_killed_under_load_nothing_is_lost_and_nothing_leaks(house):
-    kept = house.create()
-    kept.files.write("/home/user/kept", "yes")
-
-    def churn(_):
-        try:
-            sandbox = house.create(request_timeout=10)
-            sandbox.commands.run("true")
-            sandbox.pause()
-            sandbox.kill()
-        except Exception:
-            pass  # the house is being killed; what matters is what is left
-
-    with concurrent.futures.ThreadPoolExecutor(8) as load:
-        for round in range(3):
-            running = [load.submit(churn, i) for i in range(16)]
-            time.sleep(0.15 + 0.1 * round)
-            house.kill()
-            concurrent.futures.wait(running)
-            house.start()
-    assert kept.files.read("/home/user/kept") == "yes"
-    for name in house.list():
-        house.connect(name).kill()
-    eventually(lambda: house.list() == [], "the list to be empty")
-
-
-
-
-def test_many_cycles_leave_the_machine_as_it_was(house):
-    house.create().kill()
-    machine = Machine(house)
-    for _ in range(30):
-        with concurrent.futures.ThreadPoolExecutor(10) as load:
-            list(load.map(lambda _: house.create().kill(), range(10)))
-    eventually(lambda: house.list() == [], "the list to be empty")
-    eventually(lambda: len(machine.look()["links"]) <= len(machine.before["links"]) + 60, "links to be given back")
