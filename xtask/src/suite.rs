@@ -9,6 +9,7 @@
 //! tls      the Python SDK again, by E2B_DOMAIN alone: TLS, wildcard hosts
 //! settings houses with settings of their own: traces, metrics, quotas
 //! crash    kill -9 at every step, restart, leaks, floods
+//! escape   code in a sandbox that means harm, canaries around it
 //! ```
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -41,9 +42,10 @@ enum Ring {
     Tls,
     Settings,
     Crash,
+    Escape,
 }
 
-const ALL: [Ring; 8] = [
+const ALL: [Ring; 9] = [
     Ring::Check,
     Ring::Rust,
     Ring::Python,
@@ -52,6 +54,7 @@ const ALL: [Ring; 8] = [
     Ring::Tls,
     Ring::Settings,
     Ring::Crash,
+    Ring::Escape,
 ];
 
 /// Where names below `localhost` lead, whoever is asked (RFC 6761, section 6.3).
@@ -112,6 +115,7 @@ fn one(ring: Ring) -> Result<Tally> {
             let env = programs.map(|(name, path)| (name.to_owned(), path.display().to_string()));
             python(&["tests/e2e/crash"], &BTreeMap::from(env))
         }
+        Ring::Escape => escape(),
     }
 }
 
@@ -226,6 +230,22 @@ fn tls() -> Result<Tally> {
         script.envs(tests.get_envs().filter_map(|(key, value)| Some((key, value?))));
         run_and_count("tls", &mut script, tally::of_pytest)
     })
+}
+
+/// What a sandbox must not reach is made on this machine: networks, sockets, other sandboxes.
+fn escape() -> Result<Tally> {
+    if !setup::is_root() {
+        eprintln!(
+            "SKIPPED: the escape ring confines sandboxes, which the container runtime does as root: run it as root"
+        );
+        return Ok(Tally {
+            skipped: 1,
+            ..Tally::default()
+        });
+    }
+    let atoll = build::release()?;
+    let env = BTreeMap::from([("ATOLL_BIN".to_owned(), atoll.display().to_string())]);
+    python(&["tests/e2e/escape"], &env)
 }
 
 /// Runs tests, shows what they print as they print it, and counts.
