@@ -38,7 +38,7 @@ impl House {
         let store = Sqlite::open(&data.path().join("atoll.db"))
             .await
             .context("the database cannot be opened")?;
-        let team = bootstrap::default_team(&*store)
+        let team = bootstrap::default_team(&*store, settings.quota)
             .await
             .context("the default team cannot be made")?;
         let credentials = credentials(&settings, &data, &store, &team).await?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use model::Secret;
+use model::{Quota, Secret};
 use serde::Deserialize;
 
 const API_LISTEN: &str = "127.0.0.1:3000";
@@ -64,6 +64,9 @@ pub(crate) struct Settings {
     /// What `X-Admin-Token` must be, to act for any team; no such thing by default.
     #[arg(long, env = "ATOLL_ADMIN_TOKEN", hide_env_values = true)]
     admin_token: Option<String>,
+    /// What a team may hold and do: `[quota]` of the file, and in it alone.
+    #[arg(skip)]
+    quota: Option<Quota>,
 }
 
 /// Settings with every default in its place.
@@ -81,6 +84,7 @@ pub(crate) struct Resolved {
     pub(crate) log_json: bool,
     pub(crate) otlp_endpoint: Option<String>,
     pub(crate) admin_token: Option<Secret<String>>,
+    pub(crate) quota: Quota,
 }
 
 impl Settings {
@@ -121,6 +125,7 @@ impl Settings {
                 .or(file.otlp_endpoint)
                 .or_else(|| std::env::var(OTLP_ENDPOINT_OF_ALL).ok())
                 .filter(|endpoint| !endpoint.is_empty()),
+            quota: self.quota.or(file.quota).unwrap_or_default(),
             admin_token: self.admin_token.or(file.admin_token).map(Secret::new),
         })
     }

@@ -44,7 +44,10 @@ impl Default for Resources {
 }
 
 /// What a team may hold and do at a time.
+///
+/// What is left out, where it is read, is as by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Quota {
     /// Sandboxes that are not paused, at once.
     pub sandboxes: u32,

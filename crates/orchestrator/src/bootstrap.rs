@@ -13,19 +13,24 @@ const KEY_PREFIX: &str = "e2b_";
 /// Random bytes of a key (contract 2.1).
 const KEY_LEN: usize = 20;
 
-/// The team of an installation that has one team. Made once; the same ever after.
+/// The team of an installation that has one team. Made once; the same ever after, but for what it may hold and do, which
+/// is `quota` from now on.
 ///
 /// # Errors
 /// Where the store is away.
-pub async fn default_team(teams: &dyn TeamStore) -> Result<Team, StoreError> {
+pub async fn default_team(teams: &dyn TeamStore, quota: Quota) -> Result<Team, StoreError> {
     if let Some(team) = teams.team_by_slug(DEFAULT_SLUG).await? {
+        if team.quota != quota {
+            teams.set_quota(team.id, quota).await?;
+        }
+        let team = Team { quota, ..team };
         return Ok(team);
     }
     let team = Team {
         id: TeamId::random(),
         name: "Default".to_owned(),
         slug: DEFAULT_SLUG.to_owned(),
-        quota: Quota::default(),
+        quota,
         blocked: false,
     };
     match teams.insert_team(&team).await {
@@ -73,15 +78,15 @@ mod tests {
     #[tokio::test]
     async fn the_default_team_is_made_once() {
         let store = Memory::default();
-        let first = default_team(&store).await.unwrap();
-        assert_eq!(default_team(&store).await.unwrap(), first);
+        let first = default_team(&store, Quota::default()).await.unwrap();
+        assert_eq!(default_team(&store, Quota::default()).await.unwrap(), first);
         assert_eq!(store.teams().await.unwrap(), [first]);
     }
 
     #[tokio::test]
     async fn a_minted_key_is_found_by_the_hash_of_its_bytes_and_not_stored() {
         let store = Memory::default();
-        let team = default_team(&store).await.unwrap();
+        let team = default_team(&store, Quota::default()).await.unwrap();
         let (key, secret) = mint_key(&store, team.id, "laptop").await.unwrap();
         let text = secret.expose().strip_prefix("e2b_").unwrap();
         assert_eq!(text.len(), 40);

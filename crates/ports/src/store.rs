@@ -3,7 +3,9 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use model::{ApiKey, BuildId, KeyId, Kind, Sandbox, SandboxId, State, Team, TeamId, Template, TemplateId};
+use model::{
+    ApiKey, BuildId, KeyId, Kind, Quota, Sandbox, SandboxId, State, Team, TeamId, Template, TemplateId,
+};
 
 pub mod contract;
 mod memory;
@@ -120,6 +122,8 @@ pub trait TeamStore: Send + Sync {
     async fn team_by_slug(&self, slug: &str) -> Result<Option<Team>, StoreError>;
     /// All teams, by creation.
     async fn teams(&self) -> Result<Vec<Team>, StoreError>;
+    /// Replaces what a team may hold and do. [`StoreError::Missing`] if it is not there.
+    async fn set_quota(&self, id: TeamId, quota: Quota) -> Result<(), StoreError>;
     /// Stores a key.
     async fn insert_key(&self, key: &ApiKey) -> Result<(), StoreError>;
     /// The key with this hash and its team.

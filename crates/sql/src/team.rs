@@ -2,7 +2,7 @@
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use model::{ApiKey, KeyId, Secret, Team, TeamId};
+use model::{ApiKey, KeyId, Quota, Secret, Team, TeamId};
 use ports::{StoreError, TeamStore};
 use rand::TryRngCore;
 use sqlx::Row;
@@ -63,6 +63,12 @@ impl TeamStore for Sqlite {
             .iter()
             .map(team_row)
             .collect()
+    }
+
+    async fn set_quota(&self, id: TeamId, quota: Quota) -> Result<(), StoreError> {
+        let update = sqlx::query("UPDATE teams SET body = json_set(body, '$.quota', json(?)) WHERE id = ?");
+        let quota = serde_json::to_string(&quota).map_err(away)?;
+        found(self.write(update.bind(quota).bind(id.to_string())).await?)
     }
 
     async fn insert_key(&self, key: &ApiKey) -> Result<(), StoreError> {

@@ -30,6 +30,7 @@ macro_rules! store_contract {
             spawns_are_counted_and_survive_an_update,
             builds_are_what_tags_name,
             a_team_slug_is_taken_once,
+            a_quota_is_replaced_and_nothing_else,
             a_key_is_found_by_its_hash_with_its_team,
             a_key_belongs_to_its_team_alone,
             the_seed_stays,
@@ -558,6 +559,23 @@ pub async fn a_team_slug_is_taken_once(store: &dyn TeamStore) {
         1
     );
     assert_eq!(store.team(TeamId::random()).await.unwrap(), None);
+}
+
+/// A quota is replaced, and nothing else of the team.
+pub async fn a_quota_is_replaced_and_nothing_else(store: &dyn TeamStore) {
+    let mut team = team(TemplateId::random().as_str());
+    let quota = Quota {
+        sandboxes: 2,
+        ..team.quota
+    };
+    assert!(matches!(
+        store.set_quota(team.id, quota).await,
+        Err(StoreError::Missing)
+    ));
+    store.insert_team(&team).await.unwrap();
+    store.set_quota(team.id, quota).await.unwrap();
+    team.quota = quota;
+    assert_eq!(store.team(team.id).await.unwrap(), Some(team));
 }
 
 /// A key and its team come together; a removed key is found no more.

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use model::{
-    ApiKey, BuildId, KeyId, Phase, Sandbox, SandboxId, Secret, State, Team, TeamId, Template, TemplateId,
+    ApiKey, BuildId, KeyId, Phase, Quota, Sandbox, SandboxId, Secret, State, Team, TeamId, Template,
+    TemplateId,
 };
 
 use super::{SandboxQuery, SandboxStore, StoreError, TeamStore, TemplateStore};
@@ -270,6 +271,13 @@ impl TeamStore for Memory {
 
     async fn teams(&self) -> Result<Vec<Team>, StoreError> {
         Ok(self.tables().teams.clone())
+    }
+
+    async fn set_quota(&self, id: TeamId, quota: Quota) -> Result<(), StoreError> {
+        let mut tables = self.tables();
+        let team = tables.teams.iter_mut().find(|team| team.id == id);
+        team.ok_or(StoreError::Missing)?.quota = quota;
+        Ok(())
     }
 
     async fn insert_key(&self, key: &ApiKey) -> Result<(), StoreError> {
