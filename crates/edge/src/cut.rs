@@ -27,24 +27,41 @@ pub(crate) struct Ticket {
     key: u64,
 }
 
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// The cut has come.
+    Cut,
+    /// All are taken.
+    Taken,
+}
+
 const UNPOISONED: &str = "nothing panics while it holds the tickets";
 
 impl Cuts {
     /// A place, unless it is too late for one.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Ticket> {
+        self.enter_within(usize::MAX).ok()
+    }
+
+    /// One of `places`, unless it is too late for one.
+    pub(crate) fn enter_within(self: &Arc<Self>, places: usize) -> Result<Ticket, NoPlace> {
         let waker = Arc::new(AtomicWaker::new());
         let key = {
             let mut live = self.live.lock().expect(UNPOISONED);
             // Read under the lock under which `fire` looks for whom to wake.
             if self.fired() {
-                return None;
+                return Err(NoPlace::Cut);
+            }
+            if live.wakers.len() >= places {
+                return Err(NoPlace::Taken);
             }
             live.next += 1;
             let key = live.next;
             live.wakers.insert(key, Arc::clone(&waker));
             key
         };
-        Some(Ticket {
+        Ok(Ticket {
             cuts: Arc::clone(self),
             waker,
             key,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use ports::Route;
@@ -14,7 +14,7 @@ use wire::host::Target;
 
 use crate::body::Body;
 use crate::cut::Cuts;
-use crate::edge::{Edge, address, admit, blind};
+use crate::edge::{Edge, Tokens, address, admit, blind};
 use crate::exchange::{Call, Lost, Upstream};
 use crate::line::Upload;
 use crate::lines::Lines;
@@ -103,9 +103,16 @@ impl Door {
         let not_found = || Refusal::NotFound {
             sandbox: target.sandbox.to_string(),
         };
+        let tokens = Tokens::of(request.headers());
+        let mut gone: Option<Arc<Route>> = None;
         for _ in 0..LOOKUPS_MAX {
-            let Some(request) = &call.request else { break };
-            let (route, lines) = self.way(target, request.headers()).await?;
+            if call.request.is_none() {
+                break;
+            }
+            if let Some(gone) = gone.take() {
+                edge.moved(&gone).await;
+            }
+            let (route, lines) = self.way(target, &tokens).await?;
             let Some(lines) = lines else { continue };
             let protocol = upgrade.as_ref().map(|upgrade| upgrade.protocol.clone());
             call.map_head(|parts| address(parts, &route, target.port, host.as_ref(), protocol));
@@ -118,6 +125,11 @@ impl Door {
                 Ok(response) => return Ok(response),
                 Err(lost) => lost,
             };
+            if lost == Lost::Full {
+                return Err(Refusal::Crowded {
+                    sandbox: target.sandbox.to_string(),
+                });
+            }
             if lost == Lost::Closed && !lines.withdrawn() && edge.is_current(&route).await {
                 return Err(Refusal::PortClosed {
                     sandbox: target.sandbox.to_string(),
@@ -125,6 +137,7 @@ impl Door {
                 });
             }
             // It moved or went away meanwhile: looked up once more, in case it was resumed.
+            gone = Some(route);
         }
         Err(not_found())
     }
@@ -134,10 +147,10 @@ impl Door {
     async fn way(
         &self,
         target: Target,
-        headers: &HeaderMap,
+        tokens: &Tokens,
     ) -> Result<(Arc<Route>, Option<Arc<Lines>>), Refusal> {
-        let route = self.edge.route(target, headers).await?;
-        admit(&route, target.port, headers)?;
+        let route = self.edge.route(target, tokens).await?;
+        admit(&route, target.port, tokens)?;
         let lines = self.edge.executions.lines(&route).await;
         let lines = lines.map_err(|error| blind(&error, target))?;
         Ok((route, lines))

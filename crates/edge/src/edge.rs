@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, request};
 use ports::{Catalog, CatalogError, Guest, Presented, Route, Wake, WakeRefused};
+use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wire::host::{Asked, HostRefused, SANDBOX_ID_HEADER, SANDBOX_PORT_HEADER, Target};
 
@@ -18,6 +19,36 @@ const ENVD_TOKEN: &str = "x-access-token";
 
 /// A wake ends within 60 s (`Wake::wake`); this is for the one that does not.
 const WAKE_PATIENCE: Duration = Duration::from_secs(70);
+
+/// The news of a pause take a write of the store.
+const MOVED_WITHIN: Duration = Duration::from_secs(2);
+
+/// The tokens that a request came with: read once, for one of them stays at the door.
+pub(crate) struct Tokens {
+    envd: Option<HeaderValue>,
+    traffic: Option<HeaderValue>,
+}
+
+impl Tokens {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        Self {
+            envd: headers.get(ENVD_TOKEN).cloned(),
+            traffic: headers.get(TRAFFIC_TOKEN).cloned(),
+        }
+    }
+
+    fn presented(&self, port: u16) -> Presented {
+        let text = |value: &Option<HeaderValue>| {
+            let text = value.as_ref().and_then(|value| value.to_str().ok());
+            text.map(str::to_owned)
+        };
+        Presented {
+            port,
+            envd_token: text(&self.envd),
+            traffic_token: text(&self.traffic),
+        }
+    }
+}
 
 /// What the edge is made of.
 pub struct EdgeParts {
@@ -106,6 +137,9 @@ impl Edge {
                 port: ports::guest::ENVD_PORT,
             }),
             Err(SearchError::Nobody(unsigned)) => Err(unsigned.into()),
+            Err(SearchError::Busy) => Err(Refusal::Blind {
+                sandbox: String::new(),
+            }),
             Err(SearchError::Catalog(error)) => {
                 tracing::error!(?error, "a signed URL cannot be resolved");
                 Err(Refusal::Blind {
@@ -116,11 +150,11 @@ impl Edge {
     }
 
     /// The route to a sandbox, which is woken for it where it sleeps.
-    pub(crate) async fn route(&self, target: Target, headers: &HeaderMap) -> Result<Arc<Route>, Refusal> {
+    pub(crate) async fn route(&self, target: Target, tokens: &Tokens) -> Result<Arc<Route>, Refusal> {
         if let Some(route) = self.find(target).await? {
             return Ok(route);
         }
-        Box::pin(self.wake(target, headers)).await?;
+        Box::pin(self.wake(target, tokens)).await?;
         self.find(target).await?.ok_or_else(|| Refusal::NotFound {
             sandbox: target.sandbox.to_string(),
         })
@@ -131,17 +165,9 @@ impl Edge {
         found.map_err(|error| blind(&error, target))
     }
 
-    async fn wake(&self, target: Target, headers: &HeaderMap) -> Result<(), Refusal> {
+    async fn wake(&self, target: Target, tokens: &Tokens) -> Result<(), Refusal> {
         self.meters.wakes.increment(1);
-        let token = |name: &str| {
-            let value = headers.get(name).and_then(|value| value.to_str().ok());
-            value.map(str::to_owned)
-        };
-        let presented = Presented {
-            port: target.port,
-            envd_token: token(ENVD_TOKEN),
-            traffic_token: token(TRAFFIC_TOKEN),
-        };
+        let presented = tokens.presented(target.port);
         // A task of its own: a client that loses patience must not leave a sandbox half resumed.
         let waking = tokio::spawn({
             let wake = Arc::clone(&self.wake);
@@ -157,6 +183,20 @@ impl Edge {
             Err(_) => WakeRefused::Transitioning,
         };
         Err(Refusal::of_wake(refused, target.sandbox.to_string()))
+    }
+
+    /// Waits, for a moment, until the catalog names another execution than that of `gone`, or none: a node that pauses or
+    /// ends a sandbox of its own accord turns its traffic away at once, and the news are on their way.
+    pub(crate) async fn moved(&self, gone: &Route) {
+        let mut changes = self.catalog.changes();
+        let moved = async {
+            while self.is_current(gone).await {
+                if let Err(RecvError::Closed) = changes.recv().await {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(MOVED_WITHIN, moved).await;
     }
 
     /// Whether the catalog still names the execution of `route`.
@@ -177,7 +217,7 @@ pub(crate) fn blind(error: &CatalogError, target: Target) -> Refusal {
 }
 
 /// Lets a request in, or not (contract 1.4): private ports want the sandbox's traffic token.
-pub(crate) fn admit(route: &Route, port: u16, headers: &HeaderMap) -> Result<(), Refusal> {
+pub(crate) fn admit(route: &Route, port: u16, tokens: &Tokens) -> Result<(), Refusal> {
     let Some(token) = &route.traffic_token else {
         return Ok(());
     };
@@ -185,7 +225,7 @@ pub(crate) fn admit(route: &Route, port: u16, headers: &HeaderMap) -> Result<(),
         return Ok(());
     }
     let sandbox = || route.sandbox.to_string();
-    match headers.get(TRAFFIC_TOKEN) {
+    match &tokens.traffic {
         None => Err(Refusal::TokenMissing { sandbox: sandbox() }),
         Some(given) if token.matches(given.as_bytes()) => Ok(()),
         Some(_) => Err(Refusal::TokenWrong { sandbox: sandbox() }),

@@ -11,6 +11,7 @@ use ports::guest::ENVD_PORT;
 use ports::{DialError, Guest, Route, Stream};
 
 use crate::body::{Body, Carrier};
+use crate::cut::NoPlace;
 use crate::forward;
 use crate::line::{Line, SendError, Upload};
 use crate::lines::Lines;
@@ -57,6 +58,7 @@ impl Call {
         if let Some(request) = self.request.take() {
             let (mut parts, upload) = request.into_parts();
             change(&mut parts);
+            forward::frame(&mut parts.headers, upload.size_hint().exact());
             self.request = Some(Request::from_parts(parts, upload));
         }
     }
@@ -69,6 +71,8 @@ pub(crate) enum Lost {
     Gone,
     /// Nothing answers on the port.
     Closed,
+    /// The execution has as many connections as it may have.
+    Full,
 }
 
 impl Upstream<'_> {
@@ -137,9 +141,9 @@ impl Upstream<'_> {
         }
         let mut line = match self.open(lines).await {
             Ok(line) => line,
-            Err(error) => {
+            Err(lost) => {
                 call.request = Some(request);
-                return Err(refused(&error));
+                return Err(lost);
             }
         };
         meters.fresh.increment(1);
@@ -159,10 +163,13 @@ impl Upstream<'_> {
     }
 
     /// A fresh line.
-    pub(crate) async fn open(&self, lines: &Lines) -> Result<Box<Line>, DialError> {
+    pub(crate) async fn open(&self, lines: &Lines) -> Result<Box<Line>, Lost> {
         let port = self.port();
         let failed = |source| DialError::Io { port, source };
-        let ticket = lines.enter().ok_or(DialError::Gone)?;
+        let ticket = lines.enter().map_err(|none| match none {
+            NoPlace::Cut => Lost::Gone,
+            NoPlace::Taken => Lost::Full,
+        })?;
         let mut pauses = self.backoff().iter();
         loop {
             let dialled = tokio::select! {
@@ -175,16 +182,16 @@ impl Upstream<'_> {
             match (dialled, pauses.as_slice()) {
                 (Ok(stream), _) => {
                     let line = Line::open(stream, ticket, port).await;
-                    return line.map_err(|error| failed(std::io::Error::other(error)));
+                    return line.map_err(|error| refused(&failed(std::io::Error::other(error))));
                 }
                 (Err(DialError::Closed(_)), [_, ..]) => {
                     let pause = pauses.next().copied().unwrap_or_default();
                     tokio::select! {
-                        () = ticket.cut() => return Err(DialError::Gone),
+                        () = ticket.cut() => return Err(Lost::Gone),
                         () = tokio::time::sleep(pause) => {}
                     }
                 }
-                (Err(error), _) => return Err(error),
+                (Err(error), _) => return Err(refused(&error)),
             }
         }
     }
@@ -234,7 +241,7 @@ async fn respond(
 }
 
 /// What a failed dial means for the client.
-pub(crate) fn refused(error: &DialError) -> Lost {
+fn refused(error: &DialError) -> Lost {
     match error {
         DialError::Gone => Lost::Gone,
         DialError::Closed(_) => Lost::Closed,

@@ -1,5 +1,5 @@
 //! What changes about a message on its way through: as little as HTTP demands (RFC 9110, section 7.6).
-use http::header::{CONNECTION, COOKIE, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, request, response};
 use wire::host::HostRefused;
 
@@ -60,6 +60,15 @@ pub(crate) fn request(parts: &mut request::Parts, upgrade: Option<HeaderValue>) 
         join_cookies(&mut parts.headers);
     }
     parts.version = Version::HTTP_11;
+}
+
+/// Says where the body of a request ends, where its length is not known: hyper's client takes a GET or HEAD that does not
+/// say so to have none. A length that came beside such a body is not its length (RFC 9112, section 6.3).
+pub(crate) fn frame(headers: &mut HeaderMap, length: Option<u64>) {
+    if length.is_none() {
+        headers.remove(CONTENT_LENGTH);
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
 }
 
 /// Names the host that the service sees, and the one that the client asked for where the two differ.

@@ -28,6 +28,7 @@ mod forward;
 mod line;
 mod lines;
 mod meters;
+mod pace;
 mod path;
 mod refusal;
 mod serve;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cut::{Cuts, Ticket};
+use crate::cut::{Cuts, NoPlace, Ticket};
 use crate::line::Line;
 
 /// Idle connections kept for one execution: as many as a busy client uses at once. One more, and the oldest goes.
@@ -14,6 +14,10 @@ const IDLE_MAX: usize = 64;
 /// How long a connection is kept for the next request. Each holds a descriptor here and one inside. Shorter than the
 /// 30 s after which envd hangs up, so that a request which cannot be repeated never crosses that.
 const IDLE_KEPT: Duration = Duration::from_secs(20);
+
+/// Connections into one execution at once, in use or idle. Each takes a descriptor here, and most a client's place at a
+/// listener, which is for all sandboxes: one that is flooded must not take them all.
+pub(crate) const LINES_MAX: usize = 4096;
 
 /// All lines into one execution, or to the API.
 #[derive(Default)]
@@ -30,9 +34,15 @@ struct Parked {
 const UNPOISONED: &str = "nothing panics while it holds the idle lines";
 
 impl Lines {
-    /// A place among the streams that end with the execution; `None` once it has been withdrawn.
-    pub(crate) fn enter(&self) -> Option<Ticket> {
-        self.cuts.enter()
+    /// A place among the streams that end with the execution. Idle lines make room.
+    pub(crate) fn enter(&self) -> Result<Ticket, NoPlace> {
+        match self.cuts.enter_within(LINES_MAX) {
+            Err(NoPlace::Taken) => {
+                self.keep(|_| false);
+                self.cuts.enter_within(LINES_MAX)
+            }
+            entered => entered,
+        }
     }
 
     pub(crate) fn withdrawn(&self) -> bool {
@@ -96,5 +106,32 @@ impl Lines {
             idle.extract_if(.., |parked| !keep(parked)).collect()
         };
         drop(gone);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_in_use_are_counted_and_idle_ones_make_room() {
+        let lines = Lines::default();
+        let mut tickets: Vec<_> = (1..LINES_MAX).map(|_| lines.enter().expect("room")).collect();
+        let (ours, _theirs) = tokio::io::duplex(64);
+        let ticket = lines.enter().expect("room for the last");
+        assert_eq!(lines.enter().err(), Some(NoPlace::Taken));
+        let line = Line::open(Box::new(ours), ticket, 80).await.expect("a line");
+        let mut line = Some(line);
+        std::future::poll_fn(|cx| {
+            if let Some(line) = line.take() {
+                lines.park(line, cx);
+            }
+            std::task::Poll::Ready(())
+        })
+        .await;
+        tickets.push(lines.enter().expect("the idle line's place"));
+        assert_eq!(lines.enter().err(), Some(NoPlace::Taken));
+        lines.withdraw();
+        assert_eq!(lines.enter().err(), Some(NoPlace::Cut));
     }
 }

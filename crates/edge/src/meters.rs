@@ -24,7 +24,7 @@ pub(crate) struct Meters {
 }
 
 /// The outcomes of [`crate::refusal::Refusal::name`].
-const REFUSALS: [&str; 12] = [
+const REFUSALS: [&str; 13] = [
     "not_found",
     "bad_target",
     "unsigned",
@@ -34,6 +34,7 @@ const REFUSALS: [&str; 12] = [
     "denied",
     "transitioning",
     "exhausted",
+    "crowded",
     "not_resumed",
     "blind",
     "api_away",

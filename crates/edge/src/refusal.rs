@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use wire::host::HostRefused;
 
 use crate::body::Body;
+use crate::lines::LINES_MAX;
 use crate::signed::Unsigned;
 
 /// The header that carries a sandbox's traffic token.
@@ -54,6 +55,9 @@ pub(crate) enum Refusal {
     /// A limit of its team.
     #[error("{why}")]
     Exhausted { sandbox: String, why: String },
+    /// It has as many connections as it may have.
+    #[error("The sandbox has too many connections")]
+    Crowded { sandbox: String },
     /// It did not come up.
     #[error("The sandbox could not be resumed")]
     NotResumed { sandbox: String },
@@ -88,7 +92,7 @@ impl Refusal {
                 StatusCode::FORBIDDEN
             }
             Refusal::Transitioning { .. } => StatusCode::CONFLICT,
-            Refusal::Exhausted { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::Exhausted { .. } | Refusal::Crowded { .. } => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Blind { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::NotFound { .. }
             | Refusal::PortClosed { .. }
@@ -109,6 +113,7 @@ impl Refusal {
             Refusal::Denied { .. } => "denied",
             Refusal::Transitioning { .. } => "transitioning",
             Refusal::Exhausted { .. } => "exhausted",
+            Refusal::Crowded { .. } => "crowded",
             Refusal::NotResumed { .. } => "not_resumed",
             Refusal::Blind { .. } => "blind",
             Refusal::ApiAway => "api_away",
@@ -145,6 +150,11 @@ impl Refusal {
                 value["port"] = json!(port);
                 Shape::Either(value)
             }
+            Refusal::Crowded { sandbox } => {
+                let mut value = of(sandbox);
+                value["connectionLimit"] = json!(LINES_MAX);
+                Shape::Either(value)
+            }
             Refusal::NotFound { sandbox }
             | Refusal::TokenMissing { sandbox }
             | Refusal::TokenWrong { sandbox }
@@ -173,6 +183,7 @@ impl Refusal {
             | Refusal::Denied { sandbox }
             | Refusal::Transitioning { sandbox }
             | Refusal::Exhausted { sandbox, .. }
+            | Refusal::Crowded { sandbox }
             | Refusal::NotResumed { sandbox }
             | Refusal::Blind { sandbox } => format!("Sandbox <code>{}</code>", escaped(sandbox)),
             _ => String::new(),
@@ -292,6 +303,19 @@ mod tests {
             form(&[firefox, ("x-requested-with", "x"), ("sec-fetch-mode", "navigate")]),
             Form::Html
         );
+    }
+
+    #[tokio::test]
+    async fn a_crowded_sandbox_tells_its_limit() {
+        use http_body_util::BodyExt as _;
+        let crowded = Refusal::Crowded { sandbox: "i".into() };
+        let (parts, body) = crowded.answer(&Asker::default()).into_parts();
+        let body = body.collect().await.expect("a text").to_bytes();
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        let message = "The sandbox has too many connections";
+        let expected =
+            json!({"sandboxId": "i", "message": message, "code": 429, "connectionLimit": LINES_MAX});
+        assert_eq!((parts.status.as_u16(), body), (429, expected));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Listening, and ending.
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use hyper::rt::{Read, Write};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
@@ -16,12 +17,11 @@ use tokio_util::task::TaskTracker;
 use crate::cut::Ticket;
 use crate::door::Door;
 use crate::edge::Edge;
+use crate::pace::{Carried, Overheard, Pace};
 
 /// Connections of one listener at once; more wait in the kernel's queue. Each may need a second descriptor for its
 /// line into a sandbox.
 const CONNECTIONS_MAX: usize = 16_384;
-/// How long a connection may wait for its next request (contract 1.4). No request and no response has a deadline.
-const IDLE: Duration = Duration::from_secs(620);
 /// A TLS handshake is three packets.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long requests may go on once the listener closes; what is left then is cut.
@@ -34,6 +34,11 @@ const STREAMS_MAX: u32 = 256;
 /// What an HTTP/2 client may send ahead, for one stream and for all: a fast upload at 10 ms needs this much.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// How often an HTTP/2 client is asked whether it is still there: a stream that is quiet tells nothing of a client
+/// that vanished.
+const PING_EVERY: Duration = Duration::from_secs(60);
+/// How long the answer may take.
+const PONG_WITHIN: Duration = Duration::from_secs(30);
 
 impl Edge {
     /// Serves HTTP/1.1 and HTTP/2 with prior knowledge, in clear text, until `shutdown`; then within five seconds.
@@ -124,43 +129,53 @@ struct Guest {
 
 impl Guest {
     async fn clear(self, stream: TcpStream) {
-        // A client that says nothing at all is not kept for ever.
-        if let Ok(Ok(())) = tokio::time::timeout(IDLE, stream.readable()).await {
-            self.serve(TokioIo::new(stream)).await;
-        }
+        self.serve(stream).await;
     }
 
     async fn secured(self, stream: TcpStream, tls: TlsAcceptor) {
         match tokio::time::timeout(HANDSHAKE_PATIENCE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.serve(TokioIo::new(stream)).await,
+            Ok(Ok(stream)) => self.serve(stream).await,
             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
             Err(_) => tracing::debug!("a TLS handshake took too long"),
         }
     }
 
-    async fn serve(self, io: impl Read + Write + Send + Unpin + 'static) {
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         let door = &self.door;
         door.edge.meters.connections.increment(1.0);
+        let pace = Pace::new();
         let mut builder = Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(IDLE)
-            .title_case_headers(true);
+        // Without a timer of its own: the pace knows more than when a head began.
+        builder.http1().title_case_headers(true);
         builder
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-        let service = service_fn(|request| Arc::clone(door).handle(request));
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PONG_WITHIN);
+        let service = service_fn(|request| {
+            let (door, under_way) = (Arc::clone(door), pace.begin());
+            async move {
+                let answered = door.handle(request).await;
+                answered.map(|response| response.map(|body| Carried { body, under_way }))
+            }
+        });
+        let io = TokioIo::new(Overheard {
+            stream,
+            pace: Arc::clone(&pace),
+        });
         let connection = builder.serve_connection_with_upgrades(io, service);
-        let mut connection = std::pin::pin!(connection);
+        let (mut connection, mut alarm) = (std::pin::pin!(connection), std::pin::pin!(Pace::alarm()));
         let ended = std::future::poll_fn(|cx| {
             if self.ticket.poll_cut(cx).is_ready() {
-                return std::task::Poll::Ready(None);
+                return Poll::Ready(None);
             }
-            connection.as_mut().poll(cx).map(Some)
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                return Poll::Ready(Some(ended));
+            }
+            pace.poll_over(alarm.as_mut(), cx).map(|()| None)
         })
         .await;
         let ended = match ended {

@@ -11,6 +11,9 @@ use crate::signed::{SignedUrl, Unsigned};
 /// Searches at once. A search costs one SHA-256 block for each live sandbox; what more ask at once waits its turn,
 /// so that signatures made up by strangers never take more than a core.
 const SEARCHES_MAX: usize = 1;
+/// Searches that wait for their turn. One takes a fraction of a millisecond with a thousand sandboxes, so that the last
+/// in line waits for some tens of them; strangers who ask for more are turned away, and with them whoever comes then.
+const WAITING_MAX: usize = 256;
 /// Tokens tried between two pauses for the other tasks of the thread: about 50 µs.
 const TRIES_IN_A_ROW: usize = 256;
 /// Answers remembered: a link is usually followed more than once (ranges, retries, previews).
@@ -19,6 +22,7 @@ const REMEMBERED_MAX: usize = 4096;
 /// Finds the sandbox of a URL that was signed with its token.
 pub(crate) struct Signers {
     catalog: Arc<dyn Catalog>,
+    line: Semaphore,
     turns: Semaphore,
     known: Mutex<Known>,
 }
@@ -35,6 +39,9 @@ pub(crate) enum SearchError {
     /// No live sandbox signed it.
     #[error(transparent)]
     Nobody(#[from] Unsigned),
+    /// Too many ask.
+    #[error("too many signatures are looked up")]
+    Busy,
     /// The catalog did not say.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -46,6 +53,7 @@ impl Signers {
     pub(crate) fn new(catalog: Arc<dyn Catalog>) -> Self {
         Self {
             catalog,
+            line: Semaphore::new(SEARCHES_MAX + WAITING_MAX),
             turns: Semaphore::new(SEARCHES_MAX),
             known: Mutex::default(),
         }
@@ -63,6 +71,7 @@ impl Signers {
         if let Some(sandbox) = known {
             return Ok(sandbox);
         }
+        let _place = self.line.try_acquire().map_err(|_| SearchError::Busy)?;
         let _turn = self.turns.acquire().await.expect("never closed");
         let check = url.check();
         for routes in self.catalog.all().await?.chunks(TRIES_IN_A_ROW) {
@@ -97,6 +106,19 @@ impl Signers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_finds_too_many_before_him_does_not_wait() {
+        let signers = Signers::new(Arc::new(ports::catalog::Memory::default()));
+        let query = "path=/x&signature=v1_47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU";
+        let url = SignedUrl::of(&http::Method::GET, "/files", &query.replace('+', "%2B"))
+            .expect("a URL to be signed")
+            .expect("a signature");
+        let places = signers.line.acquire_many(257).await.expect("never closed");
+        assert!(matches!(signers.find(&url).await, Err(SearchError::Busy)));
+        drop(places);
+        assert!(matches!(signers.find(&url).await, Err(SearchError::Nobody(_))));
+    }
 
     #[test]
     fn the_oldest_answer_is_forgotten_first() {

@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::body::{Body, Carrier};
 use crate::cut::Cuts;
-use crate::exchange::{Call, Lost, Upstream, refused};
+use crate::exchange::{Call, Lost, Upstream};
 use crate::forward;
 use crate::lines::Lines;
 use crate::meters::Meters;
@@ -39,7 +39,7 @@ pub(crate) async fn open(
     meters: &Meters,
     ends: Ends<'_>,
 ) -> Result<Response<Body>, Lost> {
-    let line = upstream.open(lines).await.map_err(|error| refused(&error))?;
+    let line = upstream.open(lines).await?;
     let request = call.request.take().expect("a call is exchanged with its request");
     meters.fresh.increment(1);
     meters.added.record(call.begun.elapsed());

@@ -91,3 +91,54 @@ async fn a_flood_of_changes_loses_no_withdrawal() {
     let answer = send(house.address, bare(post(&spared, ENVD_PORT, "/"))).await;
     assert_eq!(answer.status(), 200);
 }
+
+#[tokio::test]
+async fn a_client_that_never_finishes_a_head_is_not_kept() {
+    let house = House::open().await;
+    house.guest.echo(8000).await;
+    let route = house.sandbox().await;
+    let mut begun = Vec::new();
+    for says in ["", "P", "PRI * HTTP/2.0\r\n", "GET / HTTP/1.1\r\nHost: "] {
+        let mut stream = TcpStream::connect(house.address).await.unwrap();
+        say(&mut stream, says).await;
+        begun.push(stream);
+    }
+    // One that has had an answer, and begins another request.
+    let mut stream = TcpStream::connect(house.address).await.unwrap();
+    let host = crate::client::host(&route, 8000);
+    say(&mut stream, &format!("HEAD / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+    read_head(&mut stream).await;
+    say(&mut stream, "HEAD /").await;
+    begun.push(stream);
+    ended_within(begun, Duration::from_secs(120)).await;
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_ends_in_either_protocol() {
+    let house = House::open().await;
+    house.guest.echo(8000).await;
+    let route = house.sandbox().await;
+    let mut stream = TcpStream::connect(house.address).await.unwrap();
+    let host = crate::client::host(&route, 8000);
+    say(&mut stream, &format!("HEAD / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+    read_head(&mut stream).await;
+    let mut second = TcpStream::connect(house.address).await.unwrap();
+    // The preface, and settings that set nothing.
+    say(
+        &mut second,
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0",
+    )
+    .await;
+    ended_within(vec![stream, second], Duration::from_secs(1000)).await;
+}
+
+/// Lets time pass as fast as it may, until the edge has closed them all.
+async fn ended_within(streams: Vec<TcpStream>, patience: Duration) {
+    tokio::time::pause();
+    let begun = tokio::time::Instant::now();
+    for mut stream in streams {
+        let mut rest = Vec::new();
+        let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest).await;
+    }
+    assert!(begun.elapsed() <= patience, "{:?}", begun.elapsed());
+}

@@ -1,9 +1,13 @@
 //! Contract 1.3 and 1.4: which sandbox, and what changes on the way.
+use bytes::Bytes;
 use http::Request;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
 use ports::guest::ENVD_PORT;
+use tokio::io::AsyncReadExt as _;
 
 use crate::client::{Answer, ask, bare, connect_h2, get, host, post, send};
-use crate::house::{House, full};
+use crate::house::{House, full, say};
 
 #[tokio::test]
 async fn a_host_name_leads_to_its_port() {
@@ -41,6 +45,37 @@ async fn headers_lead_there_from_any_other_host() {
         assert_eq!(answer.status, 200, "{name}");
         assert!(answer.text().contains(&format!("host: {name}\n")));
     }
+}
+
+#[tokio::test]
+async fn a_get_with_a_body_of_unknown_length_keeps_its_body() {
+    let house = House::open().await;
+    house.guest.echo(8000).await;
+    let route = house.sandbox().await;
+    let chunked = || {
+        let frames = ["hel", "lo"].map(|text| Ok::<_, std::io::Error>(Frame::data(Bytes::from(text))));
+        StreamBody::new(futures_util::stream::iter(frames)).boxed()
+    };
+    let mut stream = tokio::net::TcpStream::connect(house.address).await.unwrap();
+    let head = format!(
+        "GET /one HTTP/1.1\r\nHost: {}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
+        host(&route, 8000)
+    );
+    say(&mut stream, &format!("{head}3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n")).await;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with("\n\n5"), "{answer}");
+
+    let mut sender = connect_h2(house.address).await;
+    for request in [Request::get, Request::delete] {
+        let request = request(format!("http://{}/two", host(&route, 8000)));
+        let sent = sender.send_request(request.body(chunked()).unwrap()).await;
+        let answer = Answer::of(sent.unwrap()).await;
+        assert!(answer.text().ends_with("\n\n5"), "{}", answer.text());
+    }
+    // And one without a body has none.
+    let answer = ask(house.address, get(&route, 8000, "/")).await;
+    assert!(!answer.text().contains("transfer-encoding") && answer.text().ends_with("\n\n0"));
 }
 
 #[tokio::test]

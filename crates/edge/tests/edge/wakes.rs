@@ -63,11 +63,48 @@ async fn a_refused_wake_says_why() {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_pauses_in_this_moment_is_woken_with_what_the_request_brought() {
+    let house = House::open().await;
+    house.guest.echo(8000).await;
+    let token = model::Secret::new("traffic".to_owned());
+    let route = house
+        .sandbox_with(|route| route.traffic_token = Some(token.clone()))
+        .await;
+    // Its node turns traffic away, and the news have not come to the catalog.
+    house.guest.alive.lock().unwrap().clear();
+    let next = ports::Route {
+        seat: model::Seat {
+            execution: model::ExecutionId::random(),
+            ..route.seat
+        },
+        ..(*route).clone()
+    };
+    *house.wake.publishes.lock().unwrap() = Some((house.catalog.clone(), next.clone()));
+    let paused = async {
+        while house.guest.dials() == 0 {
+            tokio::task::yield_now().await;
+        }
+        house.guest.alive.lock().unwrap().insert(next.seat.execution);
+        house.withdraw(&route).await;
+    };
+    let request = get(&route, 8000, "/").header("e2b-traffic-access-token", "traffic");
+    let (answer, ()) = tokio::join!(ask(house.address, request), paused);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(!answer.text().contains("e2b-traffic-access-token"));
+    let asked = house.wake.asked.lock().unwrap();
+    let tokens: Vec<_> = asked
+        .iter()
+        .map(|(_, presented)| presented.traffic_token.as_deref())
+        .collect();
+    assert_eq!(tokens, [Some("traffic")]);
+}
+
+#[tokio::test]
 async fn a_stale_route_is_looked_up_once_more() {
     let house = House::open().await;
     house.guest.echo(8000).await;
     let route = house.sandbox().await;
-    // The execution is gone, and its route is not withdrawn yet.
+    // The execution is gone, and its route is never withdrawn: nobody waits for that for ever.
     house.guest.alive.lock().unwrap().clear();
     let answer = ask(house.address, get(&route, 8000, "/")).await;
     assert_eq!(answer.status, 502);
