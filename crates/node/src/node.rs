@@ -1,5 +1,5 @@
 //! The node as the orchestrator sees it.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use model::{BuildId, ExecutionId, KillReason, MiB, NetworkPolicy, NodeId, PauseMode, SandboxId};
-use ports::Runtime;
 use ports::logs::{LogLine, LogQuery, MetricSample};
 use ports::node::{HeldState, Node, NodeError, NodeEvent, Order, PauseOutcome, Report};
+use ports::{Clock, Runtime};
 use tokio::sync::broadcast;
+use tracing::Instrument as _;
 
 use crate::envd;
 use crate::history::EVERY;
@@ -37,7 +38,10 @@ pub struct LocalNode {
     config: Config,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) journal: Journal,
+    pub(crate) clock: Arc<dyn Clock>,
     sandboxes: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
+    /// Sandboxes whose entries are not understood: what there is of them is kept for people to look at.
+    unreadable: Mutex<HashSet<SandboxId>>,
     events: broadcast::Sender<NodeEvent>,
     started_at: SystemTime,
     starting: AtomicU32,
@@ -50,12 +54,26 @@ impl LocalNode {
     /// # Errors
     /// The directory cannot be used.
     pub fn open(config: Config, runtime: Arc<dyn Runtime>) -> std::io::Result<Arc<Self>> {
+        Self::open_by(config, runtime, Arc::new(ports::clock::System))
+    }
+
+    /// Opens the node's directory, with a clock that says when deadlines are over.
+    ///
+    /// # Errors
+    /// The directory cannot be used.
+    pub fn open_by(
+        config: Config,
+        runtime: Arc<dyn Runtime>,
+        clock: Arc<dyn Clock>,
+    ) -> std::io::Result<Arc<Self>> {
         let journal = Journal::open(&config.data)?;
         Ok(Arc::new_cyclic(|this| Self {
             config,
             runtime,
             journal,
+            clock,
             sandboxes: Mutex::default(),
+            unreadable: Mutex::default(),
             events: broadcast::channel(EVENTS_MAX).0,
             started_at: SystemTime::now(),
             starting: AtomicU32::new(0),
@@ -95,6 +113,12 @@ impl LocalNode {
         self.sandboxes
             .lock()
             .expect("nothing panics while it holds the sandboxes")
+    }
+
+    pub(crate) fn unreadable(&self) -> std::sync::MutexGuard<'_, HashSet<SandboxId>> {
+        self.unreadable
+            .lock()
+            .expect("nothing panics while it holds the unreadable")
     }
 
     pub(crate) fn find(&self, id: SandboxId) -> Option<Arc<Sandbox>> {
@@ -140,6 +164,23 @@ impl LocalNode {
         })
     }
 
+    /// Changes what is in force of a running execution: in the journal first, and not at all where that fails.
+    fn amend(
+        &self,
+        sandbox: &Sandbox,
+        execution: ExecutionId,
+        edit: impl FnOnce(&mut Order),
+    ) -> Result<(), NodeError> {
+        // Held over the write, so that the entry of one that is being ended is not written again.
+        let mut now = sandbox.now();
+        runs(&now.entry, execution)?;
+        let mut entry = now.entry.clone();
+        edit(&mut entry.order);
+        self.write(&entry)?;
+        now.entry = entry;
+        Ok(())
+    }
+
     pub(crate) fn tell(&self, event: NodeEvent) {
         let _ = self.events.send(event);
     }
@@ -157,16 +198,51 @@ impl LocalNode {
 
     fn running(&self, id: SandboxId, execution: ExecutionId) -> Result<Arc<Sandbox>, NodeError> {
         let sandbox = self.find(id).ok_or(NodeError::Unknown)?;
-        let held = sandbox.held();
-        match held.state {
-            _ if held.order.execution != execution => Err(NodeError::Unknown),
-            HeldState::Running => Ok(sandbox),
-            state => Err(NodeError::Busy(name(state))),
-        }
+        runs(&sandbox.now().entry, execution)?;
+        Ok(sandbox)
     }
 
     fn shared(&self) -> Result<Arc<Self>, NodeError> {
         self.this.upgrade().ok_or(NodeError::Busy("ending"))
+    }
+}
+
+fn runs(entry: &Entry, execution: ExecutionId) -> Result<(), NodeError> {
+    match entry.state {
+        _ if entry.order.execution != execution => Err(NodeError::Unknown),
+        HeldState::Running => Ok(()),
+        state => Err(NodeError::Busy(name(state))),
+    }
+}
+
+/// Carries something out to its end, whatever becomes of its caller, who may give up waiting at any time: a sandbox that
+/// is half started or half paused is nobody's.
+async fn see_through<T: Send + 'static>(
+    work: impl Future<Output = Result<T, NodeError>> + Send + 'static,
+) -> Result<T, NodeError> {
+    let done = tokio::spawn(work.in_current_span()).await;
+    done.unwrap_or_else(|source| {
+        Err(NodeError::Failed {
+            step: "carrying out what was asked of the node",
+            kind: model::Kind::Internal,
+            source: Box::new(source),
+        })
+    })
+}
+
+/// One of the sandboxes that are being started, for as long as it is.
+struct Counted(Arc<LocalNode>);
+
+impl Counted {
+    fn new(node: &Arc<LocalNode>) -> Self {
+        node.starting.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(node))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.starting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -178,10 +254,12 @@ impl Node for LocalNode {
 
     #[tracing::instrument(level = "debug", name = "node.start", skip_all, fields(node = %self.config.id, sandbox = %order.sandbox, execution = %order.execution))]
     async fn start(&self, order: Order) -> Result<(), NodeError> {
-        self.starting.fetch_add(1, Ordering::Relaxed);
-        let started = self.shared()?.bring_up(order).await;
-        self.starting.fetch_sub(1, Ordering::Relaxed);
-        started
+        let node = self.shared()?;
+        see_through(async move {
+            let _counted = Counted::new(&node);
+            node.bring_up(order).await
+        })
+        .await
     }
 
     #[tracing::instrument(level = "debug", name = "node.pause", skip_all, fields(node = %self.config.id, %sandbox, %execution))]
@@ -192,7 +270,8 @@ impl Node for LocalNode {
         into: BuildId,
         mode: PauseMode,
     ) -> Result<PauseOutcome, NodeError> {
-        self.shared()?.put_to_pause(sandbox, execution, into, mode).await
+        let node = self.shared()?;
+        see_through(async move { node.put_to_pause(sandbox, execution, into, mode).await }).await
     }
 
     async fn is_healthy(&self, sandbox: SandboxId, execution: ExecutionId) -> Result<bool, NodeError> {
@@ -204,7 +283,8 @@ impl Node for LocalNode {
     }
 
     async fn kill(&self, sandbox: SandboxId, why: KillReason) -> Result<(), NodeError> {
-        self.shared()?.end(sandbox, why).await
+        let node = self.shared()?;
+        see_through(async move { node.end(sandbox, why).await }).await
     }
 
     async fn set_deadline(
@@ -213,12 +293,8 @@ impl Node for LocalNode {
         execution: ExecutionId,
         deadline: SystemTime,
     ) -> Result<(), NodeError> {
-        let sandbox = self.running(sandbox, execution)?;
-        {
-            let mut now = sandbox.now();
-            now.entry.order.deadline = deadline;
-            self.write(&now.entry)?;
-        }
+        let sandbox = self.find(sandbox).ok_or(NodeError::Unknown)?;
+        self.amend(&sandbox, execution, |order| order.deadline = deadline)?;
         sandbox.nudge.notify_waiters();
         Ok(())
     }
@@ -229,16 +305,22 @@ impl Node for LocalNode {
         execution: ExecutionId,
         policy: NetworkPolicy,
     ) -> Result<(), NodeError> {
-        let sandbox = self.running(sandbox, execution)?;
-        let _turn = sandbox.turn.lock().await;
-        let machine = sandbox.machine().ok_or(NodeError::Unknown)?;
-        machine
-            .set_network(&policy)
-            .await
-            .map_err(failed("changing the network policy"))?;
-        let mut now = sandbox.now();
-        now.entry.order.network = policy;
-        self.write(&now.entry)
+        let node = self.shared()?;
+        see_through(async move {
+            let sandbox = node.find(sandbox).ok_or(NodeError::Unknown)?;
+            let _turn = sandbox.turn.lock().await;
+            let machine = node
+                .running(sandbox.id(), execution)?
+                .machine()
+                .ok_or(NodeError::Unknown)?;
+            machine
+                .set_network(&policy)
+                .await
+                .map_err(failed("changing the network policy"))?;
+            // Where this is not written, the report tells the policy of before, and whoever asked for this asks again.
+            node.amend(&sandbox, execution, |order| order.network = policy)
+        })
+        .await
     }
 
     async fn metrics(

@@ -1,8 +1,8 @@
 //! After a restart: what the journal says, and what is there.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use model::{PauseMode, SandboxId};
+use model::{BuildId, PauseMode, SandboxId};
 use ports::node::{HeldState, NodeError};
 use ports::runtime::Disk;
 use ports::{Machine, RuntimeError};
@@ -27,8 +27,14 @@ impl LocalNode {
     /// Adopts what earlier daemons left. Called once, before anything else.
     ///
     /// # Errors
-    /// The runtime cannot recover.
+    /// The journal cannot be read, or the runtime cannot recover.
     pub async fn recover(self: &Arc<Self>) -> Result<Found, NodeError> {
+        // First of all: without it nobody knows what is whose, and nothing may be touched.
+        let journal = self.journal.all().map_err(|source| NodeError::Failed {
+            step: "reading the node's journal",
+            kind: model::Kind::Unavailable,
+            source: Box::new(source),
+        })?;
         let recovered = self
             .runtime
             .recover()
@@ -44,7 +50,7 @@ impl LocalNode {
             reclaimed: recovered.reclaimed,
             ..Found::default()
         };
-        for entry in self.journal.all() {
+        for entry in journal.entries {
             let id = entry.order.sandbox;
             let machine = machines.remove(&id);
             let has_disk = recovered.disks.contains(&id);
@@ -55,7 +61,12 @@ impl LocalNode {
             }
         }
         failpoint::reach("node/journal-compared");
+        let unreadable: HashSet<SandboxId> = journal.unreadable.into_iter().collect();
         for (id, machine) in machines {
+            if unreadable.contains(&id) {
+                told(id, "stopped and its disk kept", machine.stop(Disk::Keep).await);
+                continue;
+            }
             tracing::warn!(sandbox = %id, "a machine of no known sandbox is ended");
             machine
                 .stop(Disk::Discard)
@@ -63,13 +74,15 @@ impl LocalNode {
                 .map_err(failed("stopping a machine"))?;
             found.reclaimed += 1;
         }
-        for id in recovered.disks.into_iter().filter(|id| self.find(*id).is_none()) {
+        let is_nobodys = |id: &SandboxId| self.find(*id).is_none() && !unreadable.contains(id);
+        for id in recovered.disks.into_iter().filter(is_nobodys) {
             self.runtime
                 .discard(id)
                 .await
                 .map_err(failed("discarding a disk"))?;
             found.reclaimed += 1;
         }
+        *self.unreadable() = unreadable;
         Ok(found)
     }
 
@@ -80,34 +93,42 @@ impl LocalNode {
         has_disk: bool,
     ) -> Option<HeldState> {
         let id = entry.order.sandbox;
-        let (machine, has_disk) = match machine {
-            // It was booting from the sandbox's disk, or it was to leave nothing but that: the disk is all that counts.
-            Some(machine)
-                if !entry.is_of(&*machine)
-                    || matches!(entry.state, HeldState::Paused(_, PauseMode::Filesystem)) =>
-            {
-                (None, machine.stop(Disk::Keep).await.is_ok())
+        let disk_only = matches!(entry.state, HeldState::Paused(_, PauseMode::Filesystem));
+        let (mut machine, mut has_disk) = (machine, has_disk);
+        // It was booting from the sandbox's disk, or it was to leave nothing but that: the disk is all that counts.
+        let mut is_remains = false;
+        if let Some(remains) = machine.take_if(|machine| disk_only || !entry.is_of(&**machine)) {
+            let stopped = remains.stop(Disk::Keep).await;
+            has_disk = true;
+            is_remains = stopped.is_err();
+            // Whoever drives the sandbox tries again.
+            machine = is_remains.then_some(remains);
+            told(id, "stopped", stopped);
+        }
+        let state = match (entry.state, &machine) {
+            (HeldState::Pausing(build, _) | HeldState::Paused(build, _), Some(_)) if is_remains => {
+                HeldState::Paused(build, PauseMode::Filesystem)
             }
-            machine => (machine, has_disk),
-        };
-        let (state, memory_lost) = match (entry.state, &machine) {
             // Until a pause commits, the sandbox runs.
             (HeldState::Running | HeldState::Pausing(..), Some(machine)) => {
                 told(id, "thawed", machine.thaw().await);
-                (HeldState::Running, false)
-            }
-            (HeldState::Pausing(build, PauseMode::Filesystem), None) if has_disk => {
-                (HeldState::Paused(build, PauseMode::Filesystem), false)
+                HeldState::Running
             }
             (HeldState::Paused(build, PauseMode::Full), Some(machine)) => {
                 // A resume that was not answered may have woken it.
                 if !machine.is_frozen() {
                     told(id, "frozen again", machine.freeze().await);
                 }
-                (HeldState::Paused(build, PauseMode::Full), false)
+                HeldState::Paused(build, PauseMode::Full)
             }
-            (HeldState::Paused(build, mode), None) if has_disk => {
-                (HeldState::Paused(build, mode), mode == PauseMode::Full)
+            // Where memory was kept, it is lost: a resume says so.
+            (HeldState::Paused(build, mode), None) if has_disk => HeldState::Paused(build, mode),
+            (HeldState::Pausing(build, _), None) if has_disk => {
+                HeldState::Paused(build, PauseMode::Filesystem)
+            }
+            // A daemon that did not understand its entry left its disk.
+            (HeldState::Running, None) if has_disk => {
+                HeldState::Paused(BuildId(entry.order.execution.0), PauseMode::Filesystem)
             }
             _ => {
                 tracing::warn!(sandbox = %id, "a sandbox did not outlive the restart");
@@ -119,25 +140,18 @@ impl LocalNode {
                 return None;
             }
         };
-        let sandbox = Sandbox::new(
-            Entry {
-                state,
-                memory_lost,
-                ..entry
-            },
-            machine,
-        );
-        let _ = self.write(&sandbox.now().entry);
+        let sandbox = Sandbox::new(Entry { state, ..entry }, machine);
+        self.set_state_anyway(&sandbox, state);
         self.insert(id, Arc::clone(&sandbox));
         self.drive(&sandbox);
         Some(state)
     }
 }
 
-/// It is adopted all the same: somebody's work is in it, and its owner can end it.
+/// It is taken as it is: somebody's work is in it, and its owner can end it.
 fn told(id: SandboxId, what: &str, done: Result<(), RuntimeError>) {
     if let Err(error) = done {
         let error = &error as &dyn std::error::Error;
-        tracing::error!(sandbox = %id, error, "an adopted machine could not be {what}");
+        tracing::error!(sandbox = %id, error, "a machine that was found could not be {what}");
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod pause;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use model::{KillReason, SandboxId};
 use ports::Machine;
 use ports::node::{Held, HeldState};
 use tokio::sync::Notify;
@@ -27,19 +28,29 @@ pub(crate) struct Sandbox {
 /// What is true of it.
 pub(crate) struct Now {
     pub(crate) entry: Entry,
-    /// There while it runs, and while it is frozen.
+    /// There while it runs, while it is frozen, and until nothing is left of it. Whoever puts one here has it driven.
     pub(crate) machine: Option<Arc<dyn Machine>>,
+    /// Why it is being ended: the first reason is the one that is kept.
+    pub(crate) ending: Option<KillReason>,
 }
 
 impl Sandbox {
     pub(crate) fn new(entry: Entry, machine: Option<Arc<dyn Machine>>) -> Arc<Self> {
         Arc::new(Self {
             turn: tokio::sync::Mutex::new(()),
-            now: Mutex::new(Now { entry, machine }),
+            now: Mutex::new(Now {
+                entry,
+                machine,
+                ending: None,
+            }),
             nudge: Notify::new(),
             lines: Mutex::default(),
             history: Mutex::default(),
         })
+    }
+
+    pub(crate) fn id(&self) -> SandboxId {
+        self.now().entry.order.sandbox
     }
 
     /// What is true now. Not to be held across an await.
@@ -61,6 +72,12 @@ impl Sandbox {
 
     pub(crate) fn machine(&self) -> Option<Arc<dyn Machine>> {
         self.now().machine.clone()
+    }
+
+    /// Nothing of its machine is left but, perhaps, the disk.
+    pub(crate) fn let_go(&self) {
+        self.now().machine = None;
+        self.nudge.notify_waiters();
     }
 
     pub(crate) fn state(&self) -> HeldState {

@@ -47,6 +47,7 @@ impl Orchestrator {
     /// Stores what a node tells.
     pub(crate) async fn hear(&self, event: NodeEvent) {
         let outcome = match event {
+            NodeEvent::Ending(id, execution, why) => self.ending(id, execution, why).await,
             NodeEvent::Ended(id, execution, why) => self.ended(id, execution, why).await,
             NodeEvent::Pausing(id, execution, into, mode) => self.pausing(id, execution, into, mode).await,
             NodeEvent::Paused(id, execution, into, outcome) => {
@@ -75,6 +76,29 @@ impl Orchestrator {
         let sandbox = self.stored(id).await?;
         let seat = |sandbox: &Sandbox| sandbox.phase.seat().filter(|seat| seat.execution == execution);
         Ok(sandbox.and_then(|sandbox| seat(&sandbox).map(|at| (sandbox, at))))
+    }
+
+    /// Its streams are cut before its node ends them, so that none of them seems to end well.
+    async fn ending(
+        &self,
+        id: SandboxId,
+        execution: ExecutionId,
+        why: KillReason,
+    ) -> Result<(), ManagerError> {
+        let Some((sandbox, at)) = self.present(id, execution).await? else {
+            return Ok(());
+        };
+        self.withdraw(id, at).await;
+        let edit = |sandbox: &mut Sandbox| {
+            if sandbox.phase.seat() == Some(at) {
+                apply(sandbox, Event::Kill(why))?;
+            }
+            Ok(())
+        };
+        self.change(sandbox, edit).await?;
+        // Whoever published it again in between did not know.
+        self.withdraw(id, at).await;
+        Ok(())
     }
 
     async fn ended(

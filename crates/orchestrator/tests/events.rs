@@ -47,6 +47,31 @@ async fn one_that_ended_by_itself_is_gone_with_its_reason() {
 }
 
 #[tokio::test]
+async fn one_that_is_about_to_end_is_unroutable_and_gone_when_it_has_ended() {
+    let (world, _running) = hearing().await;
+    let id = world.create().await.sandbox.id;
+    let execution = execution(&world, id).await;
+    world
+        .node
+        .tell(NodeEvent::Ending(id, execution, KillReason::Timeout));
+    eventually(async || world.route(id).await.is_none()).await;
+    world.until(id, "killing").await;
+    world.node.meddle(std::collections::BTreeMap::clear);
+    world
+        .node
+        .tell(NodeEvent::Ended(id, execution, KillReason::Timeout));
+    world.until(id, "gone").await;
+    assert_eq!(
+        world.stored(id).await.phase,
+        Phase::Gone {
+            why: KillReason::Timeout
+        }
+    );
+    assert!(world.route(id).await.is_none());
+    world.assert_agreed().await;
+}
+
+#[tokio::test]
 async fn news_of_an_old_execution_is_no_news() {
     let (world, _running) = hearing().await;
     let (id, marker) = (world.create().await.sandbox.id, world.create().await.sandbox.id);
@@ -55,6 +80,7 @@ async fn news_of_an_old_execution_is_no_news() {
         mode: FULL,
         envd_unresponsive: false,
     };
+    world.node.tell(NodeEvent::Ending(id, old, KillReason::Timeout));
     world.node.tell(NodeEvent::Ended(id, old, KillReason::Timeout));
     world.node.tell(NodeEvent::Pausing(id, old, into, FULL));
     world.node.tell(NodeEvent::Paused(id, old, into, outcome));

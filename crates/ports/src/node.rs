@@ -72,6 +72,9 @@ pub struct PauseOutcome {
 /// What a node tells without being asked. A lost event costs one heartbeat: [`Node::report`] says the same.
 #[derive(Debug, Clone, PartialEq)]
 pub enum NodeEvent {
+    /// The deadline came, or its first process ended, and the node begins to end it: it must not be routed to from now
+    /// on. [`NodeEvent::Ended`] follows when nothing of it is left.
+    Ending(SandboxId, ExecutionId, KillReason),
     /// The deadline came and the sandbox was killed, or its first process ended. Nothing of it is left.
     Ended(SandboxId, ExecutionId, KillReason),
     /// The deadline came and the node begins to pause it: it must not be routed to from now on.

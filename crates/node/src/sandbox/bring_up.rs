@@ -2,7 +2,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use model::PauseMode;
+use model::{KillReason, PauseMode};
 use ports::node::{HeldState, NodeError, Order, OrderOrigin};
 use ports::runtime::{Disk, DiskOrigin};
 use ports::{Machine, MachineSpec, RuntimeError};
@@ -27,7 +27,6 @@ impl LocalNode {
         let entry = Entry {
             order: order.clone(),
             state: HeldState::Starting,
-            memory_lost: false,
             booted: None,
         };
         let (sandbox, is_new) = self.find_or_insert(order.sandbox, || Sandbox::new(entry, None));
@@ -39,14 +38,23 @@ impl LocalNode {
                 state => Err(NodeError::Busy(name(state))),
             };
         }
-        let started = self.boot(&order, DiskOrigin::Fresh).await;
-        match started {
-            Ok(machine) => self.settle(&sandbox, order, machine),
+        let machine = match self.start_machine(&order, DiskOrigin::Fresh).await {
+            Ok(machine) => machine,
             Err(error) => {
                 self.forget(order.sandbox, &sandbox);
-                Err(error)
+                return Err(error);
             }
+        };
+        sandbox.now().machine = Some(Arc::clone(&machine));
+        let up = self.make_usable(&sandbox, order, machine).await;
+        if up.is_err()
+            && let Err(error) = self.end_in_turn(&sandbox, KillReason::StartFailed).await
+        {
+            let id = sandbox.id();
+            tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "a sandbox that did not start could not be ended; it is tried again");
+            self.drive(&sandbox);
         }
+        up
     }
 
     async fn bring_up_known(self: &Arc<Self>, order: Order) -> Result<(), NodeError> {
@@ -58,10 +66,11 @@ impl LocalNode {
         }
         match (order.origin, held.state) {
             (OrderOrigin::Paused(build, wanted), HeldState::Paused(paused, kept)) if build == paused => {
-                if wanted == PauseMode::Full && kept == PauseMode::Full {
-                    self.thaw(&sandbox, order).await
-                } else {
-                    self.reboot(&sandbox, order).await
+                match (wanted, kept) {
+                    (PauseMode::Full, PauseMode::Full) => self.thaw(&sandbox, order).await,
+                    // A resume from its disk ended what was frozen, and did not come up.
+                    (PauseMode::Full, PauseMode::Filesystem) => Err(NodeError::MemoryLost),
+                    (PauseMode::Filesystem, _) => self.reboot(&sandbox, order).await,
                 }
             }
             (OrderOrigin::Reboot(execution), HeldState::Running) if held.order.execution == execution => {
@@ -77,15 +86,27 @@ impl LocalNode {
             .machine()
             .filter(|machine| machine.ended().borrow().is_none())
             .ok_or(NodeError::MemoryLost)?;
+        let up = self.wake(sandbox, order, &machine).await;
+        if up.is_err()
+            && let Err(error) = machine.freeze().await
+        {
+            let id = sandbox.id();
+            tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "a sandbox that was not resumed could not be frozen again");
+        }
+        up
+    }
+
+    async fn wake(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        order: Order,
+        machine: &Arc<dyn Machine>,
+    ) -> Result<(), NodeError> {
         machine.thaw().await.map_err(failed("thawing"))?;
         failpoint::reach("node/thawed");
         // Its start command runs already.
-        let told = self.tell_settings(&*machine, &order, false).await;
-        if let Err(error) = told {
-            let _ = machine.freeze().await;
-            return Err(error);
-        }
-        self.settle(sandbox, order, machine)
+        self.tell_settings(&**machine, &order, false).await?;
+        self.settle(sandbox, order, Arc::clone(machine))
     }
 
     /// Boots a new machine from the sandbox's disk, after ending the one that there is.
@@ -109,23 +130,27 @@ impl LocalNode {
                 let _ = envd::shut_down(&*machine).await;
                 failpoint::reach("node/shut-down");
             }
-            if let Err(error) = machine.stop(Disk::Keep).await {
-                self.set_state(sandbox, before)?;
-                return Err(failed("keeping the disk")(error));
-            }
+            self.stop_and_keep(sandbox, &*machine, before, disk_only).await?;
             failpoint::reach("node/disk-kept");
             // From here on the disk is all that there is, whatever happens.
-            sandbox.now().machine = None;
-            self.set_state(sandbox, disk_only)?;
+            self.set_state_anyway(sandbox, disk_only);
             failpoint::reach("node/reboot-written");
         }
         sandbox.lines().forget_seen();
-        let machine = self.boot(&order, DiskOrigin::Kept).await?;
-        self.settle(sandbox, order, machine)
+        let machine = self.start_machine(&order, DiskOrigin::Kept).await?;
+        let up = self.make_usable(sandbox, order, Arc::clone(&machine)).await;
+        if up.is_err()
+            && let Err(error) = machine.stop(Disk::Keep).await
+        {
+            let id = sandbox.id();
+            tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "a sandbox that did not boot could not be stopped; it is tried again");
+            sandbox.now().machine = Some(machine);
+            self.drive(sandbox);
+        }
+        up
     }
 
-    /// Starts a machine and tells its envd what it needs.
-    async fn boot(&self, order: &Order, disk: DiskOrigin) -> Result<Arc<dyn Machine>, NodeError> {
+    async fn start_machine(&self, order: &Order, disk: DiskOrigin) -> Result<Arc<dyn Machine>, NodeError> {
         let spec = MachineSpec {
             sandbox: order.sandbox,
             execution: order.execution,
@@ -143,18 +168,20 @@ impl LocalNode {
             .map_err(failed("starting the machine"))?;
         metrics::histogram!("atoll_node_start_stage_seconds", "stage" => "machine").record(begun.elapsed());
         failpoint::reach("node/machine-started");
-        let begun = Instant::now();
-        if let Err(error) = self.tell_settings(&*machine, order, true).await {
-            let fate = if disk == DiskOrigin::Kept {
-                Disk::Keep
-            } else {
-                Disk::Discard
-            };
-            let _ = machine.stop(fate).await;
-            return Err(error);
-        }
-        metrics::histogram!("atoll_node_start_stage_seconds", "stage" => "init").record(begun.elapsed());
         Ok(machine)
+    }
+
+    /// Tells the envd of a machine that has booted what it needs, then everybody that it runs.
+    async fn make_usable(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        order: Order,
+        machine: Arc<dyn Machine>,
+    ) -> Result<(), NodeError> {
+        let begun = Instant::now();
+        self.tell_settings(&*machine, &order, true).await?;
+        metrics::histogram!("atoll_node_start_stage_seconds", "stage" => "init").record(begun.elapsed());
+        self.settle(sandbox, order, machine)
     }
 
     async fn tell_settings(
@@ -174,6 +201,8 @@ impl LocalNode {
             sandbox_id: Some(order.sandbox.to_string()),
             template_id: Some(order.template.to_string()),
             hostname: Some(order.sandbox.to_string()),
+            cpu_count: Some(order.resources.cpu),
+            memory_bytes: Some(order.resources.memory.bytes()),
             start_command: start.map(|start| StartCommand {
                 command: start.command.clone(),
                 user: start.user.clone(),
@@ -199,7 +228,6 @@ impl LocalNode {
         let entry = Entry {
             order,
             state: HeldState::Running,
-            memory_lost: false,
             booted: Some(machine.execution()),
         };
         failpoint::reach("node/settings-told");
@@ -215,6 +243,8 @@ impl LocalNode {
             now.entry = entry;
             now.machine = Some(machine);
         }
+        // Whoever drove an execution before has nothing to watch over any more.
+        sandbox.nudge.notify_waiters();
         self.drive(sandbox);
         Ok(())
     }

@@ -3,10 +3,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use model::{BuildId, ExecutionId, KillReason, PauseMode, SandboxId};
+use ports::Machine;
 use ports::node::{HeldState, NodeError, PauseOutcome};
 use ports::runtime::Disk;
 
 use crate::envd;
+use crate::journal::Entry;
 use crate::node::LocalNode;
 use crate::sandbox::bring_up::failed;
 use crate::sandbox::{Sandbox, name};
@@ -53,52 +55,111 @@ impl LocalNode {
         self.set_state(sandbox, HeldState::Pausing(into, mode))?;
         failpoint::reach("node/pausing-written");
         let paused = match mode {
-            PauseMode::Full => machine.freeze().await,
-            PauseMode::Filesystem => {
-                let _ = envd::shut_down(&*machine).await;
-                failpoint::reach("node/shut-down-to-pause");
-                machine.stop(Disk::Keep).await
-            }
+            PauseMode::Full => self.keep_memory(sandbox, &*machine, into).await,
+            PauseMode::Filesystem => self.keep_disk(sandbox, &*machine, into).await,
         };
-        failpoint::reach("node/machine-paused");
-        if let Err(error) = paused {
-            if mode == PauseMode::Full {
-                let _ = machine.thaw().await;
-            }
-            self.set_state(sandbox, HeldState::Running)?;
-            return Err(failed("pausing the machine")(error));
-        }
-        if mode == PauseMode::Filesystem {
-            sandbox.now().machine = None;
-        }
+        // Whether it is paused or runs on: its deadline is another now.
+        sandbox.nudge.notify_waiters();
+        paused?;
+        failpoint::reach("node/paused-written");
         sandbox.lines().say(
             SystemTime::now(),
             ports::Level::Info,
             "the sandbox is paused".to_owned(),
         );
-        self.set_state(sandbox, HeldState::Paused(into, mode))?;
-        failpoint::reach("node/paused-written");
-        sandbox.nudge.notify_waiters();
         Ok(PauseOutcome {
             mode,
             envd_unresponsive,
         })
     }
 
+    async fn keep_memory(
+        &self,
+        sandbox: &Sandbox,
+        machine: &dyn Machine,
+        into: BuildId,
+    ) -> Result<(), NodeError> {
+        let frozen = machine.freeze().await.map_err(failed("pausing the machine"));
+        failpoint::reach("node/machine-paused");
+        let kept = frozen.and_then(|()| self.set_state(sandbox, HeldState::Paused(into, PauseMode::Full)));
+        if kept.is_err() {
+            // What is not written is not paused: a restart would find it running.
+            if let Err(error) = machine.thaw().await {
+                tracing::error!(sandbox = %sandbox.id(), error = &error as &dyn std::error::Error, "a sandbox that was not paused could not be thawed");
+            }
+            self.set_state_anyway(sandbox, HeldState::Running);
+        }
+        kept
+    }
+
+    async fn keep_disk(
+        &self,
+        sandbox: &Sandbox,
+        machine: &dyn Machine,
+        into: BuildId,
+    ) -> Result<(), NodeError> {
+        let paused = HeldState::Paused(into, PauseMode::Filesystem);
+        let _ = envd::shut_down(machine).await;
+        failpoint::reach("node/shut-down-to-pause");
+        self.stop_and_keep(sandbox, machine, HeldState::Running, paused)
+            .await?;
+        failpoint::reach("node/machine-paused");
+        // A restart that finds the disk, and that it was meant to be paused, says the same.
+        self.set_state_anyway(sandbox, paused);
+        Ok(())
+    }
+
+    /// Stops a machine and keeps its disk. Where that fails, the sandbox is what it was `before`, unless its machine is
+    /// dead: then its disk, wherever it is, is all that there is of it.
+    pub(crate) async fn stop_and_keep(
+        &self,
+        sandbox: &Sandbox,
+        machine: &dyn Machine,
+        before: HeldState,
+        disk_only: HeldState,
+    ) -> Result<(), NodeError> {
+        let Err(error) = machine.stop(Disk::Keep).await else {
+            sandbox.let_go();
+            return Ok(());
+        };
+        if machine.ended().borrow().is_none() {
+            self.set_state_anyway(sandbox, before);
+            sandbox.nudge.notify_waiters();
+            return Err(failed("keeping the disk")(error));
+        }
+        tracing::error!(sandbox = %sandbox.id(), error = &error as &dyn std::error::Error, "a sandbox is dead and its disk could not be put away; it is tried again");
+        self.set_state_anyway(sandbox, disk_only);
+        sandbox.nudge.notify_waiters();
+        Err(NodeError::Busy(name(disk_only)))
+    }
+
     /// Ends whatever there is of a sandbox.
     pub(crate) async fn end(self: &Arc<Self>, id: SandboxId, why: KillReason) -> Result<(), NodeError> {
         let Some(sandbox) = self.find(id) else {
-            return self
-                .runtime
-                .discard(id)
-                .await
-                .map_err(failed("discarding a disk"));
+            return self.discard(id, why).await;
         };
         let _turn = sandbox.turn.lock().await;
         self.end_in_turn(&sandbox, why).await
     }
 
-    /// For whoever holds the sandbox's turn.
+    /// Throws away what may be left of a sandbox that is not known.
+    async fn discard(&self, id: SandboxId, why: KillReason) -> Result<(), NodeError> {
+        if self.unreadable().contains(&id) {
+            // That we do not know it is why others think that it is lost.
+            if why != KillReason::Requested {
+                tracing::warn!(sandbox = %id, %why, "a sandbox whose entry is not understood is over; its disk is kept");
+                return Ok(());
+            }
+            self.journal.remove(id);
+            self.unreadable().remove(&id);
+        }
+        self.runtime
+            .discard(id)
+            .await
+            .map_err(failed("discarding a disk"))
+    }
+
+    /// For whoever holds the sandbox's turn. Where it fails and there is a machine, the sandbox's driver tries again.
     #[tracing::instrument(level = "debug", name = "node.kill", skip_all, fields(node = %ports::Node::id(&**self), sandbox, execution, %why))]
     pub(crate) async fn end_in_turn(
         self: &Arc<Self>,
@@ -112,10 +173,25 @@ impl LocalNode {
             .record("execution", order.execution.as_str());
         tracing::info!(sandbox = %id, %why, "ending a sandbox");
         // Not dialled any more, and not restored by a restart.
-        sandbox.now().entry.state = HeldState::Stopping;
+        {
+            let mut now = sandbox.now();
+            now.entry.state = HeldState::Stopping;
+            now.ending.get_or_insert(why);
+        }
         self.journal.remove(id);
         failpoint::reach("node/journal-removed");
-        if let Some(machine) = sandbox.machine() {
+        let ended = self.leave_nothing(id, sandbox.machine()).await;
+        if ended.is_ok() {
+            self.forget(id, sandbox);
+            sandbox.let_go();
+        } else {
+            sandbox.nudge.notify_waiters();
+        }
+        ended
+    }
+
+    async fn leave_nothing(&self, id: SandboxId, machine: Option<Arc<dyn Machine>>) -> Result<(), NodeError> {
+        if let Some(machine) = machine {
             machine
                 .stop(Disk::Discard)
                 .await
@@ -125,20 +201,28 @@ impl LocalNode {
         self.runtime
             .discard(id)
             .await
-            .map_err(failed("discarding a disk"))?;
-        self.forget(id, sandbox);
-        sandbox.nudge.notify_waiters();
-        Ok(())
+            .map_err(failed("discarding a disk"))
     }
 
+    /// Changes a state, in the journal first, and not at all where that fails.
     pub(crate) fn set_state(&self, sandbox: &Sandbox, state: HeldState) -> Result<(), NodeError> {
         let mut now = sandbox.now();
-        let entry = crate::journal::Entry {
+        let entry = Entry {
             state,
             ..now.entry.clone()
         };
         self.write(&entry)?;
         now.entry = entry;
         Ok(())
+    }
+
+    /// Notes what is true already, whatever the journal says: what it was told before leads a restart to the same.
+    pub(crate) fn set_state_anyway(&self, sandbox: &Sandbox, state: HeldState) {
+        let mut now = sandbox.now();
+        now.entry.state = state;
+        if let Err(error) = self.write(&now.entry) {
+            let id = now.entry.order.sandbox;
+            tracing::error!(sandbox = %id, state = name(state), error = &error as &dyn std::error::Error, "the state of a sandbox was not written");
+        }
     }
 }

@@ -1,0 +1,6 @@
+//! The drivers of sandboxes, over a runtime that fails where it is told to and a journal that can be taken away.
+mod ends;
+mod pauses;
+mod recovery;
+mod starts;
+mod world;
