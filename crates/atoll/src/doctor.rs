@@ -7,6 +7,7 @@ use anyhow::Result;
 use container::probe::{Check, Verdict, look};
 
 use crate::data::DataDir;
+use crate::out;
 use crate::settings::Resolved;
 
 /// Says what this machine can do; fails where no sandbox could be started.
@@ -18,26 +19,15 @@ pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
     let fit = checks.iter().all(|check| check.verdict != Verdict::Missing);
     if json {
         let shown: Vec<_> = checks.iter().map(as_json).collect();
-        println!(
-            "{}",
-            serde_json::json!({ "fit": fit, "runtime": "container", "checks": shown })
-        );
+        out::json(&serde_json::json!({ "fit": fit, "runtime": "container", "checks": shown }))?;
     } else {
-        for check in &checks {
-            println!("{:<8} {:<30} {}", word(check.verdict), check.name, check.found);
-            if let Some(hint) = &check.hint {
-                println!("{:<8} {:<30} → {hint}", "", "");
-            }
-        }
-        println!();
-        println!(
-            "{}",
-            if fit {
-                "Sandboxes can run here, as containers."
-            } else {
-                "Sandboxes cannot run here yet."
-            }
-        );
+        let conclusion = if fit {
+            "Sandboxes can run here, as containers."
+        } else {
+            "Sandboxes cannot run here yet."
+        };
+        let lines: String = checks.iter().map(as_text).collect();
+        out::text(&format!("{lines}\n{conclusion}\n"))?;
     }
     Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -50,9 +40,24 @@ const fn word(verdict: Verdict) -> &'static str {
     }
 }
 
+fn as_text(check: &Check) -> String {
+    let found = format!("{:<8} {:<30} {}\n", word(check.verdict), check.name, check.found);
+    let hint = check
+        .hint
+        .as_ref()
+        .map(|hint| format!("{:<8} {:<30} → {hint}\n", "", ""));
+    found + &hint.unwrap_or_default()
+}
+
 fn as_json(check: &Check) -> serde_json::Value {
     serde_json::json!({ "name": check.name, "verdict": word(check.verdict), "found": check.found, "hint": check.hint })
 }
+
+/// Overlays over layers whose owners are mapped.
+const OVERLAYS_MAP_OWNERS: (u32, u32) = (5, 19);
+/// Overlays that are told their layers by descriptors of mounts that are attached nowhere; before, each is attached for a
+/// moment.
+const OVERLAYS_TAKE_DESCRIPTORS: (u32, u32) = (6, 15);
 
 fn kernel() -> Check {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
@@ -60,13 +65,17 @@ fn kernel() -> Check {
         .split(['.', '-'])
         .map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    // Overlays take layers as descriptors of detached mounts.
+    let verdict = if version < OVERLAYS_MAP_OWNERS {
+        Verdict::Missing
+    } else {
+        Verdict::Poor
+    };
     Check::new(
         "kernel",
-        version >= (6, 8),
-        Verdict::Poor,
+        version >= OVERLAYS_TAKE_DESCRIPTORS,
+        verdict,
         release,
-        "Atoll is tested on 6.8 and newer",
+        "Linux 5.19 is needed; from 6.15 on creates are a little faster",
     )
 }
 

@@ -3,14 +3,14 @@
 //! It holds all capabilities, but in its own user namespace only, and gives them up step by step: what remains at the
 //! end is [`CAPABILITIES`] and the system calls of [`crate::syscalls`].
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -202,12 +202,13 @@ fn mount_kernel_views() -> Result<(), Step> {
         terminals,
         c"newinstance,ptmxmode=0666,mode=0620,gid=5",
     )?;
-    // Shared memory is the machine's memory, and its limit is the machine's.
+    // Shared memory is the machine's memory, and its limit is the machine's; without a size of its own it would show
+    // half of the host's.
     mount_fs(
         "tmpfs",
         "dev/shm",
         MountFlags::NOSUID | MountFlags::NODEV,
-        c"mode=1777",
+        c"mode=1777,size=2g,nr_inodes=256k",
     )?;
     mount_fs("mqueue", "dev/mqueue", plain, c"")?;
     for (link, target) in [
@@ -272,29 +273,32 @@ fn show_only(dir: &str, kept: &[&str]) -> Result<(), Step> {
 fn identify(boot: &Boot) -> Result<(), Step> {
     rustix::system::sethostname(boot.hostname.as_bytes()).at("sethostname")?;
     fs::create_dir_all("/etc").at("making /etc")?;
-    let resolver = format!("nameserver {}\noptions timeout:2 attempts:3\n", boot.nameserver);
-    write_if_other("/etc/resolv.conf", &resolver)?;
+    let servers: String = boot
+        .nameservers
+        .iter()
+        .map(|server| format!("nameserver {server}\n"))
+        .collect();
+    put(
+        "/etc/resolv.conf",
+        &format!("{servers}options timeout:2 attempts:3\n"),
+    )?;
     if fs::metadata("/etc/hosts").map_or(true, |hosts| hosts.len() == 0) {
-        write_if_other(
+        put(
             "/etc/hosts",
             "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n",
         )?;
     }
-    if fs::read_to_string("/etc/machine-id").map_or(true, |id| id.trim().len() != 32) {
-        write_if_other("/etc/machine-id", &format!("{}\n", boot.machine_id))?;
+    let machine_id = "/etc/machine-id";
+    if read_small(machine_id).is_none_or(|id| id.trim().len() != 32) {
+        put(machine_id, &format!("{}\n", boot.machine_id))?;
     }
     let _ = fs::set_permissions("/tmp", fs::Permissions::from_mode(0o1777));
     fs::write("/run/atoll/boot_id", format!("{}\n", boot.boot_id)).at("writing the boot id")?;
     rustix::mount::mount_bind("/run/atoll/boot_id", "/proc/sys/kernel/random/boot_id")
         .at("binding the boot id")?;
-    let proc_sys = rustix::fs::open(
-        "/proc/sys",
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )
-    .at("opening /proc/sys")?;
-    rustix::fs::chmod("/run/atoll/boot_id", rustix::fs::Mode::from_raw_mode(0o444))
-        .at("opening the boot id to all")?;
+    let proc_sys = rustix::fs::open("/proc/sys", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .at("opening /proc/sys")?;
+    rustix::fs::chmod("/run/atoll/boot_id", Mode::from_raw_mode(0o444)).at("opening the boot id to all")?;
     let read_only = linux::mount::Attributes {
         read_only: true,
         no_setuid: true,
@@ -305,12 +309,30 @@ fn identify(boot: &Boot) -> Result<(), Step> {
     linux::mount::set_attributes(proc_sys.as_fd(), read_only).at("making /proc/sys read-only")
 }
 
-/// Replaces a file of the template's by a regular one, whatever it was: a link could lead anywhere.
-fn write_if_other(path: &str, text: &str) -> Result<(), Step> {
-    if fs::symlink_metadata(path).is_ok_and(|file| file.is_file())
-        && fs::read_to_string(path).is_ok_and(|old| old == text)
-    {
+/// The files that are looked at here hold a line or two.
+const FILE_BYTES_MAX: u64 = 4096;
+
+/// What a file holds that the machine may have made what it likes: neither is a link followed, nor a pipe waited for, nor
+/// more read than such a file has.
+fn read_small(path: &str) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = fs::File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
+    let about = file.metadata().ok()?;
+    if !about.is_file() || about.len() > FILE_BYTES_MAX {
+        return None;
+    }
+    let mut text = String::new();
+    file.take(FILE_BYTES_MAX).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// Sees to it that a file is a regular one with this text, whatever was there: a link could lead anywhere.
+fn put(path: &str, text: &str) -> Result<(), Step> {
+    if read_small(path).is_some_and(|old| old == text) {
         return Ok(());
+    }
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+        fs::remove_dir_all(path).at(format!("clearing {path}"))?;
     }
     let _ = fs::remove_file(path);
     fs::File::create_new(path)
@@ -374,3 +396,6 @@ fn exec_envd(boot: &Boot, ready: &OwnedFd) -> Result<std::convert::Infallible, S
         .exec();
     Err(failed).at(format!("exec of {program}"))
 }
+
+#[cfg(test)]
+mod tests;

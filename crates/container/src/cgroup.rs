@@ -258,6 +258,16 @@ impl Cgroup {
     /// Puts limits in force.
     pub(crate) fn limit(&self, resources: Resources) -> Result<(), Step> {
         let memory = resources.memory.bytes().to_string();
+        let with_swap = || {
+            if let Some(dir) = self.v1.get(&Controller::Memory) {
+                // Only there with swap accounting; without it there is nothing to limit.
+                let _ = fs::write(dir.join("memory.memsw.limit_in_bytes"), &memory);
+            } else if let Some(dir) = &self.v2 {
+                let _ = fs::write(dir.join("memory.swap.max"), "0");
+            }
+        };
+        // Version 1 lets neither limit pass the other: this one goes first where they rise, and last where they fall.
+        with_swap();
         self.write(
             Controller::Memory,
             "memory.limit_in_bytes",
@@ -265,12 +275,7 @@ impl Cgroup {
             memory.clone(),
             memory.clone(),
         )?;
-        if let Some(dir) = self.v1.get(&Controller::Memory) {
-            // Only there with swap accounting; without it there is nothing to limit.
-            let _ = fs::write(dir.join("memory.memsw.limit_in_bytes"), &memory);
-        } else if let Some(dir) = &self.v2 {
-            let _ = fs::write(dir.join("memory.swap.max"), "0");
-        }
+        with_swap();
         let quota = u64::from(resources.cpu) * CPU_PERIOD_US;
         self.write(
             Controller::Cpu,
@@ -419,23 +424,4 @@ fn field(path: &Path, name: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hybrid_machines_keep_limits_in_version_1() {
-        let found = hierarchies(
-            "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
-             35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:4 - cgroup cgroup rw,memory\n\
-             41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n",
-        );
-        assert_eq!(
-            found.v1[&Controller::CpuAccounting],
-            Path::new("/sys/fs/cgroup/cpu,cpuacct")
-        );
-        assert_eq!(found.v1[&Controller::Memory], Path::new("/sys/fs/cgroup/memory"));
-        assert!(!found.v1.contains_key(&Controller::Pids));
-        assert_eq!(found.v2.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
-        assert_eq!(found.roots().len(), 3);
-    }
-}
+mod tests;

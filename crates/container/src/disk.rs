@@ -1,5 +1,6 @@
 //! Writable disks: an ext4 image for each sandbox, with a size that `df` inside tells truly and no write gets past.
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use linux::loopdev::LoopDevice;
 use model::{MiB, SandboxId};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::step::{At, Step};
@@ -20,11 +23,14 @@ pub(crate) const DISK_MIN: MiB = MiB(64);
 /// The kernel unmounts a machine's disk a moment after its last process.
 pub(crate) const RELEASED_WITHIN: Duration = Duration::from_secs(10);
 
+/// A tenth of a small volume and at most this, in bytes: sandboxes that are there may write it, new ones are not made.
+const RESERVE_BYTES_MAX: u64 = 1 << 30;
+
 /// All disks of this node.
 #[derive(Debug)]
 pub(crate) struct Disks {
     volume: Volume,
-    /// One blank disk is made at a time: the second who wants it finds it.
+    /// One blank disk is made at a time, and the volume grown once: the second who wants it finds it.
     making: Mutex<()>,
 }
 
@@ -59,11 +65,26 @@ impl Disks {
         self.volume.root().join("kept").join(format!("{sandbox}.img"))
     }
 
+    /// Refuses where the last of the room is left to those that are there: a sandbox whose disk cannot be written to,
+    /// although it is not full, sees broken hardware.
+    pub(crate) fn has_room(&self) -> Result<(), Step> {
+        let enough = || Ok(self.volume.space()?).map(|space| space.free_bytes >= reserve(space.total_bytes));
+        if enough()? {
+            return Ok(());
+        }
+        let _one = self.making.lock().expect(UNPOISONED);
+        self.volume.grow()?;
+        if enough()? {
+            return Ok(());
+        }
+        Err(io::Error::from(Errno::NOSPC)).at("looking for room on the volume")
+    }
+
     /// Gives a slot a blank disk.
     pub(crate) fn fresh(&self, slot: u32, size: MiB) -> Result<(), Step> {
         let blank = self.blank(size);
         if !blank.exists() {
-            let _one = self.making.lock().expect("nothing panics while it makes a disk");
+            let _one = self.making.lock().expect(UNPOISONED);
             if !blank.exists() {
                 make_blank(&blank, size)?;
             }
@@ -83,10 +104,11 @@ impl Disks {
         fs::rename(self.kept(sandbox), self.of_slot(slot)).at(format!("taking the disk kept for {sandbox}"))
     }
 
-    /// Keeps a slot's disk for a sandbox; waits until the kernel has written it all and let go of it.
+    /// Keeps a slot's disk for a sandbox; waits until the kernel has written it all and let go of it. A disk that is in
+    /// use still stays where it is: two mounts of one would destroy it.
     pub(crate) fn keep(&self, slot: u32, sandbox: SandboxId) -> Result<(), Step> {
         let image = self.of_slot(slot);
-        wait_until_released(&image);
+        wait_until_released(&image, RELEASED_WITHIN)?;
         fs::rename(image, self.kept(sandbox)).at(format!("keeping the disk of {sandbox}"))
     }
 
@@ -122,7 +144,8 @@ impl Disks {
         remove(&self.kept(sandbox))
     }
 
-    /// Mounts a slot's disk, attached nowhere: it lives as long as the descriptor or an overlay over it.
+    /// Mounts a slot's disk, attached nowhere: it lives as long as the descriptor or an overlay over it. One that is
+    /// mounted already is refused.
     pub(crate) fn mount(&self, slot: u32) -> Result<OwnedFd, Step> {
         let path = self.of_slot(slot);
         let image = OpenOptions::new()
@@ -130,12 +153,17 @@ impl Disks {
             .write(true)
             .open(&path)
             .at(format!("opening {}", path.display()))?;
+        // The device holds this description of the file, and the lock with it, to its own end.
+        rustix::fs::flock(&image, FlockOperation::NonBlockingLockExclusive)
+            .at(format!("locking {}, which is in use,", path.display()))?;
         let device = LoopDevice::attach(image.as_fd(), true).at(format!("attaching {}", path.display()))?;
         let mount = || -> rustix::io::Result<OwnedFd> {
             let context = rustix::mount::fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
             rustix::mount::fsconfig_set_string(&context, "source", device.path())?;
             // The tables were left out when the blank was made; writing them for each copy would unshare its blocks.
             rustix::mount::fsconfig_set_flag(&context, "noinit_itable")?;
+            // What is deleted inside is free on the volume again.
+            rustix::mount::fsconfig_set_flag(&context, "discard")?;
             rustix::mount::fsconfig_create(&context)?;
             let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
             rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
@@ -163,7 +191,7 @@ fn make_blank(blank: &Path, size: MiB) -> Result<(), Step> {
         }
     }
     let partial = blank.with_extension("partial");
-    let file = fs::File::create(&partial).at(format!("making {}", partial.display()))?;
+    let file = File::create(&partial).at(format!("making {}", partial.display()))?;
     file.set_len(size.bytes())
         .at(format!("growing {}", partial.display()))?;
     let made = volume::run(
@@ -194,10 +222,32 @@ fn tempdir(beside: &Path) -> Result<PathBuf, Step> {
     Ok(room)
 }
 
-fn wait_until_released(image: &Path) {
-    let deadline = Instant::now() + RELEASED_WITHIN;
-    while volume::attached(image).is_some() && Instant::now() < deadline {
+/// What is left to the sandboxes that are there.
+fn reserve(total_bytes: u64) -> u64 {
+    (total_bytes / 10).min(RESERVE_BYTES_MAX)
+}
+
+fn wait_until_released(image: &Path, patience: Duration) -> Result<(), Step> {
+    let deadline = Instant::now() + patience;
+    while is_in_use(image) {
+        if Instant::now() >= deadline {
+            return Err(Errno::BUSY).at(format!("waiting for the kernel to let go of {}", image.display()));
+        }
         #[expect(clippy::disallowed_methods, reason = "blocking code, off the runtime")]
         std::thread::sleep(Duration::from_millis(2));
     }
+    Ok(())
 }
+
+/// Whether a device is behind an image: one of ours holds a lock, and one of a daemon that took none is among the devices.
+fn is_in_use(image: &Path) -> bool {
+    let locked = File::open(image).is_ok_and(|file| {
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+    });
+    locked || volume::attached(image).is_some()
+}
+
+const UNPOISONED: &str = "nothing panics while it makes a disk";
+
+#[cfg(test)]
+mod tests;

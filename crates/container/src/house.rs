@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use model::{BuildId, MiB, NetworkPolicy, SandboxId};
+use model::{BuildId, MiB, NetworkPolicy, Resources, SandboxId};
 use ports::RuntimeError;
 use rand::Rng as _;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{PidfdFlags, Signal};
+use tokio_util::task::TaskTracker;
 
 use crate::build::Builds;
 use crate::cgroup::{Cgroup, Cgroups};
@@ -20,6 +21,7 @@ use crate::launcher::message::Boot;
 use crate::launcher::{Launcher, Ordered};
 use crate::net::Net;
 use crate::record::{Identity, Record, Records};
+use crate::root::Laying;
 use crate::slot::Slot;
 use crate::step::{At, Step};
 use crate::{agent, root};
@@ -30,6 +32,11 @@ const UP_WITHIN: Duration = Duration::from_secs(15);
 const GROUP_GONE_WITHIN: Duration = Duration::from_secs(5);
 /// All tasks of a killed machine end in milliseconds, unless one waits for a disk.
 const DEAD_WITHIN: Duration = Duration::from_secs(20);
+
+/// What a slot may use until it is claimed: envd takes a hundredth of it.
+pub(crate) const PARKED_CPU: u32 = 1;
+/// Likewise.
+pub(crate) const PARKED_MEMORY_MIB: u32 = 128;
 
 /// What a slot is prepared for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,6 +68,9 @@ pub(crate) struct House {
     pub(crate) disks: Disks,
     pub(crate) cgroups: Cgroups,
     pub(crate) launcher: Launcher,
+    pub(crate) laying: Laying,
+    /// All that makes slots and gives them back: whoever closes waits for it.
+    pub(crate) work: TaskTracker,
     /// There from recovery to the end.
     net: RwLock<Option<Arc<Net>>>,
     numbers: Mutex<Numbers>,
@@ -97,6 +107,8 @@ impl House {
             disks: Disks::open(data)?,
             cgroups: Cgroups::open(instance.number)?,
             launcher: Launcher::start(launcher)?,
+            laying: Laying::default(),
+            work: TaskTracker::new(),
             net: RwLock::default(),
             numbers: Mutex::default(),
             agent: agent::stage(envd, data)?,
@@ -170,8 +182,20 @@ impl House {
             .exists()
     }
 
-    /// Makes a slot, up to an envd that listens. On failure nothing is left of it, and a kept disk is where it was.
-    pub(crate) fn prepare(&self, shape: Shape, give: Give) -> Result<Slot, RuntimeError> {
+    /// Makes a slot for nobody yet.
+    pub(crate) fn park(&self, shape: Shape) -> Result<Slot, RuntimeError> {
+        self.disks.has_room()?;
+        let limits = Resources {
+            cpu: PARKED_CPU,
+            memory: MiB(PARKED_MEMORY_MIB),
+            disk: shape.disk,
+        };
+        self.prepare(shape, Give::Fresh, limits)
+    }
+
+    /// Makes a slot, up to an envd that listens, within these limits. On failure nothing is left of it, and a kept disk is
+    /// where it was.
+    pub(crate) fn prepare(&self, shape: Shape, give: Give, limits: Resources) -> Result<Slot, RuntimeError> {
         if shape.disk < DISK_MIN {
             return Err(RuntimeError::Unsupported {
                 runtime: "container",
@@ -179,7 +203,7 @@ impl House {
             });
         }
         let number = self.take_number()?;
-        let made = self.bring_up(number, shape, give);
+        let made = self.bring_up(number, shape, give, limits);
         if made.is_err() {
             let fate = match give {
                 Give::Kept(sandbox) if !self.disks.is_kept(sandbox) => Fate::Keep(sandbox),
@@ -190,7 +214,13 @@ impl House {
         made
     }
 
-    fn bring_up(&self, number: u32, shape: Shape, give: Give) -> Result<Slot, RuntimeError> {
+    fn bring_up(
+        &self,
+        number: u32,
+        shape: Shape,
+        give: Give,
+        limits: Resources,
+    ) -> Result<Slot, RuntimeError> {
         let build = self
             .builds
             .get(shape.build)?
@@ -209,6 +239,8 @@ impl House {
         failpoint::reach("container/slot-recorded");
         let cgroup = self.cgroups.of(number);
         cgroup.create()?;
+        // Before anything runs in it: a disk that is given again has been the machine's to write to.
+        cgroup.limit(limits)?;
         failpoint::reach("container/cgroup-made");
         match give {
             Give::Fresh => self.disks.fresh(number, shape.disk)?,
@@ -235,6 +267,7 @@ impl House {
         let users = open(&format!("/proc/{pid}/ns/user"))?;
         let disk = self.disks.mount(number)?;
         let root = root::assemble(
+            &self.laying,
             &build,
             disk.as_fd(),
             skeleton.disk_users.as_fd(),
@@ -257,7 +290,7 @@ impl House {
         failpoint::reach("container/boot-ordered");
         wait_until_up(&ready, &ordered)?;
         failpoint::reach("container/slot-up");
-        let socket = Slot::open_socket(pid)?;
+        let socket = Slot::open_socket(pid, &pidfd)?;
         Ok(Slot {
             number,
             pid,
@@ -276,7 +309,7 @@ impl House {
             cgroups,
             mounts,
             hostname: "sandbox".to_owned(),
-            nameserver: self.net()?.nameserver().to_string(),
+            nameservers: self.nameservers()?,
             machine_id: hex(&random[..16]),
             // A random UUID, version 4.
             boot_id: format!(
@@ -300,11 +333,45 @@ impl House {
         })
     }
 
-    /// Ends whatever lives in a slot and frees all of it. What cannot be freed now stays on record, and is found by the
-    /// next recovery.
-    pub(crate) fn give_back(&self, number: u32, fate: Fate) {
+    /// Where there is no server, whoever asks is told so by the gateway at once.
+    fn nameservers(&self) -> Result<Vec<String>, Step> {
+        let net = self.net()?;
+        let mut servers = net.nameservers();
+        if servers.is_empty() {
+            servers.push(net.nameserver());
+        }
+        Ok(servers.iter().map(ToString::to_string).collect())
+    }
+
+    /// Frees a slot while others go on. What that came to is logged.
+    pub(crate) fn give_back_soon(self: &Arc<Self>, number: u32, fate: Fate) {
+        let house = Arc::clone(self);
+        // Without a runtime the daemon is ending: the slot is on record, and found by the next recovery.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.work
+                .spawn_blocking_on(move || house.give_back(number, fate), &runtime);
+        }
+    }
+
+    /// Frees a slot, where nobody is told what became of it. Says whether all of it is gone.
+    pub(crate) fn give_back(&self, number: u32, fate: Fate) -> bool {
+        let freed = self.free(number, fate);
+        if let Err(error) = &freed {
+            tracing::error!(
+                slot = number,
+                error = error as &dyn std::error::Error,
+                cause = %error.source,
+                "a slot could not be freed; it stays on record for the next start"
+            );
+        }
+        freed.is_ok()
+    }
+
+    /// Ends whatever lives in a slot and frees all of it. On failure it stays on record, its number is not given out, and
+    /// it is found by the next recovery, or freed by being asked again.
+    pub(crate) fn free(&self, number: u32, fate: Fate) -> Result<(), Step> {
         let cgroup = self.cgroups.of(number);
-        end_everything(&cgroup);
+        end_everything(&cgroup)?;
         failpoint::reach("container/all-ended");
         let released = self.net().and_then(|net| net.release(number));
         if let Err(error) = released {
@@ -315,28 +382,16 @@ impl House {
             );
         }
         failpoint::reach("container/network-released");
-        let disk = match fate {
-            Fate::Keep(sandbox) if self.disks.of_slot(number).exists() => self.disks.keep(number, sandbox),
-            Fate::Keep(_) => Ok(()),
-            Fate::Discard => self.disks.remove(number),
-        };
-        if let Err(error) = disk {
-            tracing::error!(
-                slot = number,
-                error = &error as &dyn std::error::Error,
-                "a disk could not be put away"
-            );
-            return;
+        match fate {
+            Fate::Keep(sandbox) if self.disks.of_slot(number).exists() => self.disks.keep(number, sandbox)?,
+            Fate::Keep(_) => {}
+            Fate::Discard => self.disks.remove(number)?,
         }
         failpoint::reach("container/disk-put-away");
         let deadline = Instant::now() + GROUP_GONE_WITHIN;
         while !cgroup.remove() {
             if Instant::now() > deadline {
-                tracing::error!(
-                    slot = number,
-                    "a cgroup could not be removed; it stays on record for the next start"
-                );
-                return;
+                return Err(rustix::io::Errno::BUSY).at(format!("removing the cgroup of slot {number}"));
             }
             #[expect(clippy::disallowed_methods, reason = "blocking code, off the runtime")]
             std::thread::sleep(Duration::from_millis(1));
@@ -345,6 +400,7 @@ impl House {
         self.records.remove(number);
         failpoint::reach("container/record-removed");
         self.numbers.lock().expect(UNPOISONED).give_back(number);
+        Ok(())
     }
 }
 
@@ -360,12 +416,16 @@ fn open(path: &str) -> Result<OwnedFd, Step> {
 }
 
 /// Kills what is in a group until nothing is.
-fn end_everything(cgroup: &Cgroup) {
+fn end_everything(cgroup: &Cgroup) -> Result<(), Step> {
     let deadline = Instant::now() + DEAD_WITHIN;
     loop {
         let alive = cgroup.processes();
-        if alive.is_empty() || Instant::now() > deadline {
-            return;
+        if alive.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(std::io::Error::from(std::io::ErrorKind::TimedOut))
+                .at(format!("ending processes {alive:?}"));
         }
         cgroup.kill();
         for pid in alive

@@ -16,7 +16,7 @@ const USER: u32 = 1000;
 
 /// Parts of `/etc` without which programs of `/usr` do not work, and which hold no secret: caches, certificates of public
 /// authorities, tables. Neither accounts, keys, hosts nor the configuration of services.
-const ETC: [&str; 42] = [
+const ETC: [&str; 40] = [
     "alternatives",
     "apt/apt.conf.d",
     "apt/preferences.d",
@@ -51,8 +51,6 @@ const ETC: [&str; 42] = [
     "perl",
     "profile.d",
     "protocols",
-    "python3",
-    "python3.11",
     "rpc",
     "services",
     "shells",
@@ -114,20 +112,29 @@ const PROFILE: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
     if [ -n \"$PS1\" ]; then\n  if [ \"$(id -u)\" -eq 0 ]; then PS1='\\u@\\h:\\w# '; else PS1='\\u@\\h:\\w$ '; fi\nfi\n\
     if [ -d /etc/profile.d ]; then\n  for i in /etc/profile.d/*.sh; do [ -r \"$i\" ] && . \"$i\"; done\n  unset i\nfi\n";
 
-/// What the `base` template should offer, and what a machine may lack.
-pub const WANTED: [&str; 10] = [
-    "bash", "ls", "python3", "curl", "git", "tar", "gzip", "sed", "awk", "ps",
+/// What the `base` template should offer, and what a machine may lack. `python` is ours to add where there is `python3`.
+pub const WANTED: [&str; 12] = [
+    "bash", "ls", "python3", "pip", "apt-get", "curl", "git", "tar", "gzip", "sed", "awk", "ps",
 ];
 
 /// Programs of [`WANTED`] that this machine does not have in `/usr`.
 #[must_use]
 pub fn lacks() -> Vec<&'static str> {
-    let has = |name: &&str| {
-        ["usr/bin", "usr/local/bin", "usr/sbin"]
-            .iter()
-            .any(|dir| Path::new("/").join(dir).join(name).exists())
-    };
-    WANTED.into_iter().filter(|name| !has(name)).collect()
+    let usr = Path::new("/usr");
+    WANTED
+        .into_iter()
+        .filter(|name| program(usr, name).is_none())
+        .collect()
+}
+
+/// Where a program lies below a `/usr`: `usr/…`, as a path of a whole root.
+fn program(usr: &Path, name: &str) -> Option<PathBuf> {
+    ["local/bin", "bin", "sbin"]
+        .iter()
+        .map(|dir| Path::new(dir).join(name))
+        // A link may lead elsewhere in a root that is not ours.
+        .find(|path| fs::symlink_metadata(usr.join(path)).is_ok())
+        .map(|path| Path::new("/usr").join(path))
 }
 
 /// A build over the machine's own `/usr`.
@@ -135,8 +142,9 @@ pub(crate) fn host(layers: &Path, sudo: &Path) -> Result<Build, Step> {
     let partial = fresh(layers)?;
     let (root, usr) = (partial.join("root"), partial.join("usr"));
     furnish(&root)?;
-    own_programs(&usr, sudo)?;
+    own_programs(Path::new("/usr"), &usr, sudo)?;
     hide_private(Path::new("/usr"), &usr)?;
+    let_pip_install(Path::new("/usr"), &usr)?;
     finish(&partial, layers)?;
     Ok(Build {
         overlays: vec![
@@ -158,7 +166,12 @@ pub(crate) fn host(layers: &Path, sudo: &Path) -> Result<Build, Step> {
 pub(crate) fn root(layers: &Path, dir: &Path, sudo: &Path) -> Result<Build, Step> {
     let partial = fresh(layers)?;
     let own = partial.join("root");
-    own_programs(&own.join("usr"), sudo)?;
+    // What is in ours covers what is in theirs, with its mode.
+    for place in ["", "usr"] {
+        make_dir(&own.join(place), 0o755)?;
+    }
+    own_programs(&dir.join("usr"), &own.join("usr"), sudo)?;
+    let_pip_install(&dir.join("usr"), &own.join("usr"))?;
     accounts(&own, dir)?;
     finish(&partial, layers)?;
     let overlay = Overlay {
@@ -201,12 +214,14 @@ fn furnish(root: &Path) -> Result<(), Step> {
             Err(_) => {}
         }
     }
-    for name in ETC {
-        copy(&Path::new("/etc").join(name), &root.join("etc").join(name))?;
+    let python = names(Path::new("/etc"), |name| name.starts_with("python3"));
+    for name in ETC.into_iter().map(str::to_owned).chain(python) {
+        copy(&Path::new("/etc").join(&name), &root.join("etc").join(&name))?;
     }
     for name in ["var/lib/dpkg", "var/lib/rpm", "var/lib/ucf"] {
         copy(&Path::new("/").join(name), &root.join(name))?;
     }
+    adapt_packages(root)?;
     let etc = |name: &str, text: &str, mode: u32| write(&root.join("etc").join(name), text, mode);
     etc("passwd", PASSWD, 0o644)?;
     etc("group", GROUP, 0o644)?;
@@ -246,15 +261,115 @@ fn accounts(own_layer: &Path, dir: &Path) -> Result<(), Step> {
     own(&own_layer.join("home/user"), USER)
 }
 
-/// What Atoll adds to `/usr`: `sudo`, and `python` where there is only `python3`.
-fn own_programs(usr: &Path, sudo: &Path) -> Result<(), Step> {
-    for dir in ["", "local", "local/bin"] {
-        make_dir(&usr.join(dir), 0o755)?;
+/// What the tables of packages say of this machine, and not of a sandbox.
+fn adapt_packages(root: &Path) -> Result<(), Step> {
+    // dpkg refuses all work over a user that is not there.
+    rewrite(&root.join("var/lib/dpkg/statoverride"), |text| {
+        overrides_of(text, PASSWD, GROUP)
+    })?;
+    for name in ["apt.conf.d", "sources.list", "sources.list.d"] {
+        let mut open = vec![root.join("etc/apt").join(name)];
+        while let Some(path) = open.pop() {
+            if path.is_dir() {
+                open.extend(names(&path, |_| true).into_iter().map(|name| path.join(name)));
+            } else {
+                rewrite(&path, without_credentials)?;
+            }
+        }
     }
-    let target = usr.join("local/bin/sudo");
+    Ok(())
+}
+
+/// The lines of `statoverride` whose user and group are known, or are numbers.
+fn overrides_of(text: &str, passwd: &str, group: &str) -> String {
+    let known = |table: &str, name: &str| {
+        name.starts_with('#')
+            || table
+                .lines()
+                .any(|line| line.split(':').next().is_some_and(|known| known == name))
+    };
+    text.lines()
+        .filter(|line| {
+            let mut words = line.split(' ');
+            let (user, of_group) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            known(passwd, user) && known(group, of_group)
+        })
+        .flat_map(|line| [line, "\n"])
+        .collect()
+}
+
+/// A text without what stands between `://` and `@`: who may use a package archive or a proxy is the host's secret.
+fn without_credentials(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        clean.push_str(before);
+        let end = after
+            .find(|c: char| c == '/' || c == '"' || c == '\'' || c.is_whitespace())
+            .unwrap_or(after.len());
+        let authority = &after[..end];
+        clean.push_str(authority.rsplit_once('@').map_or(authority, |(_, host)| host));
+        rest = &after[end..];
+    }
+    clean.push_str(rest);
+    clean
+}
+
+/// Replaces the text of a file that is there. Links stay: what they lead to is copied by itself, or is not ours.
+fn rewrite(path: &Path, change: impl FnOnce(&str) -> String) -> Result<(), Step> {
+    if !fs::symlink_metadata(path).is_ok_and(|about| about.is_file()) {
+        return Ok(());
+    }
+    let step = || format!("adapting {}", path.display());
+    let bytes = fs::read(path).at(step())?;
+    let text = String::from_utf8_lossy(&bytes);
+    let changed = change(&text);
+    if changed == text {
+        return Ok(());
+    }
+    fs::write(path, changed).at(step())
+}
+
+/// Names in a directory; none where there is no directory.
+fn names(dir: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| wanted(name))
+        .collect()
+}
+
+/// Hides the mark by which a distribution keeps pip from its own packages ([PEP 668]): a sandbox's are its owner's, who
+/// expects `pip install` to work.
+///
+/// [PEP 668]: https://peps.python.org/pep-0668/
+fn let_pip_install(usr: &Path, layer: &Path) -> Result<(), Step> {
+    for lib in ["lib", "local/lib"] {
+        for python in names(&usr.join(lib), |name| name.starts_with("python3")) {
+            let mark = Path::new(lib).join(python).join("EXTERNALLY-MANAGED");
+            if fs::symlink_metadata(usr.join(&mark)).is_ok() {
+                white_out(layer, &mark)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What Atoll adds to `/usr`: `sudo`, and `python` where there is only `python3`.
+fn own_programs(usr: &Path, layer: &Path, sudo: &Path) -> Result<(), Step> {
+    for dir in ["", "local", "local/bin"] {
+        make_dir(&layer.join(dir), 0o755)?;
+    }
+    let target = layer.join("local/bin/sudo");
     fs::copy(sudo, &target).at(format!("copying {}", sudo.display()))?;
     fs::set_permissions(&target, fs::Permissions::from_mode(0o4755)).at("making sudo a setuid program")?;
-    symlink("/usr/bin/python3", usr.join("local/bin/python")).at("linking python")
+    match (program(usr, "python"), program(usr, "python3")) {
+        (None, Some(python3)) => symlink(python3, layer.join("local/bin/python")).at("linking python"),
+        _ => Ok(()),
+    }
 }
 
 /// Whiteouts, in our layer, for what only root may read on this machine: root of a sandbox is root of its layers.
@@ -306,7 +421,8 @@ fn own(path: &Path, user: u32) -> Result<(), Step> {
     std::os::unix::fs::chown(path, Some(user), Some(user)).at(format!("giving away {}", path.display()))
 }
 
-/// Copies a file or a tree that is there, but nothing in it that others may not read.
+/// Copies a file or a tree that is there, but nothing in it that others may not read, nor what lies below a directory that
+/// they may not enter.
 fn copy(from: &Path, to: &Path) -> Result<(), Step> {
     if fs::symlink_metadata(from).is_err() {
         return Ok(());
@@ -320,5 +436,11 @@ fn copy(from: &Path, to: &Path) -> Result<(), Step> {
         .arg(to))?;
     run(Command::new("find")
         .arg(to)
-        .args(["-not", "-type", "l", "-not", "-perm", "-o=r", "-delete"]))
+        .args(["-not", "-type", "l", "("])
+        .args(["-not", "-perm", "-o=r"])
+        .args(["-o", "-type", "d", "-not", "-perm", "-o=x"])
+        .args([")", "-prune", "-exec", "rm", "-rf", "--", "{}", "+"]))
 }
+
+#[cfg(test)]
+mod tests;

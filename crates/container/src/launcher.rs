@@ -5,21 +5,33 @@ pub mod serve;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use self::message::{Boot, BootFailed, Reply, Request, error, receive, send};
 use crate::step::{At, Step};
 
-/// The daemon's end.
+/// A machine is made in a millisecond; a launcher that says nothing for so long is stuck in the kernel.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+
+/// The daemon's end. A launcher that died is replaced: machines do not need the one that made them.
 #[derive(Debug)]
 pub(crate) struct Launcher {
+    program: PathBuf,
     /// One request is under way at a time: the launcher has one thread.
-    socket: Mutex<OwnedFd>,
-    _process: Child,
+    line: Mutex<Option<Line>>,
+}
+
+/// A running launcher.
+#[derive(Debug)]
+struct Line {
+    socket: OwnedFd,
+    process: Child,
 }
 
 /// A child that waits in its namespaces for its order.
@@ -38,18 +50,9 @@ pub(crate) struct Skeleton {
 impl Launcher {
     /// Starts the launcher.
     pub(crate) fn start(program: &Path) -> Result<Self, Step> {
-        let kind = (AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC);
-        let (ours, theirs) =
-            rustix::net::socketpair(kind.0, kind.1, kind.2, None).at("making the launcher's socket")?;
-        let process = Command::new(program)
-            .env_clear()
-            .stdin(theirs)
-            .stdout(Stdio::null())
-            .spawn()
-            .at(format!("starting {}", program.display()))?;
         Ok(Self {
-            socket: Mutex::new(ours),
-            _process: process,
+            line: Mutex::new(Some(Line::start(program)?)),
+            program: program.to_owned(),
         })
     }
 
@@ -79,21 +82,75 @@ impl Launcher {
     }
 
     fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), Step> {
-        let socket = self
-            .socket
+        let mut held = self
+            .line
             .lock()
             .expect("nothing panics while it talks to the launcher");
-        send(&*socket, request, fds).at("asking the launcher")?;
-        match receive(&*socket).at("hearing the launcher")? {
-            Some((Reply::Failed { step, errno }, _)) => Err(Step {
+        let asked = match held.as_ref() {
+            Some(line) => line.ask(request, fds),
+            None => Err(io::Error::from(io::ErrorKind::BrokenPipe)),
+        };
+        let answered = match asked {
+            // What it had begun ended with it, or ends now that nobody is there to give it an order: it can be asked again.
+            Err(error) if is_death(&error) => {
+                tracing::warn!("the launcher has ended; another is started");
+                *held = None;
+                held.insert(Line::start(&self.program)?).ask(request, fds)
+            }
+            asked => asked,
+        };
+        if answered.is_err() {
+            *held = None;
+        }
+        match answered.at("asking the launcher")? {
+            (Reply::Failed { step, errno }, _) => Err(Step {
                 step,
                 source: error(errno),
             }),
-            Some(answer) => Ok(answer),
-            None => {
-                Err(io::Error::from(io::ErrorKind::BrokenPipe)).at("hearing the launcher, which has ended,")
-            }
+            answer => Ok(answer),
         }
+    }
+}
+
+fn is_death(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
+    )
+}
+
+impl Line {
+    fn start(program: &Path) -> Result<Self, Step> {
+        let kind = (AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let (ours, theirs) =
+            rustix::net::socketpair(kind.0, kind.1, kind.2, None).at("making the launcher's socket")?;
+        for direction in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&ours, direction, Some(ANSWERS_WITHIN))
+                .at("bounding the launcher's answers")?;
+        }
+        let process = Command::new(program)
+            .env_clear()
+            .stdin(theirs)
+            .stdout(Stdio::null())
+            .spawn()
+            .at(format!("starting {}", program.display()))?;
+        Ok(Self {
+            socket: ours,
+            process,
+        })
+    }
+
+    fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<(Reply, Vec<OwnedFd>)> {
+        send(&self.socket, request, fds)?;
+        receive(&self.socket)?.ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe))
+    }
+}
+
+impl Drop for Line {
+    /// What does not answer ends, and leaves no zombie. It holds nothing that lives on.
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 

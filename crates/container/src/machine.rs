@@ -92,11 +92,59 @@ impl Container {
     ) -> Result<T, RuntimeError> {
         let this = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || work(&this)).await;
-        done.map_err(|panic| RuntimeError::Step {
-            step: "a blocking step".to_owned(),
-            source: std::io::Error::other(panic),
-        })?
-        .map_err(Into::into)
+        done.map_err(panicked)?.map_err(Into::into)
+    }
+
+    async fn stop(self: &Arc<Self>, disk: Disk) -> Result<(), RuntimeError> {
+        let mut stopped = self.stopped.lock().await;
+        if *stopped {
+            return self.is_as_wanted(disk);
+        }
+        self.stopping.store(true, Ordering::SeqCst);
+        let fate = match disk {
+            Disk::Keep => Fate::Keep(self.spec.sandbox),
+            Disk::Discard => Fate::Discard,
+        };
+        self.blocking(move |this| {
+            if fate != Fate::Discard && this.slot.is_alive() {
+                this.house.records.write(&record(&this.slot, &this.spec, true)?)?;
+                failpoint::reach("container/keep-recorded");
+            }
+            this.slot.cgroup.kill();
+            let _ = rustix::process::pidfd_send_signal(&this.slot.pidfd, Signal::KILL);
+            // What stands cannot die, in version 1.
+            this.slot.cgroup.thaw()
+        })
+        .await?;
+        let mut ended = self.ended.subscribe();
+        // The first process ends when all others of its namespace have.
+        let _ = ended.wait_for(Option::is_some).await;
+        failpoint::reach("container/machine-ended");
+        match fate {
+            // Nobody waits for what is only cleared away.
+            Fate::Discard => self.house.give_back_soon(self.slot.number, fate),
+            Fate::Keep(_) => {
+                self.blocking(move |this| this.house.free(this.slot.number, fate))
+                    .await?;
+            }
+        }
+        *stopped = true;
+        self.is_as_wanted(disk)
+    }
+
+    fn is_as_wanted(&self, disk: Disk) -> Result<(), RuntimeError> {
+        if disk == Disk::Keep && !self.house.disks.is_kept(self.spec.sandbox) {
+            return Err(RuntimeError::NoDisk(self.spec.sandbox));
+        }
+        Ok(())
+    }
+}
+
+/// What became of a step that panicked.
+pub(crate) fn panicked(panic: tokio::task::JoinError) -> RuntimeError {
+    RuntimeError::Step {
+        step: "a blocking step".to_owned(),
+        source: std::io::Error::other(panic),
     }
 }
 
@@ -184,42 +232,10 @@ impl Machine for Handle {
     }
 
     async fn stop(&self, disk: Disk) -> Result<(), RuntimeError> {
-        let container = &self.0;
-        let mut stopped = container.stopped.lock().await;
-        if *stopped {
-            return Ok(());
-        }
-        container.stopping.store(true, Ordering::SeqCst);
-        let fate = match disk {
-            Disk::Keep => Fate::Keep(container.spec.sandbox),
-            Disk::Discard => Fate::Discard,
-        };
-        container
-            .blocking(move |this| {
-                if fate != Fate::Discard && this.slot.is_alive() {
-                    this.house.records.write(&record(&this.slot, &this.spec, true)?)?;
-                    failpoint::reach("container/keep-recorded");
-                }
-                this.slot.cgroup.kill();
-                let _ = rustix::process::pidfd_send_signal(&this.slot.pidfd, Signal::KILL);
-                // What stands cannot die, in version 1.
-                this.slot.cgroup.thaw()
-            })
-            .await?;
-        let mut ended = container.ended.subscribe();
-        // The first process ends when all others of its namespace have.
-        let _ = ended.wait_for(Option::is_some).await;
-        *stopped = true;
-        failpoint::reach("container/machine-ended");
-        let (house, number) = (Arc::clone(&container.house), container.slot.number);
-        let given_back = tokio::task::spawn_blocking(move || house.give_back(number, fate));
-        if fate != Fate::Discard {
-            let _ = given_back.await;
-            if !container.house.disks.is_kept(container.spec.sandbox) {
-                return Err(RuntimeError::NoDisk(container.spec.sandbox));
-            }
-        }
-        Ok(())
+        let container = Arc::clone(&self.0);
+        // It goes on when nobody waits for it any more: whoever asks again waits for its end.
+        let stopping = self.0.house.work.spawn(async move { container.stop(disk).await });
+        stopping.await.map_err(panicked)?
     }
 
     async fn usage(&self) -> Result<Usage, RuntimeError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::house::{Fate, Give, House, Shape};
+use crate::house::{Fate, House, Shape};
 use crate::slot::Slot;
 
 /// Shapes that are prepared at once; the one that was not asked for longest makes room.
@@ -119,10 +119,10 @@ impl Pool {
             while let Some(shape) = self.missing().filter(|_| !self.closed.is_cancelled()) {
                 let (pool, house) = (Arc::clone(&self), Arc::clone(&house));
                 let made = tokio::task::spawn_blocking(move || {
-                    pool.surplus()
-                        .into_iter()
-                        .for_each(|slot| house.give_back(slot.number, Fate::Discard));
-                    let slot = house.prepare(shape, Give::Fresh)?;
+                    for slot in pool.surplus() {
+                        house.give_back(slot.number, Fate::Discard);
+                    }
+                    let slot = house.park(shape)?;
                     if let Some(unwanted) = pool.put(slot) {
                         house.give_back(unwanted.number, Fate::Discard);
                     }
@@ -135,7 +135,7 @@ impl Pool {
                             error = &error as &dyn std::error::Error,
                             "a slot could not be prepared"
                         );
-                        tokio::time::sleep(REST).await;
+                        let _ = tokio::time::timeout(REST, self.closed.cancelled()).await;
                     }
                     Err(_) => return,
                 }

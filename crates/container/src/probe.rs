@@ -1,6 +1,12 @@
 //! What this machine can do for containers, and what it lacks.
 use std::fs;
+use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
+
+use linux::mount::{Attributes, set_attributes};
+use rustix::mount::OpenTreeFlags;
 
 use crate::cgroup::Cgroups;
 use crate::{import, net, volume};
@@ -56,6 +62,7 @@ pub fn look(data: &Path) -> Vec<Check> {
     checks.extend(tools());
     checks.push(shared_usr());
     checks.push(disks(data));
+    checks.push(mapped_owners(data));
     checks.extend(network());
     checks.push(programs());
     checks
@@ -162,7 +169,7 @@ fn tools() -> Vec<Check> {
             found.is_some(),
             Verdict::Missing,
             text,
-            &format!("install the package {package}"),
+            &format!("install the package {package} (apt-get install {package}, dnf install {package})"),
         )
     };
     vec![check("mkfs.ext4", "e2fsprogs"), check("mkfs.xfs", "xfsprogs")]
@@ -180,15 +187,12 @@ fn shared_usr() -> Check {
         merged,
         Verdict::Poor,
         found,
-        "import a root of another distribution: `base` cannot be made of this machine's own",
+        "/bin, /sbin and /lib must lead into /usr (Debian: apt-get install usrmerge); `base` is made of it",
     )
 }
 
 fn disks(data: &Path) -> Check {
-    let dir = data
-        .ancestors()
-        .find(|dir| dir.is_dir())
-        .unwrap_or(Path::new("/"));
+    let dir = nearest(data);
     let native = volume::shares_extents(dir);
     let free = rustix::fs::statvfs(dir).map_or(0, |space| (space.f_bavail * space.f_frsize) >> 30);
     let how = if native {
@@ -203,6 +207,54 @@ fn disks(data: &Path) -> Check {
         format!("{free} GiB free at {}, which {how}", dir.display()),
         "a data directory on XFS or btrfs is faster for programs that call fsync much",
     )
+}
+
+/// The directory that is there, of this one and those above it.
+fn nearest(dir: &Path) -> &Path {
+    dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"))
+}
+
+/// Layers belong to the host's root, and inside to the sandbox's: by mounts that map owners, of `/usr` and of the data.
+fn mapped_owners(data: &Path) -> Check {
+    let found = [Path::new("/usr"), nearest(data)].into_iter().find_map(|dir| {
+        try_mapping(dir)
+            .err()
+            .map(|error| format!("not at {}: {error}", dir.display()))
+    });
+    Check::new(
+        "mounts with mapped owners",
+        found.is_none(),
+        Verdict::Missing,
+        found.unwrap_or_else(|| "there".to_owned()),
+        "Linux 5.19 or newer, with /usr and the data directory (--data-dir) on ext4, XFS or btrfs",
+    )
+}
+
+fn try_mapping(dir: &Path) -> io::Result<()> {
+    // Nobody can be asked for a user namespace but a process in one.
+    let mut holder = Command::new("unshare")
+        .args(["--user", "--map-root-user", "sh", "-c", "echo; read _"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut tried = || {
+        let mut told = [0];
+        let out = holder.stdout.as_mut();
+        out.ok_or(io::ErrorKind::BrokenPipe)?.read_exact(&mut told)?;
+        let users = fs::File::open(format!("/proc/{}/ns/user", holder.id()))?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = rustix::mount::open_tree(rustix::fs::CWD, dir, flags)?;
+        let mapped = Attributes {
+            id_map: Some(users.as_fd()),
+            ..Attributes::default()
+        };
+        set_attributes(tree.as_fd(), mapped)
+    };
+    let outcome = tried();
+    let _ = holder.kill();
+    let _ = holder.wait();
+    outcome
 }
 
 fn network() -> Vec<Check> {
@@ -244,6 +296,7 @@ fn programs() -> Check {
         lacks.is_empty(),
         Verdict::Poor,
         found,
-        "install them on this machine, and start Atoll again with a new data directory",
+        "install them on this machine (Debian: apt-get install python3-pip git curl procps): sandboxes of `base` see \
+         its /usr",
     )
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use model::{BuildId, MiB, SandboxId};
-use ports::runtime::{Capabilities, DiskOrigin, Recovered};
+use ports::runtime::{Capabilities, DiskOrigin, DiskSpace, Recovered};
 use ports::{Machine, MachineSpec, Runtime, RuntimeError};
 
 use crate::disk::RELEASED_WITHIN;
 use crate::house::{Fate, Give, House, Shape};
 use crate::import;
-use crate::machine::{Container, Handle};
+use crate::machine::{Container, Handle, panicked};
 use crate::pool::Pool;
 use crate::slot::Slot;
 
@@ -30,6 +30,9 @@ pub struct Config {
     /// Slots that are kept ready for each of the shapes last asked for.
     pub pool: usize,
 }
+
+/// Slots that are under way are made and given back in milliseconds; what waits for a disk takes longer.
+const CLOSED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Containers of this machine.
 pub struct Containers {
@@ -90,6 +93,12 @@ impl Containers {
         self.pool.want(Shape { build, disk });
     }
 
+    /// Lays the layers of roots by path, as on kernels that do not take them by descriptor (before Linux 6.15). Without it
+    /// what the kernel takes is found out.
+    pub fn lay_by_path(&self) {
+        self.house.laying.set_by_path();
+    }
+
     /// Whether disks lie in a file that was made for them.
     #[must_use]
     pub fn disks_are_in_a_file(&self) -> bool {
@@ -100,11 +109,7 @@ impl Containers {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
 ) -> Result<T, RuntimeError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|panic| RuntimeError::Step {
-        step: "a blocking step".to_owned(),
-        source: std::io::Error::other(panic),
-    })?
+    tokio::task::spawn_blocking(work).await.map_err(panicked)?
 }
 
 #[async_trait]
@@ -129,7 +134,9 @@ impl Runtime for Containers {
             let container = Container::watch(Arc::clone(&self.house), slot, spec.clone())?;
             machines.push((spec, Arc::new(Handle(container))));
         }
-        tokio::spawn(Arc::clone(&self.pool).fill(Arc::clone(&self.house)));
+        self.house
+            .work
+            .spawn(Arc::clone(&self.pool).fill(Arc::clone(&self.house)));
         Ok(Recovered {
             machines,
             disks,
@@ -141,45 +148,22 @@ impl Runtime for Containers {
         u32::try_from(self.pool.ready()).unwrap_or(u32::MAX)
     }
 
+    fn disk_space(&self) -> Option<DiskSpace> {
+        self.house.disks.volume().space().ok()
+    }
+
     async fn has_build(&self, build: BuildId) -> bool {
         self.house.builds.has(build)
     }
 
     async fn start(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, RuntimeError> {
-        let shape = Shape {
-            build: spec.build,
-            disk: spec.resources.disk,
-        };
-        let ready = match spec.disk {
-            DiskOrigin::Fresh => std::iter::from_fn(|| self.pool.take(shape)).find(|slot| {
-                let alive = slot.is_alive();
-                if !alive {
-                    let (house, number) = (Arc::clone(&self.house), slot.number);
-                    tokio::task::spawn_blocking(move || house.give_back(number, Fate::Discard));
-                }
-                alive
-            }),
-            DiskOrigin::Kept => None,
-        };
-        let (house, claimed) = (Arc::clone(&self.house), spec.clone());
-        let slot = blocking(move || {
-            let (give, fate) = match claimed.disk {
-                DiskOrigin::Fresh => (Give::Fresh, Fate::Discard),
-                DiskOrigin::Kept => (Give::Kept(claimed.sandbox), Fate::Keep(claimed.sandbox)),
-            };
-            let slot = ready.map_or_else(|| house.prepare(shape, give), Ok)?;
-            if let Err(failed) = Container::claim(&house, &slot, &claimed) {
-                house.give_back(slot.number, fate);
-                return Err(failed.into());
-            }
-            Ok(slot)
-        })
-        .await?;
-        Ok(Arc::new(Handle(Container::watch(
-            Arc::clone(&self.house),
-            slot,
-            spec,
-        )?)))
+        let (house, pool) = (Arc::clone(&self.house), Arc::clone(&self.pool));
+        let started = self
+            .house
+            .work
+            .spawn_blocking(move || Started::make(&house, &pool, spec));
+        // If nobody waits any more, what comes of it is dropped, and given back.
+        Ok(started.await.map_err(panicked)??.hand_over())
     }
 
     async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError> {
@@ -188,11 +172,22 @@ impl Runtime for Containers {
     }
 
     async fn close(&self) {
-        let (house, slots) = (Arc::clone(&self.house), self.pool.close());
+        let slots = self.pool.close();
+        for slot in slots {
+            self.house.give_back_soon(slot.number, Fate::Discard);
+        }
+        self.house.work.close();
+        if tokio::time::timeout(CLOSED_WITHIN, self.house.work.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                under_way = self.house.work.len(),
+                "the runtime closes while slots are under way; they stay on record"
+            );
+        }
+        let house = Arc::clone(&self.house);
         let _ = blocking(move || {
-            slots
-                .into_iter()
-                .for_each(|slot| house.give_back(slot.number, Fate::Discard));
             // Where machines live on, these are in use and stay.
             let is_empty = house.records.all().is_empty();
             let patience = if is_empty { RELEASED_WITHIN } else { Duration::ZERO };
@@ -205,6 +200,71 @@ impl Runtime for Containers {
         })
         .await;
     }
+}
+
+/// A machine that nobody holds yet. Dropped, it is given back.
+struct Started {
+    house: Arc<House>,
+    /// `None` when it has been handed over.
+    container: Option<Arc<Container>>,
+    number: u32,
+    fate: Fate,
+}
+
+impl Started {
+    fn make(house: &Arc<House>, pool: &Pool, spec: MachineSpec) -> Result<Self, RuntimeError> {
+        let shape = Shape {
+            build: spec.build,
+            disk: spec.resources.disk,
+        };
+        let (give, fate, ready) = match spec.disk {
+            DiskOrigin::Fresh => {
+                house.disks.has_room()?;
+                (Give::Fresh, Fate::Discard, ready(house, pool, shape))
+            }
+            DiskOrigin::Kept => (Give::Kept(spec.sandbox), Fate::Keep(spec.sandbox), None),
+        };
+        let slot = ready.map_or_else(|| house.prepare(shape, give, spec.resources), Ok)?;
+        let number = slot.number;
+        let claimed = Container::claim(house, &slot, &spec)
+            .and_then(|()| Container::watch(Arc::clone(house), slot, spec));
+        match claimed {
+            Ok(container) => Ok(Self {
+                house: Arc::clone(house),
+                container: Some(container),
+                number,
+                fate,
+            }),
+            Err(failed) => {
+                house.give_back(number, fate);
+                Err(failed.into())
+            }
+        }
+    }
+
+    fn hand_over(mut self) -> Arc<dyn Machine> {
+        let container = self.container.take().expect("it is handed over once");
+        Arc::new(Handle(container))
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if self.container.take().is_some() {
+            self.house.give_back_soon(self.number, self.fate);
+        }
+    }
+}
+
+/// A slot of the pool that lives still.
+fn ready(house: &Arc<House>, pool: &Pool, shape: Shape) -> Option<Slot> {
+    std::iter::from_fn(|| pool.take(shape)).find(|slot| {
+        let alive = slot.is_alive();
+        if !alive {
+            house.give_back_soon(slot.number, Fate::Discard);
+        }
+        alive
+    })
 }
 
 type Living = Vec<(Slot, MachineSpec)>;
@@ -260,7 +320,9 @@ fn settle(house: &House) -> Result<(Living, Vec<SandboxId>, usize), RuntimeError
     house.open_net(&adopted)?;
     let reclaimed = dead.len();
     for (number, fate) in dead {
-        house.give_back(number, fate);
+        if !house.give_back(number, fate) {
+            house.is_taken(number);
+        }
     }
     let swept = house.net()?.sweep()?;
     tracing::debug!(reclaimed, swept, "cleared away what earlier daemons left");

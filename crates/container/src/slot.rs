@@ -2,7 +2,6 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::process::{Pid, PidfdFlags};
@@ -29,14 +28,8 @@ pub(crate) struct Slot {
 impl Slot {
     /// Finds envd's socket below the root of a machine. The path is the machine's: no link of it is followed, and no
     /// step leads out of the root.
-    pub(crate) fn open_socket(pid: u32) -> Result<OwnedFd, Step> {
-        let root = rustix::fs::openat(
-            CWD,
-            format!("/proc/{pid}/root"),
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .at(format!("opening the root of process {pid}"))?;
+    pub(crate) fn open_socket(pid: u32, pidfd: &OwnedFd) -> Result<OwnedFd, Step> {
+        let root = open_root(pid, pidfd).at(format!("opening the root of process {pid}"))?;
         let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         rustix::fs::openat2(
             &root,
@@ -64,7 +57,7 @@ impl Slot {
         if !cgroup.processes().contains(&identity.pid) {
             return Err(gone()).at(format!("looking for process {} in its cgroup", identity.pid));
         }
-        let socket = Self::open_socket(identity.pid)?;
+        let socket = Self::open_socket(identity.pid, &pidfd)?;
         Ok(Self {
             number,
             pid: identity.pid,
@@ -77,14 +70,7 @@ impl Slot {
 
     /// Whether its first process lives.
     pub(crate) fn is_alive(&self) -> bool {
-        let mut polled = [rustix::event::PollFd::new(
-            &self.pidfd,
-            rustix::event::PollFlags::IN,
-        )];
-        matches!(
-            rustix::event::poll(&mut polled, Some(&rustix::time::Timespec::default())),
-            Ok(0)
-        )
+        lives(&self.pidfd)
     }
 
     /// A path by which envd's socket can be connected to.
@@ -94,7 +80,8 @@ impl Slot {
 
     /// Bytes of its disk: in use, and in all.
     pub(crate) fn disk_use(&self) -> io::Result<(u64, u64)> {
-        let space = rustix::fs::statvfs(Path::new(&format!("/proc/{}/root", self.pid)))?;
+        // Held no longer than that: whoever holds the root holds the disk.
+        let space = rustix::fs::fstatvfs(&open_root(self.pid, &self.pidfd)?)?;
         Ok((
             (space.f_blocks - space.f_bfree) * space.f_frsize,
             space.f_blocks * space.f_frsize,
@@ -103,9 +90,33 @@ impl Slot {
 
     /// When its first process started, by the age of its directory in `/proc`.
     pub(crate) fn started_at(&self) -> std::time::SystemTime {
-        let about = fs::metadata(format!("/proc/{}", self.pid));
-        about
+        fs::metadata(format!("/proc/{}", self.pid))
             .and_then(|about| about.modified())
-            .unwrap_or_else(|_| std::time::SystemTime::now())
+            .ok()
+            .filter(|_| self.is_alive())
+            .unwrap_or_else(std::time::SystemTime::now)
     }
+}
+
+/// The root of a process that lives: while it does its number is nobody else's, so what was opened by the number is its.
+fn open_root(pid: u32, pidfd: &OwnedFd) -> io::Result<OwnedFd> {
+    let root = rustix::fs::openat(
+        CWD,
+        format!("/proc/{pid}/root"),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    if lives(pidfd) {
+        Ok(root)
+    } else {
+        Err(io::Error::from(io::ErrorKind::NotFound))
+    }
+}
+
+fn lives(pidfd: &OwnedFd) -> bool {
+    let mut polled = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+    matches!(
+        rustix::event::poll(&mut polled, Some(&rustix::time::Timespec::default())),
+        Ok(0)
+    )
 }

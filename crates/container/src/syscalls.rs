@@ -58,7 +58,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_listen,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
-    libc::SYS_socketpair,
     libc::SYS_setsockopt,
     libc::SYS_getsockopt,
     libc::SYS_execve,
@@ -375,9 +374,23 @@ const NAMESPACE_BITS: u32 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWCGROUP)
     .cast_unsigned();
 
-/// Unix, IPv4, IPv6, netlink (resolvers and `ip` ask it). Not `AF_VSOCK`, which leads to the host's hypervisor, not
-/// `AF_ALG`, not packets, and no protocol that hardly anybody has tested.
-const SOCKET_FAMILIES: &[u32] = &[1, 2, 10, 16];
+/// Families of sockets, and the protocols of each. Not `AF_VSOCK`, which leads to the host's hypervisor, not `AF_ALG`, not
+/// packets, and no protocol that hardly anybody has tested: the kernel loads code for SCTP, DCCP, L2TP and their like when
+/// a program only names them. A protocol that is left out answers as in a kernel without it, and programs do without it;
+/// any other error ends some (`useradd`, which asks for `NETLINK_AUDIT`).
+const SOCKETS: &[(u32, &[u32])] = &[
+    // Unix: any, or its own number.
+    (1, &[0, 1]),
+    // IPv4: any, ICMP, TCP, UDP.
+    (2, &[0, 1, 6, 17]),
+    // IPv6: any, TCP, UDP, ICMPv6.
+    (10, &[0, 6, 17, 58]),
+    // Netlink: routes, which resolvers and `ip` ask for.
+    (16, &[0]),
+];
+
+/// Pairs are for processes of one machine: Unix alone.
+const PAIRS: &[u32] = &[1];
 
 /// Typing into a terminal that somebody else reads: `TIOCSTI`, `TIOCLINUX`.
 const TERMINAL_INJECTION: &[u32] = &[0x5412, 0x541C];
@@ -393,6 +406,7 @@ pub(crate) fn filter() -> &'static Filter {
 
 const ENOSYS: u16 = 38;
 const EPERM: u16 = 1;
+const EPROTONOSUPPORT: u16 = 93;
 
 fn table() -> BTreeMap<u32, Verdict> {
     let numbered = |calls: &[libc::c_long], verdict: Verdict| {
@@ -411,10 +425,14 @@ fn table() -> BTreeMap<u32, Verdict> {
     ));
     // Its flags lie in memory, where a filter cannot look. C libraries fall back to clone(2).
     table.extend(numbered(&[libc::SYS_clone3], Verdict::Errno(ENOSYS)));
-    table.extend(numbered(
-        &[libc::SYS_socket],
-        Verdict::AllowIfOneOf(0, SOCKET_FAMILIES),
-    ));
+    let of_families = Verdict::AllowIfChosen {
+        argument: 0,
+        and: 2,
+        choices: SOCKETS,
+        otherwise: EPROTONOSUPPORT,
+    };
+    table.extend(numbered(&[libc::SYS_socket], of_families));
+    table.extend(numbered(&[libc::SYS_socketpair], Verdict::AllowIfOneOf(0, PAIRS)));
     table.extend(numbered(
         &[libc::SYS_ioctl],
         Verdict::AllowUnlessOneOf(1, TERMINAL_INJECTION),

@@ -1,15 +1,18 @@
 //! The reflink volume: where disks can be copied in a tenth of a millisecond, whatever they hold.
 //!
 //! It is a directory of the data directory's own file system where that shares extents (XFS, btrfs), else an XFS in a
-//! sparse file that is mounted below the data directory.
+//! sparse file that is mounted below the data directory, and that grows with the room there.
+use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use linux::loopdev::LoopDevice;
+use ports::runtime::DiskSpace;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -18,12 +21,17 @@ use crate::step::{At, Step};
 /// XFS makes nothing smaller worth having.
 const VOLUME_BYTES_MIN: u64 = 1 << 30;
 
+/// A tenth: growing takes a moment, in which the journal is locked.
+const GROWTH_WORTH_IT: u64 = 10;
+/// What is freed on the volume is free on the host again.
+const GIVING_BACK: Option<&CStr> = Some(c"discard");
+
 /// The place for disks.
 #[derive(Debug)]
 pub(crate) struct Volume {
     root: PathBuf,
-    /// Whether it is a mounted file.
-    is_loop: bool,
+    /// The file that is mounted, if it is one.
+    image: Option<PathBuf>,
 }
 
 impl Volume {
@@ -34,19 +42,29 @@ impl Volume {
         if shares_extents(&native) {
             return Ok(Self {
                 root: native,
-                is_loop: false,
+                image: None,
             });
         }
         let root = data.join("volume");
         fs::create_dir_all(&root).at(format!("making {}", root.display()))?;
+        let image = data.join("volume.xfs");
         if !is_mounted(&root)? {
-            let image = data.join("volume.xfs");
             if !image.exists() {
                 make(&image)?;
             }
             mount(&image, &root)?;
         }
-        Ok(Self { root, is_loop: true })
+        let volume = Self {
+            root,
+            image: Some(image),
+        };
+        if let Err(error) = volume.grow() {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the volume could not be grown to the room that there is"
+            );
+        }
+        Ok(volume)
     }
 
     /// The directory.
@@ -56,13 +74,51 @@ impl Volume {
 
     /// Whether it is a file made for the purpose: a native one is faster for whoever calls fsync much.
     pub(crate) fn is_loop(&self) -> bool {
-        self.is_loop
+        self.image.is_some()
+    }
+
+    /// How much there is, and how much of it can be written: no more than below it on the host.
+    pub(crate) fn space(&self) -> Result<DiskSpace, Step> {
+        let own = space(&self.root)?;
+        let below = match &self.image {
+            Some(image) => space(image)?.free_bytes,
+            None => own.free_bytes,
+        };
+        Ok(DiskSpace {
+            free_bytes: own.free_bytes.min(below),
+            ..own
+        })
+    }
+
+    /// Makes a mounted file as large as the host has room for by now, where that is worth it. It never shrinks.
+    pub(crate) fn grow(&self) -> Result<(), Step> {
+        let Some(image) = &self.image else {
+            return Ok(());
+        };
+        let about = fs::metadata(image).at(format!("looking at {}", image.display()))?;
+        let room = share_of(space(image)?.free_bytes + about.blocks() * 512);
+        if room < about.len() + about.len() / GROWTH_WORTH_IT {
+            return Ok(());
+        }
+        let step = |what: &str| format!("{what} {} to {room} bytes", image.display());
+        let device = attached(image)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+            .at(format!("finding the device of {}", image.display()))?;
+        OpenOptions::new()
+            .write(true)
+            .open(image)
+            .and_then(|file| file.set_len(room))
+            .at(step("growing"))?;
+        linux::loopdev::follow_size(&device).at(step("following"))?;
+        run(Command::new("xfs_growfs").arg("-d").arg(&self.root))?;
+        tracing::info!(volume = %self.root.display(), bytes = room, "the volume has grown");
+        Ok(())
     }
 
     /// Unmounts it, if it is a mounted file and nothing on it is in use. The kernel lets go of a disk a moment after its
     /// last process: that is waited for, within bounds.
     pub(crate) fn close(&self, patience: Duration) {
-        if !self.is_loop {
+        if self.image.is_none() {
             return;
         }
         let deadline = Instant::now() + patience;
@@ -112,9 +168,7 @@ fn is_mounted(dir: &Path) -> Result<bool, Step> {
 
 fn make(image: &Path) -> Result<(), Step> {
     let dir = image.parent().unwrap_or(image);
-    let space = rustix::fs::statvfs(dir).at("measuring the data directory")?;
-    // Most of what is free: the file is sparse, and the rest keeps the host's own file system out of trouble.
-    let bytes = (space.f_bavail * space.f_frsize / 10 * 9).max(VOLUME_BYTES_MIN);
+    let bytes = share_of(space(dir)?.free_bytes).max(VOLUME_BYTES_MIN);
     let partial = image.with_extension("partial");
     let file = File::create(&partial).at(format!("making {}", partial.display()))?;
     file.set_len(bytes)
@@ -125,13 +179,26 @@ fn make(image: &Path) -> Result<(), Step> {
     fs::rename(&partial, image).at(format!("naming {}", image.display()))
 }
 
+/// Most of what is free: the file is sparse, and the rest keeps the host's own file system out of trouble.
+const fn share_of(free_bytes: u64) -> u64 {
+    free_bytes / 10 * 9
+}
+
+fn space(path: &Path) -> Result<DiskSpace, Step> {
+    let space = rustix::fs::statvfs(path).at(format!("measuring {}", path.display()))?;
+    Ok(DiskSpace {
+        total_bytes: space.f_blocks * space.f_frsize,
+        free_bytes: space.f_bavail * space.f_frsize,
+    })
+}
+
 fn mount(image: &Path, root: &Path) -> Result<(), Step> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
     let step = || format!("mounting {} at {}", image.display(), root.display());
     // Sandboxes that outlived an unmount hold the file system still: it must be the same one, or two would write to one
     // file.
     if let Some(device) = attached(image) {
-        return rustix::mount::mount(&device, root, "xfs", flags, None).at(step());
+        return rustix::mount::mount(&device, root, "xfs", flags, GIVING_BACK).at(step());
     }
     let file = OpenOptions::new()
         .read(true)
@@ -139,7 +206,7 @@ fn mount(image: &Path, root: &Path) -> Result<(), Step> {
         .open(image)
         .at(format!("opening {}", image.display()))?;
     let device = LoopDevice::attach(file.as_fd(), true).at(format!("attaching {}", image.display()))?;
-    rustix::mount::mount(device.path(), root, "xfs", flags, None).at(step())
+    rustix::mount::mount(device.path(), root, "xfs", flags, GIVING_BACK).at(step())
 }
 
 /// The loop device that a file is behind already.

@@ -93,28 +93,37 @@ pub fn fork(_: &SingleThreaded, namespaces: u64, cgroup: Option<BorrowedFd<'_>>)
 /// memory): namespaces of one owner would use up each other's.
 ///
 /// # Errors
-/// What clone3(2) answered, or what the change of identity did: it takes `CAP_SETUID` and `CAP_SETPCAP`.
+/// What clone3(2) answered, or what the change of identity did: it takes `CAP_SETUID` and `CAP_SETPCAP`. The caller is as
+/// it was, whatever the answer. Aborts the process when there is no way back: it must not go on as somebody else.
 pub fn fork_owned(
     alone: &SingleThreaded,
     namespaces: u64,
     cgroup: Option<BorrowedFd<'_>>,
     owner: u32,
 ) -> io::Result<Fork> {
-    keep_capabilities(true)?;
-    match effective_user(owner).and_then(|()| fork(alone, namespaces, cgroup)) {
-        // It holds every capability in its namespace, and takes on an identity there.
-        Ok(Fork::Child) => Ok(Fork::Child),
-        forked => {
-            effective_user(0)?;
-            keep_capabilities(false)?;
-            forked
-        }
+    let before = secure_bits()?;
+    set_secure_bits(before | libc::SECBIT_NO_SETUID_FIXUP)?;
+    let forked = effective_user(owner).and_then(|()| fork(alone, namespaces, cgroup));
+    // A child holds every capability in its namespace, and takes on an identity there.
+    if !matches!(forked, Ok(Fork::Child)) && effective_user(0).and_then(|()| set_secure_bits(before)).is_err()
+    {
+        std::process::abort();
+    }
+    forked
+}
+
+/// Among them: whether a change of identity leaves capabilities as they are.
+fn secure_bits() -> io::Result<libc::c_int> {
+    // SAFETY: takes no pointer, and answers with the flags of this thread.
+    let bits = unsafe { libc::prctl(libc::PR_GET_SECUREBITS) };
+    if bits < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(bits)
     }
 }
 
-/// Whether a change of identity leaves capabilities as they are.
-fn keep_capabilities(keep: bool) -> io::Result<()> {
-    let bits = if keep { libc::SECBIT_NO_SETUID_FIXUP } else { 0 };
+fn set_secure_bits(bits: libc::c_int) -> io::Result<()> {
     // SAFETY: takes numbers alone, and changes nothing but the flags of this thread.
     let rc = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits) };
     if rc < 0 {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LOOP_SET_CAPACITY: libc::c_ulong = 0x4C07;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 /// Others may take the free device that we were told of; that often in a row they do not.
@@ -87,6 +88,21 @@ impl LoopDevice {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Makes the device at `path` as large as its file has become.
+///
+/// # Errors
+/// What the device answered; `ENXIO` where no file is behind it.
+pub fn follow_size(path: &Path) -> io::Result<()> {
+    let device = OpenOptions::new().read(true).write(true).open(path)?;
+    // SAFETY: the call takes no argument.
+    let rc = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY) };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
 }
 

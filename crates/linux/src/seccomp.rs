@@ -18,6 +18,18 @@ pub enum Verdict {
     AllowIfOneOf(usize, &'static [u32]),
     /// It is carried out unless the argument's low 32 bits are one of these: then it fails with `EPERM`.
     AllowUnlessOneOf(usize, &'static [u32]),
+    /// It is carried out if one argument is among the choices, else it fails with `EPERM`, and another one among those
+    /// of that choice, else it fails with `otherwise`. The low 32 bits of each are looked at.
+    AllowIfChosen {
+        /// Which argument chooses.
+        argument: usize,
+        /// Which one must be among what the choice allows.
+        and: usize,
+        /// What may be chosen, and what it allows.
+        choices: &'static [(u32, &'static [u32])],
+        /// The error number where the second is not allowed.
+        otherwise: u16,
+    },
 }
 
 /// A compiled filter.
@@ -161,6 +173,23 @@ fn leaf(verdict: Verdict) -> Vec<libc::sock_filter> {
         }
         Verdict::AllowIfOneOf(argument, values) => one_of(argument, values, ret(RET_ALLOW), eperm),
         Verdict::AllowUnlessOneOf(argument, values) => one_of(argument, values, eperm, ret(RET_ALLOW)),
+        Verdict::AllowIfChosen {
+            argument,
+            and,
+            choices,
+            otherwise,
+        } => {
+            let mut code = vec![load_argument(argument)];
+            for &(choice, values) in choices {
+                let otherwise = ret(RET_ERRNO | u32::from(otherwise));
+                let chosen = one_of(and, values, ret(RET_ALLOW), otherwise);
+                let skip = u8::try_from(chosen.len()).expect("a choice allows a handful of values");
+                code.push(jump(JEQ, choice, 0, skip));
+                code.extend(chosen);
+            }
+            code.push(eperm);
+            code
+        }
     }
 }
 
@@ -263,12 +292,36 @@ mod tests {
             (10, Verdict::AllowUnlessBits(0, 0xF0)),
             (11, Verdict::AllowIfOneOf(1, &[1, 2, 16])),
             (12, Verdict::AllowUnlessOneOf(2, &[7, 9])),
+            (
+                13,
+                Verdict::AllowIfChosen {
+                    argument: 0,
+                    and: 2,
+                    choices: &[(1, &[0]), (2, &[0, 6, 17])],
+                    otherwise: 93,
+                },
+            ),
         ]);
         let filter = Filter::compile(&table, Verdict::Errno(38));
         assert_eq!(run(&filter, 10, [0x0F, 0, 0, 0, 0, 0]), RET_ALLOW);
         assert_eq!(run(&filter, 10, [0x1F, 0, 0, 0, 0, 0]), EPERM);
         for (value, expected) in [(1, RET_ALLOW), (2, RET_ALLOW), (16, RET_ALLOW), (3, EPERM)] {
             assert_eq!(run(&filter, 11, [0, value, 0, 0, 0, 0]), expected);
+        }
+        let unsupported = RET_ERRNO | 93;
+        for (choice, value, expected) in [
+            (1, 0, RET_ALLOW),
+            (1, 6, unsupported),
+            (2, 0, RET_ALLOW),
+            (2, 17, RET_ALLOW),
+            (2, 132, unsupported),
+            (3, 0, EPERM),
+        ] {
+            assert_eq!(
+                run(&filter, 13, [choice, 1, value, 0, 0, 0]),
+                expected,
+                "{choice} {value}"
+            );
         }
         for (value, expected) in [(7, EPERM), (9, EPERM), (8, RET_ALLOW)] {
             assert_eq!(run(&filter, 12, [0, 0, value, 0, 0, 0]), expected);

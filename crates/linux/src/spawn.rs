@@ -120,12 +120,12 @@ pub fn default_signals() -> io::Result<()> {
     disposition(libc::SIGPIPE, libc::SIG_DFL)
 }
 
-/// Moves this process, of one thread, to a copy of its mount namespace.
+/// Moves the calling thread to a copy of its mount namespace. From then on its root and working directory are its own.
 ///
 /// # Errors
 /// What unshare(2) answered.
 pub fn leave_mount_namespace() -> io::Result<()> {
-    // SAFETY: with one thread, nobody else relies on the file system state that is unshared along.
+    // SAFETY: neither memory nor descriptors are unshared; what else changes is this thread's alone.
     checked(unsafe { libc::unshare(libc::CLONE_NEWNS) })
 }
 

@@ -76,6 +76,15 @@ pub struct Usage {
     pub oom_kills: u64,
 }
 
+/// Room for disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Bytes that can still be written.
+    pub free_bytes: u64,
+}
+
 /// What a runtime can do. What it cannot do it refuses by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
@@ -118,6 +127,10 @@ pub trait Runtime: Send + Sync {
     /// How many machines could be started from what is prepared ahead.
     fn slots_ready(&self) -> u32 {
         0
+    }
+    /// Room where machines' disks lie; `None` where that is the data directory like everything else.
+    fn disk_space(&self) -> Option<DiskSpace> {
+        None
     }
     /// Gives back what was prepared ahead. Machines live on: they are stopped one by one by their owner.
     async fn close(&self);

@@ -60,8 +60,8 @@ pub(crate) struct Boot {
     pub(crate) mounts: Vec<String>,
     /// The machine's first name.
     pub(crate) hostname: String,
-    /// The resolver that its programs ask.
-    pub(crate) nameserver: String,
+    /// The resolvers that its programs ask.
+    pub(crate) nameservers: Vec<String>,
     /// Its `/etc/machine-id`, for a disk that never had one.
     pub(crate) machine_id: String,
     /// What the kernel's `boot_id` reads as.
