@@ -6,6 +6,8 @@ use container::Containers;
 use model::{BuildId, Resources, Team, Template, TemplateId};
 use ports::{Runtime as _, TemplateStore};
 
+use crate::out;
+
 const NAME: &str = "base";
 
 /// Makes the template if there is none, or its layers if they are gone, and keeps slots for it ready.
@@ -52,13 +54,13 @@ async fn make(templates: &dyn TemplateStore, runtime: &Containers, team: &Team) 
 }
 
 async fn import(runtime: &Containers, build: BuildId) -> Result<()> {
-    eprintln!("atoll: making the template `base` of this machine's own /usr");
+    out::say("making the template `base` of this machine's own /usr");
     let lacks = container::import::lacks();
     if !lacks.is_empty() {
-        eprintln!(
-            "atoll: this machine has no {}: sandboxes of `base` have none either",
+        out::say(format_args!(
+            "this machine has no {}: sandboxes of `base` have none either",
             lacks.join(", ")
-        );
+        ));
     }
     runtime
         .import_host(build)

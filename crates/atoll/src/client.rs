@@ -1,7 +1,10 @@
 //! The API, from a terminal.
+mod conversation;
 pub(crate) mod key;
+mod logs;
 pub(crate) mod program;
 pub(crate) mod sandbox;
+mod signals;
 mod table;
 pub(crate) mod template;
 mod terminal;
@@ -9,7 +12,6 @@ mod terminal;
 use anyhow::Result;
 use model::Secret;
 use sdk::{Client, SandboxClient};
-use serde::Serialize;
 
 /// Which server is talked to.
 #[derive(Debug, Clone)]
@@ -29,10 +31,4 @@ impl Endpoint {
         let token = self.api()?.sandbox(id).await?.envd_access_token.map(Secret::new);
         Ok(SandboxClient::new(&self.sandbox_url, id, token.as_ref())?)
     }
-}
-
-/// Prints a value as one line of JSON.
-pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string(value)?);
-    Ok(())
 }

@@ -11,6 +11,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::client::Endpoint;
+use crate::out;
 use crate::settings::{Resolved, Settings};
 
 /// What a client needs; readable by the owner of the data directory alone.
@@ -116,7 +117,7 @@ fn read(dir: &Path) -> Option<Credentials> {
 }
 
 /// The lines that a shell evaluates.
-pub(crate) fn exports(credentials: &Credentials) -> String {
+fn exports(credentials: &Credentials) -> String {
     format!(
         "export E2B_API_URL={}\nexport E2B_SANDBOX_URL={}\nexport E2B_API_KEY={}\n",
         credentials.api_url,
@@ -134,17 +135,20 @@ pub(crate) fn print_env(settings: &Resolved, json: bool) -> Result<ExitCode> {
             dir.display()
         )
     })?;
-    if json {
-        let pairs = serde_json::json!({
-            "E2B_API_URL": credentials.api_url,
-            "E2B_SANDBOX_URL": credentials.sandbox_url,
-            "E2B_API_KEY": credentials.api_key.expose(),
-        });
-        println!("{pairs}");
-    } else {
-        print!("{}", exports(&credentials));
-    }
+    show(&credentials, json)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what clients need, for a shell or as JSON.
+pub(crate) fn show(credentials: &Credentials, json: bool) -> Result<()> {
+    if !json {
+        return out::text(&exports(credentials));
+    }
+    out::json(&serde_json::json!({
+        "E2B_API_URL": credentials.api_url,
+        "E2B_SANDBOX_URL": credentials.sandbox_url,
+        "E2B_API_KEY": credentials.api_key.expose(),
+    }))
 }
 
 /// The server that a client command talks to: what the environment names, else the one of the data directory.

@@ -8,19 +8,19 @@ use crate::control::{self, Ended};
 use crate::data::DataDir;
 use crate::house::House;
 use crate::settings::Resolved;
-use crate::telemetry;
+use crate::{out, telemetry};
 
 /// What a daemon needs to give back what it had prepared.
 const GONE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Ends everything: by the daemon where one runs, by ourselves where none does.
-pub(crate) fn run(settings: Resolved) -> Result<ExitCode> {
+pub(crate) fn run(settings: Resolved, json: bool) -> Result<ExitCode> {
     if !settings.data_dir.join("atoll.db").exists() {
-        eprintln!(
-            "atoll: nothing was ever started in {}",
+        out::say(format_args!(
+            "nothing was ever started in {}",
             settings.data_dir.display()
-        );
-        return Ok(ExitCode::SUCCESS);
+        ));
+        return told(0, json);
     }
     let ended = if DataDir::is_held(&settings.data_dir)? {
         let ended: Ended = control::ask(&settings.data_dir, "down")?;
@@ -45,7 +45,14 @@ pub(crate) fn run(settings: Resolved) -> Result<ExitCode> {
     if let Some(error) = ended.error {
         bail!("not all sandboxes could be ended: {error}");
     }
-    eprintln!("atoll: ended {} sandboxes; all is given back", ended.ended);
+    out::say(format_args!("ended {} sandboxes; all is given back", ended.ended));
+    told(ended.ended, json)
+}
+
+fn told(ended: usize, json: bool) -> Result<ExitCode> {
+    if json {
+        out::json(&serde_json::json!({ "ended": ended }))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

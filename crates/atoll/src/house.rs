@@ -17,7 +17,7 @@ use sql::Sqlite;
 use crate::control::{Ended, Status};
 use crate::data::{Credentials, DataDir};
 use crate::settings::Resolved;
-use crate::{base, tls};
+use crate::{base, out, tls};
 
 /// All parts, recovered and ready to serve.
 pub(crate) struct House {
@@ -57,10 +57,10 @@ impl House {
             .await
             .context("what earlier daemons left cannot be recovered")?;
         if found != node::Found::default() {
-            eprintln!(
-                "atoll: found {} running and {} paused sandboxes, cleared away {} remains",
+            out::say(format_args!(
+                "found {} running and {} paused sandboxes, cleared away {} remains",
                 found.running, found.paused, found.reclaimed
-            );
+            ));
         }
         base::ensure(&*store, &runtime, &team).await?;
 

@@ -8,14 +8,8 @@
 //! ```
 //!
 //! **Invariants.** Only this crate reads the environment and chooses adapters. What a command was asked for goes to
-//! standard output, all other talk to standard error. Exit codes: 0 done, 1 failed, 2 not understood; `exec` and
-//! `shell` end as the program inside did.
+//! standard output, all other talk to standard error, both by `out`. Exit codes are those of [`ENDS`].
 #![forbid(unsafe_code)]
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line speaks through them"
-)]
 
 mod admin;
 mod base;
@@ -25,6 +19,7 @@ mod data;
 mod doctor;
 mod down;
 mod house;
+mod out;
 mod settings;
 mod status;
 mod telemetry;
@@ -34,9 +29,35 @@ mod up;
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::settings::Settings;
+
+/// What every command holds to.
+const ENDS: &str = "\
+What a command was asked for is on standard output, all other talk on standard error.
+
+With `--json`, that is one JSON document, also where a command has nothing else to say; `sandbox logs --follow` prints one \
+for each line. `sandbox exec`, `sandbox shell` and `completions` refuse it: what they print is not their own. \
+`up` prints its document when it is ready.
+
+Exit codes:
+
+* `0`: done
+* `1`: failed; standard error says why, and standard output may hold no document
+* `2`: the arguments were not understood; nothing was done
+* `129`, `130`, `131`, `143`: ended by SIGHUP, SIGINT (Ctrl+C), SIGQUIT, SIGTERM; `sandbox exec` and `sandbox shell` first \
+end the program inside
+* `141`: nobody reads standard output any more, as after `| head`
+
+`sandbox exec` and `sandbox shell` end as the program inside did: with its exit code, or with 128 and the number of the \
+signal that ended it.";
+
+/// `| head` has read enough: what SIGPIPE makes of other programs.
+const UNREAD: u8 = 141;
+/// As clap has it.
+const NOT_UNDERSTOOD: u8 = 2;
 
 /// An open, self-hosted cloud of sandboxes that speaks E2B's protocol.
 #[derive(Parser)]
@@ -44,12 +65,13 @@ use crate::settings::Settings;
     name = "atoll",
     version,
     arg_required_else_help = true,
-    disable_help_subcommand = true
+    disable_help_subcommand = true,
+    after_help = ENDS
 )]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// Prints JSON.
+    /// Prints one JSON document.
     #[arg(long, global = true)]
     json: bool,
 }
@@ -93,6 +115,17 @@ enum Command {
     GenDocs,
 }
 
+impl Command {
+    /// Whether what is printed is somebody else's: a program's inside, a shell's.
+    const fn lends_output(&self) -> bool {
+        match self {
+            Self::Sandbox(command) => command.lends_output(),
+            Self::Completions { .. } | Self::GenDocs => true,
+            _ => false,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     if let Some(file) = std::env::var_os("ATOLL_FAILPOINTS") {
@@ -101,30 +134,40 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments) {
         Ok(code) => code,
+        Err(error) if error.is::<out::Unread>() => ExitCode::from(UNREAD),
         Err(error) => {
-            eprintln!("atoll: {error:#}");
+            out::say(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(Arguments { command, json }: Arguments) -> anyhow::Result<ExitCode> {
+    if json && command.lends_output() {
+        let words = "--json cannot be used here: what this prints is not Atoll's own\n";
+        Arguments::command()
+            .error(ErrorKind::ArgumentConflict, words)
+            .print()?;
+        return Ok(ExitCode::from(NOT_UNDERSTOOD));
+    }
     match command {
-        Command::Up(settings) => up::run(settings.resolve()?),
-        Command::Down(settings) => down::run(settings.resolve()?),
+        Command::Up(settings) => up::run(settings.resolve()?, json),
+        Command::Down(settings) => down::run(settings.resolve()?, json),
         Command::Status(settings) => status::run(&settings.resolve()?, json),
         Command::Doctor(settings) => doctor::run(&settings.resolve()?, json),
         Command::Env(settings) => data::print_env(&settings.resolve()?, json),
-        Command::Tls { settings, path } => tls::run(&settings.resolve()?, path),
+        Command::Tls { settings, path } => tls::run(&settings.resolve()?, path, json),
         Command::Sandbox(command) => client(async move |endpoint| command.run(&endpoint, json).await),
         Command::Key(command) => client(async move |endpoint| command.run(&endpoint, json).await),
         Command::Template(command) => client(async move |endpoint| command.run(&endpoint, json).await),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "atoll", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "atoll", &mut script);
+            out::text(&String::from_utf8(script)?)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::GenDocs => {
-            println!("{}", clap_markdown::help_markdown::<Arguments>());
+            out::line(clap_markdown::help_markdown::<Arguments>())?;
             Ok(ExitCode::SUCCESS)
         }
     }

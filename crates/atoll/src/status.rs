@@ -5,32 +5,40 @@ use anyhow::Result;
 
 use crate::control::{self, Status};
 use crate::data::DataDir;
+use crate::out;
 use crate::settings::Resolved;
 
 /// Asks the daemon; fails where none runs.
 pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
     if !DataDir::is_held(&settings.data_dir)? {
         if json {
-            println!("{}", serde_json::json!({ "running": false }));
+            out::json(&serde_json::json!({ "running": false }))?;
         }
-        eprintln!("atoll: no daemon runs on {}", settings.data_dir.display());
+        out::say(format_args!("no daemon runs on {}", settings.data_dir.display()));
         return Ok(ExitCode::FAILURE);
     }
     let status: Status = control::ask(&settings.data_dir, "status")?;
     if json {
-        println!("{}", serde_json::to_string(&status)?);
+        out::json(&status)?;
     } else {
-        println!(
-            "daemon      process {}, version {}, since {}",
-            status.pid, status.version, status.started_at
-        );
-        println!("runtime     {}", status.runtime);
-        println!("API         {}", status.api_url);
-        println!(
-            "sandboxes   {} running, {} paused, reached by {}",
-            status.running, status.paused, status.sandbox_url
-        );
-        println!("prepared    {}", status.slots_ready);
+        out::text(&format!(
+            "\
+daemon      process {}, version {}, since {}
+runtime     {}
+API         {}
+sandboxes   {} running, {} paused, reached by {}
+prepared    {}
+",
+            status.pid,
+            status.version,
+            status.started_at,
+            status.runtime,
+            status.api_url,
+            status.running,
+            status.paused,
+            status.sandbox_url,
+            status.slots_ready
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }

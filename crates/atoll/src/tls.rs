@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use edge::tls::Authority;
 
+use crate::out;
 use crate::settings::Resolved;
 
 fn authority(settings: &Resolved) -> Result<Authority> {
@@ -19,22 +20,31 @@ pub(crate) fn server_config(settings: &Resolved) -> Result<Arc<rustls::ServerCon
 }
 
 /// Says how to trust the authority, or where its certificate is.
-pub(crate) fn run(settings: &Resolved, path_only: bool) -> Result<ExitCode> {
+pub(crate) fn run(settings: &Resolved, path_only: bool, json: bool) -> Result<ExitCode> {
     let authority = authority(settings)?;
-    let path = authority.ca_path().display();
-    if path_only {
-        println!("{path}");
-        return Ok(ExitCode::SUCCESS);
+    let (path, domain) = (authority.ca_path(), &settings.domain);
+    if json {
+        out::json(&serde_json::json!({ "domain": domain, "certificate": path }))?;
+    } else if path_only {
+        out::line(path.display())?;
+    } else {
+        out::text(&advice(&path.display().to_string(), domain))?;
     }
-    let domain = &settings.domain;
-    println!("The certificate of this server's own authority, for {domain} and names below it: {path}");
-    println!();
-    println!("Debian     cp {path} /usr/local/share/ca-certificates/atoll.crt && update-ca-certificates");
-    println!("Python     export SSL_CERT_FILE={path}");
-    println!("Node.js    export NODE_EXTRA_CA_CERTS={path}");
-    println!("curl       curl --cacert {path} …");
-    println!();
-    println!("Then: atoll up --tls-listen 127.0.0.1:443, and export E2B_DOMAIN={domain}");
-    println!("Names below {domain} must resolve to this machine.");
     Ok(ExitCode::SUCCESS)
+}
+
+fn advice(path: &str, domain: &str) -> String {
+    format!(
+        "\
+The certificate of this server's own authority, for {domain} and names below it: {path}
+
+Debian     cp {path} /usr/local/share/ca-certificates/atoll.crt && update-ca-certificates
+Python     export SSL_CERT_FILE={path}
+Node.js    export NODE_EXTRA_CA_CERTS={path}
+curl       curl --cacert {path} …
+
+Then: atoll up --tls-listen 127.0.0.1:443, and export E2B_DOMAIN={domain}
+Names below {domain} must resolve to this machine.
+"
+    )
 }

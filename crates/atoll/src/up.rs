@@ -12,21 +12,21 @@ use tokio_util::task::TaskTracker;
 use crate::data::DataDir;
 use crate::house::House;
 use crate::settings::Resolved;
-use crate::{admin, control, data, telemetry};
+use crate::{admin, control, data, out, telemetry};
 
 /// Starts everything and serves until a signal, or `atoll down`.
-pub(crate) fn run(settings: Resolved) -> Result<ExitCode> {
+pub(crate) fn run(settings: Resolved, json: bool) -> Result<ExitCode> {
     settings.check_listeners()?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("atoll")
         .build()?;
-    runtime.block_on(serve(settings))?;
+    runtime.block_on(serve(settings, json))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(settings: Resolved) -> Result<()> {
+async fn serve(settings: Resolved, json: bool) -> Result<()> {
     let telemetry = telemetry::start(&settings)?;
     let data = DataDir::open(&settings.data_dir)?;
     // Taken before anything is made, so that a port that is taken costs nothing.
@@ -56,11 +56,12 @@ async fn serve(settings: Resolved) -> Result<()> {
             tracing::error!("the control socket: {error:#}");
         }
     });
-    eprintln!(
-        "atoll: ready; API on {}, sandboxes on {}",
+    out::say(format_args!(
+        "ready; API on {}, sandboxes on {}",
         house.credentials.api_url, house.credentials.sandbox_url
-    );
-    print!("{}", data::exports(&house.credentials));
+    ));
+    // It serves all the same where nobody reads this.
+    let _ = data::show(&house.credentials, json);
 
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
@@ -68,7 +69,7 @@ async fn serve(settings: Resolved) -> Result<()> {
         _ = terminate.recv() => {}
         () = shutdown.cancelled() => {}
     }
-    eprintln!("atoll: stopping; running sandboxes live on, `atoll down` ends them");
+    out::say("stopping; running sandboxes live on, `atoll down` ends them");
     shutdown.cancel();
     tasks.close();
     tasks.wait().await;

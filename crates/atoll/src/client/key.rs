@@ -3,8 +3,10 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
+use serde_json::json;
 
-use super::{Endpoint, print_json, table};
+use super::{Endpoint, table};
+use crate::out;
 
 /// What can be done with keys.
 #[derive(Subcommand)]
@@ -30,16 +32,19 @@ impl Command {
             Command::Create { name } => {
                 let created = api.create_key(&name).await?;
                 if json {
-                    print_json(&created)?;
+                    out::json(&created)?;
                 } else {
-                    println!("{}", created.key);
-                    eprintln!("atoll: this is key {}; it is not shown again", created.about.id);
+                    out::line(&created.key)?;
+                    out::say(format_args!(
+                        "this is key {}; it is not shown again",
+                        created.about.id
+                    ));
                 }
             }
             Command::List => {
                 let keys = api.keys().await?;
                 if json {
-                    print_json(&keys)?;
+                    out::json(&keys)?;
                 } else {
                     let rows: Vec<_> = keys
                         .into_iter()
@@ -57,7 +62,7 @@ impl Command {
                             ]
                         })
                         .collect();
-                    table::print(["ID", "NAME", "KEY", "CREATED", "LAST USED"], &rows);
+                    table::print(["ID", "NAME", "KEY", "CREATED", "LAST USED"], &rows)?;
                 }
             }
             Command::Revoke { key } => {
@@ -67,12 +72,16 @@ impl Command {
                     .into_iter()
                     .filter(|found| found.id == key || found.name == key)
                     .collect();
-                match &named[..] {
-                    [one] => api.delete_key(&one.id).await?,
+                let one = match &named[..] {
+                    [one] => one,
                     [] => bail!("no key has the id or name '{key}'"),
                     _ => bail!("{} keys have the name '{key}': give an id", named.len()),
+                };
+                api.delete_key(&one.id).await?;
+                out::say("the key is revoked");
+                if json {
+                    out::json(&json!({ "id": one.id, "name": one.name, "revoked": true }))?;
                 }
-                eprintln!("atoll: the key is revoked");
             }
         }
         Ok(ExitCode::SUCCESS)

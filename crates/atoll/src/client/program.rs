@@ -1,14 +1,16 @@
 //! `atoll sandbox exec` and `shell`: a program inside, with this side's streams.
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use sdk::{Control, Event, Process, Program};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::signal::unix::{SignalKind, signal};
+use model::Kind;
+use sdk::{CallError, Control, Program, Signal};
+use tokio::io::AsyncReadExt as _;
+use tokio::signal::unix::{self, SignalKind, signal};
 
-use super::{Endpoint, terminal};
+use super::{Endpoint, conversation, terminal};
 
 /// Input that is carried at a time.
 const CHUNK_BYTES_MAX: usize = 32 * 1024;
@@ -56,42 +58,41 @@ pub(crate) async fn exec(endpoint: &Endpoint, exec: Exec) -> Result<ExitCode> {
         stdin: piped,
         terminal: None,
     };
-    let process = inside.start(program).await?;
-    let control = process.control();
-    let feeding = piped.then(|| tokio::spawn(feed(control)));
-    let code = hear(process).await;
-    if let Some(feeding) = feeding {
-        feeding.abort();
-    }
-    code
+    conversation::hold(inside.start(program), Signal::Terminate, async move |control| {
+        if piped { feed(control).await } else { Ok(()) }
+    })
+    .await
 }
 
-/// Carries our input to the program until it ends, or the program does.
+/// Carries our input to the program, until it ends or the program takes no more.
 async fn feed(control: Control) -> Result<()> {
     let mut input = tokio::io::stdin();
     let mut chunk = vec![0; CHUNK_BYTES_MAX];
     loop {
-        match input.read(&mut chunk).await? {
-            0 => return Ok(control.close_stdin().await?),
-            n => control.write(&chunk[..n]).await?,
+        let bytes = input
+            .read(&mut chunk)
+            .await
+            .context("cannot read standard input")?;
+        let carried = match bytes {
+            0 => control.close_stdin().await,
+            bytes => control.write(&chunk[..bytes]).await,
+        };
+        if !goes_on(carried)? || bytes == 0 {
+            return Ok(());
         }
     }
 }
 
-async fn hear(mut process: Process) -> Result<ExitCode> {
-    let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());
-    loop {
-        match process.next().await? {
-            Event::Stdout(bytes) | Event::Terminal(bytes) => {
-                out.write_all(&bytes).await?;
-                out.flush().await?;
-            }
-            Event::Stderr(bytes) => {
-                err.write_all(&bytes).await?;
-                err.flush().await?;
-            }
-            Event::End(exit) => return Ok(ExitCode::from(exit.code())),
-        }
+/// Whether the program may take more input. One that has ended, or closed its input, takes none and waits for none; one
+/// that merely cannot be reached would wait for ever.
+fn goes_on(carried: Result<(), CallError>) -> Result<bool> {
+    match carried {
+        Ok(()) => Ok(true),
+        Err(CallError::Refused {
+            kind: Kind::NotFound | Kind::Invalid | Kind::Conflict | Kind::Internal,
+            ..
+        }) => Ok(false),
+        Err(error) => Err(error).context("the program's input cannot be carried to it"),
     }
 }
 
@@ -105,6 +106,8 @@ pub(crate) async fn shell(endpoint: &Endpoint, shell: Shell) -> Result<ExitCode>
         ),
         ("LANG", "C.UTF-8".to_owned()),
     ];
+    // Before the size is read: a change after that is told.
+    let resized = signal(SignalKind::window_change())?;
     let program = Program {
         cmd: "/bin/bash".to_owned(),
         args: vec!["-i".to_owned(), "-l".to_owned()],
@@ -116,35 +119,69 @@ pub(crate) async fn shell(endpoint: &Endpoint, shell: Shell) -> Result<ExitCode>
         terminal: Some(terminal::size()),
         ..Program::default()
     };
-    let process = inside.start(program).await?;
-    let _raw = terminal::Raw::enter()?;
-    let (typing, sizing) = (
-        tokio::spawn(type_in(process.control())),
-        tokio::spawn(follow_size(process.control())),
-    );
-    let code = hear(process).await;
-    typing.abort();
-    sizing.abort();
-    code
+    // Shells that talk to people ignore the request to end. When they are killed, the kernel hangs up what they run.
+    conversation::hold(inside.start(program), Signal::Kill, async move |control| {
+        at_terminal(&control, resized).await
+    })
+    .await
 }
 
-async fn type_in(control: Control) -> Result<()> {
+/// Holds this side's terminal. It gets its own mode back when this is dropped.
+async fn at_terminal(control: &Control, resized: unix::Signal) -> Result<()> {
+    let _raw = terminal::Raw::enter().context("the terminal cannot be made raw")?;
+    let typing = async {
+        type_in(control).await?;
+        pending().await
+    };
+    tokio::select! {
+        typed = typing => typed,
+        () = follow_size(control, resized) => Ok(()),
+    }
+}
+
+async fn type_in(control: &Control) -> Result<()> {
     /// What a terminal sends when its input ends.
     const END_OF_INPUT: &[u8] = &[4];
     let mut input = tokio::io::stdin();
     let mut chunk = vec![0; CHUNK_BYTES_MAX];
     loop {
-        match input.read(&mut chunk).await? {
-            0 => return Ok(control.type_in(END_OF_INPUT).await?),
-            n => control.type_in(&chunk[..n]).await?,
+        let bytes = input.read(&mut chunk).await.context("cannot read the terminal")?;
+        let typed = match bytes {
+            0 => control.type_in(END_OF_INPUT).await,
+            bytes => control.type_in(&chunk[..bytes]).await,
+        };
+        if !goes_on(typed)? || bytes == 0 {
+            return Ok(());
         }
     }
 }
 
-async fn follow_size(control: Control) -> Result<()> {
-    let mut changed = signal(SignalKind::window_change())?;
-    while changed.recv().await.is_some() {
-        control.resize(terminal::size()).await?;
+async fn follow_size(control: &Control, mut resized: unix::Signal) {
+    while resized.recv().await.is_some() {
+        // A size that did not arrive is worth no shell; the next one may.
+        let _ = control.resize(terminal::size()).await;
     }
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(kind: Kind) -> Result<(), CallError> {
+        Err(CallError::Refused {
+            kind,
+            message: String::new(),
+            error_code: None,
+        })
+    }
+
+    #[test]
+    fn a_program_that_takes_no_more_is_told_from_one_that_cannot_be_reached() {
+        assert!(goes_on(Ok(())).unwrap());
+        assert!(!goes_on(refused(Kind::NotFound)).unwrap());
+        assert!(!goes_on(refused(Kind::Internal)).unwrap());
+        assert!(goes_on(refused(Kind::Unavailable)).is_err());
+        assert!(goes_on(refused(Kind::Unauthenticated)).is_err());
+        assert!(goes_on(Err(CallError::Unended)).is_err());
+    }
 }

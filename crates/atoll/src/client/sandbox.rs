@@ -1,22 +1,16 @@
 //! `atoll sandbox`.
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
-use sdk::{Connected, ListQuery, LogsQuery};
-use wire::rest::{
-    AutoResume, ConnectSandbox, LogDirection, LogEntry, LogLevel, NetworkConfig, NewSandbox, PauseSandbox,
-    SandboxState,
-};
+use sdk::{Connected, ListQuery};
+use serde_json::json;
+use wire::rest::{AutoResume, ConnectSandbox, NetworkConfig, NewSandbox, PauseSandbox, SandboxState};
 
+use super::logs::{self, Logs};
 use super::program::{self, Exec, Shell};
-use super::{Endpoint, print_json, table};
-
-/// How often `logs --follow` asks.
-const FOLLOW_EVERY: Duration = Duration::from_secs(1);
-/// Lines that are asked for at a time.
-const LINES_MAX: usize = 1_000;
+use super::{Endpoint, table};
+use crate::out;
 
 /// What can be done with sandboxes.
 #[derive(Subcommand)]
@@ -100,16 +94,7 @@ pub(crate) enum Command {
         id: String,
     },
     /// Prints a sandbox's log.
-    Logs {
-        /// Whose.
-        id: String,
-        /// Goes on with what is said from now on.
-        #[arg(long, short)]
-        follow: bool,
-        /// Lines that matter at least this much.
-        #[arg(long)]
-        level: Option<LevelFilter>,
-    },
+    Logs(Logs),
     /// Prints what a sandbox uses.
     Metrics {
         /// Which.
@@ -126,19 +111,6 @@ pub(crate) enum StateFilter {
     Paused,
 }
 
-/// How much a line matters.
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum LevelFilter {
-    /// All lines.
-    Debug,
-    /// Ordinary events, and what follows.
-    Info,
-    /// Something is off, and what follows.
-    Warn,
-    /// Something failed.
-    Error,
-}
-
 /// `KEY=VALUE`.
 pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text
@@ -148,6 +120,11 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 impl Command {
+    /// Whether standard output belongs to a program inside.
+    pub(crate) const fn lends_output(&self) -> bool {
+        matches!(self, Self::Exec(_) | Self::Shell(_))
+    }
+
     pub(crate) async fn run(self, endpoint: &Endpoint, json: bool) -> Result<ExitCode> {
         let api = endpoint.api()?;
         match self {
@@ -181,23 +158,23 @@ impl Command {
                 };
                 let made = api.create(&wanted).await?;
                 if json {
-                    print_json(&made)?
+                    out::json(&made)?;
                 } else {
-                    println!("{}", made.sandbox_id)
+                    out::line(made.sandbox_id)?;
                 }
             }
             Command::List { state, metadata } => list(endpoint, state, metadata, json).await?,
             Command::Info { id } => {
                 let detail = api.sandbox(&id).await?;
                 if json {
-                    print_json(&detail)?
+                    out::json(&detail)?;
                 } else {
-                    println!("{}", serde_json::to_string_pretty(&detail)?)
+                    out::line(serde_json::to_string_pretty(&detail)?)?;
                 }
             }
             Command::Exec(exec) => return program::exec(endpoint, exec).await,
             Command::Shell(shell) => return program::shell(endpoint, shell).await,
-            Command::Kill { ids } => return kill(endpoint, ids).await,
+            Command::Kill { ids } => return kill(endpoint, ids, json).await,
             Command::Pause { id, disk_only } => {
                 api.pause(
                     &id,
@@ -207,7 +184,10 @@ impl Command {
                     },
                 )
                 .await?;
-                eprintln!("atoll: {id} is paused");
+                out::say(format_args!("{id} is paused"));
+                if json {
+                    out::json(&json!({ "sandboxID": id, "state": "paused" }))?;
+                }
             }
             Command::Resume {
                 id,
@@ -222,19 +202,19 @@ impl Command {
                     Connected::Running(sandbox) => ("was running", sandbox),
                     Connected::Resumed(sandbox) => ("runs again", sandbox),
                 };
-                eprintln!("atoll: {id} {word}");
+                out::say(format_args!("{id} {word}"));
                 if json {
-                    print_json(&sandbox)?;
+                    out::json(&sandbox)?;
                 }
             }
             Command::Restart { id } => {
                 let sandbox = api.restart(&id).await?;
-                eprintln!("atoll: {id} runs again, from its disk");
+                out::say(format_args!("{id} runs again, from its disk"));
                 if json {
-                    print_json(&sandbox)?;
+                    out::json(&sandbox)?;
                 }
             }
-            Command::Logs { id, follow, level } => logs(endpoint, &id, follow, level, json).await?,
+            Command::Logs(wanted) => logs::run(endpoint, wanted, json).await?,
             Command::Metrics { id } => metrics(endpoint, &id, json).await?,
         }
         Ok(ExitCode::SUCCESS)
@@ -267,7 +247,7 @@ async fn list(
         }
     }
     if json {
-        return print_json(&all);
+        return out::json(&all);
     }
     let rows: Vec<_> = all
         .into_iter()
@@ -287,88 +267,40 @@ async fn list(
             ]
         })
         .collect();
-    table::print(["ID", "STATE", "TEMPLATE", "STARTED", "ENDS"], &rows);
-    Ok(())
+    table::print(["ID", "STATE", "TEMPLATE", "STARTED", "ENDS"], &rows)
 }
 
 /// Tries all, also after one could not be ended.
-async fn kill(endpoint: &Endpoint, ids: Vec<String>) -> Result<ExitCode> {
+async fn kill(endpoint: &Endpoint, ids: Vec<String>, json: bool) -> Result<ExitCode> {
     let api = endpoint.api()?;
-    let mut code = ExitCode::SUCCESS;
+    let (mut killed, mut failed) = (Vec::new(), Vec::new());
     for id in ids {
         match api.kill(&id).await {
-            Ok(()) => eprintln!("atoll: {id} is ended"),
+            Ok(()) => {
+                out::say(format_args!("{id} is ended"));
+                killed.push(id);
+            }
             Err(error) => {
-                eprintln!("atoll: {id}: {error}");
-                code = ExitCode::FAILURE;
+                out::say(format_args!("{id}: {error}"));
+                failed.push(json!({ "sandboxID": id, "error": error.to_string() }));
             }
         }
+    }
+    let code = if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    };
+    if json {
+        out::json(&json!({ "killed": killed, "failed": failed }))?;
     }
     Ok(code)
-}
-
-async fn logs(
-    endpoint: &Endpoint,
-    id: &str,
-    follow: bool,
-    level: Option<LevelFilter>,
-    json: bool,
-) -> Result<()> {
-    let api = endpoint.api()?;
-    let level = level.map(|level| match level {
-        LevelFilter::Debug => LogLevel::Debug,
-        LevelFilter::Info => LogLevel::Info,
-        LevelFilter::Warn => LogLevel::Warn,
-        LevelFilter::Error => LogLevel::Error,
-    });
-    let query = |cursor_ms| LogsQuery {
-        cursor_ms,
-        limit: Some(LINES_MAX),
-        direction: Some(LogDirection::Forward),
-        level,
-    };
-    let mut lines = api.logs(id, query(None)).await?;
-    if json && !follow {
-        return print_json(&lines);
-    }
-    let mut shown: Vec<LogEntry> = Vec::new();
-    loop {
-        // A cursor is a millisecond: what was said in the last one comes again.
-        for line in lines
-            .into_iter()
-            .filter(|line| !shown.contains(line))
-            .collect::<Vec<_>>()
-        {
-            if json {
-                print_json(&line)?;
-            } else {
-                println!(
-                    "{} {:<5} {}",
-                    line.timestamp,
-                    format!("{:?}", line.level).to_lowercase(),
-                    line.message
-                );
-            }
-            shown.push(line);
-        }
-        if !follow {
-            return Ok(());
-        }
-        shown.drain(..shown.len().saturating_sub(LINES_MAX));
-        tokio::time::sleep(FOLLOW_EVERY).await;
-        let since = shown
-            .last()
-            .and_then(|line| humantime::parse_rfc3339(&line.timestamp).ok());
-        let since_ms = since
-            .and_then(|at| u64::try_from(at.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis()).ok());
-        lines = api.logs(id, query(since_ms)).await?;
-    }
 }
 
 async fn metrics(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
     let samples = endpoint.api()?.metrics(id).await?;
     if json {
-        return print_json(&samples);
+        return out::json(&samples);
     }
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
     let rows: Vec<_> = samples
@@ -384,6 +316,5 @@ async fn metrics(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
             ]
         })
         .collect();
-    table::print(["TIME", "CPU", "MEMORY", "DISK"], &rows);
-    Ok(())
+    table::print(["TIME", "CPU", "MEMORY", "DISK"], &rows)
 }

@@ -1,7 +1,10 @@
 //! Columns for people.
+use anyhow::Result;
+
+use crate::out;
 
 /// Prints rows below their headings, each column as wide as its widest cell.
-pub(crate) fn print<const N: usize>(headings: [&str; N], rows: &[[String; N]]) {
+pub(crate) fn print<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> Result<()> {
     let width = |i: usize| {
         rows.iter()
             .map(|row| row[i].chars().count())
@@ -16,10 +19,11 @@ pub(crate) fn print<const N: usize>(headings: [&str; N], rows: &[[String; N]]) {
             .zip(widths)
             .map(|(cell, width)| format!("{cell:<width$}"))
             .collect();
-        println!("{}", padded.join("  ").trim_end());
+        format!("{}\n", padded.join("  ").trim_end())
     };
-    line(headings);
-    for row in rows {
-        line(std::array::from_fn(|i| row[i].as_str()));
-    }
+    let lines = rows
+        .iter()
+        .map(|row| line(std::array::from_fn(|i| row[i].as_str())));
+    let table: String = std::iter::once(line(headings)).chain(lines).collect();
+    out::text(&table)
 }

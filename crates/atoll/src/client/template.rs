@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Subcommand;
 
-use super::{Endpoint, print_json, table};
+use super::{Endpoint, table};
+use crate::out;
 
 /// What can be done with templates.
 #[derive(Subcommand)]
@@ -18,7 +19,7 @@ impl Command {
         let Command::List = self;
         let templates = endpoint.api()?.templates().await?;
         if json {
-            print_json(&templates)?;
+            out::json(&templates)?;
         } else {
             let rows: Vec<_> = templates
                 .into_iter()
@@ -36,7 +37,7 @@ impl Command {
                     ]
                 })
                 .collect();
-            table::print(["ID", "NAMES", "SIZE", "SANDBOXES", "CREATED"], &rows);
+            table::print(["ID", "NAMES", "SIZE", "SANDBOXES", "CREATED"], &rows)?;
         }
         Ok(ExitCode::SUCCESS)
     }
