@@ -3,6 +3,8 @@
 Where the house is comes from E2B_API_URL, E2B_SANDBOX_URL (or E2B_DOMAIN) and E2B_API_KEY alone.
 """
 
+import asyncio
+import inspect
 import time
 
 import pytest
@@ -23,6 +25,24 @@ def eventually(condition, what="the condition"):
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not become true within {PATIENCE_SECONDS} s")
         time.sleep(0.05)
+
+
+async def got(answer):
+    """What a call of either SDK answers: the async one is waited for, the sync one has answered already."""
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+async def until(condition, what="the condition"):
+    """`eventually` for a `condition()` of either SDK."""
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                found = await got(condition())
+                if found:
+                    return found
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"{what} did not become true within {PATIENCE_SECONDS} s") from None
 
 
 @pytest.fixture
@@ -47,6 +67,28 @@ def sandbox():
     sandbox = Sandbox.create(timeout=600)
     yield sandbox
     sandbox.kill()
+
+
+@pytest.fixture(params=[Sandbox, AsyncSandbox], ids=["sync", "async"])
+def sdk(request):
+    """Each of the two SDKs in turn, for tests that `got` makes the same."""
+    return request.param
+
+
+@pytest_asyncio.fixture
+async def make(sdk):
+    """Makes sandboxes with either SDK and kills them after the test."""
+    made = []
+
+    async def create(*args, **kwargs):
+        kwargs.setdefault("timeout", 120)
+        sandbox = await got(sdk.create(*args, **kwargs))
+        made.append(sandbox.sandbox_id)
+        return sandbox
+
+    yield create
+    for name in made:
+        await got(sdk.kill(name))
 
 
 @pytest_asyncio.fixture

@@ -1,9 +1,12 @@
 """The same through AsyncSandbox."""
 
 import asyncio
+import io
 
+import httpx
 import pytest
 from e2b import AsyncSandbox, CommandExitException, FilesystemEventType, NotFoundException, PtySize, SandboxQuery, SandboxState
+from ports import tls_context
 
 PATIENCE_SECONDS = 20
 
@@ -77,6 +80,34 @@ async def test_files(async_sandbox):
     assert (await files.get_info("/tmp/n/1")).size == 1
     await files.remove("/tmp/n")
     assert not await files.exists("/tmp/n")
+
+
+async def test_files_travel_compressed_raw_and_with_metadata(async_sandbox):
+    files, text = async_sandbox.files, "compress me " * 10_000
+
+    async def pieces():
+        yield b"one "
+        yield b"two"
+
+    await files.write("/tmp/z", text, gzip=True, metadata={"author": "ann"})
+    assert await files.read("/tmp/z", gzip=True) == await files.read("/tmp/z") == text
+    assert (await files.get_info("/tmp/z")).metadata == {"author": "ann"}
+    await files.write("/tmp/z", io.BytesIO(b"raw"), use_octet_stream=True)
+    assert (await files.get_info("/tmp/z")).metadata in (None, {})
+    assert await files.read("/tmp/z") == "raw"
+    await files.write("/tmp/z", pieces())
+    assert await files.read("/tmp/z") == "one two"
+
+
+async def test_signed_urls_need_no_header(async_sandbox):
+    await async_sandbox.files.write("/tmp/signed +.txt", "by url")
+    async with httpx.AsyncClient(verify=tls_context() or True) as http:
+        assert (await http.get(async_sandbox.download_url("/tmp/signed +.txt"))).text == "by url"
+        expired = async_sandbox.download_url("/tmp/signed +.txt", use_signature_expiration=-60)
+        assert (await http.get(expired)).status_code == 401
+        url = async_sandbox.upload_url("/tmp/up.txt", use_signature_expiration=60)
+        assert (await http.post(url, files={"file": ("up.txt", b"uploaded")})).status_code == 200
+    assert await async_sandbox.files.read("/tmp/up.txt") == "uploaded"
 
 
 async def test_a_watch_streams(async_sandbox):

@@ -17,6 +17,7 @@ from e2b import (
     NotFoundException,
     SandboxException,
 )
+from ports import tls_context
 
 
 def test_what_is_written_is_read(sandbox):
@@ -160,13 +161,6 @@ def fetch(url, data=None, headers=None, method=None):
     request = urllib.request.Request(url, data=data, headers=headers or {}, method=method)
     with urllib.request.urlopen(request, timeout=30, context=tls_context()) as answer:
         return answer.read()
-
-
-def tls_context():
-    import ssl
-
-    authority = os.environ.get("SSL_CERT_FILE")
-    return ssl.create_default_context(cafile=authority) if authority else None
 
 
 def test_signed_urls_need_no_header(sandbox):
