@@ -36,6 +36,15 @@ describe('files', () => {
       { path: '/tmp/many/2', data: '2' },
     ])
     assert.deepEqual(written.map((info) => info.path), ['/tmp/many/1', '/tmp/many/2'])
+    await sandbox.files.writeFiles([{ path: '/tmp/many/3', data: '3' }], { useOctetStream: true })
+    assert.equal(await sandbox.files.read('/tmp/many/3'), '3')
+  })
+
+  it('keep what is told about them, until they are written anew', async () => {
+    await sandbox.files.write('/tmp/meta', 'x', { metadata: { author: 'ann', tag: 'one' } })
+    assert.deepEqual((await sandbox.files.getInfo('/tmp/meta')).metadata, { author: 'ann', tag: 'one' })
+    await sandbox.files.write('/tmp/meta', 'y', { metadata: { tag: 'two' } })
+    assert.deepEqual((await sandbox.files.getInfo('/tmp/meta')).metadata, { tag: 'two' })
   })
 
   it('are listed, described, renamed and removed', async () => {
@@ -54,11 +63,19 @@ describe('files', () => {
   it('are watched', async () => {
     await sandbox.files.makeDir('/tmp/w')
     const events = []
-    const watch = await sandbox.files.watchDir('/tmp/w', (event) => events.push(event), { recursive: true })
+    let ended = false
+    const watch = await sandbox.files.watchDir('/tmp/w', (event) => events.push(event), {
+      recursive: true,
+      includeEntry: true,
+      allowNetworkMounts: true,
+      onExit: () => (ended = true),
+    })
     await sandbox.files.write('/tmp/w/x', 'x')
     await eventually(async () => events.some((event) => event.type === FilesystemEventType.CREATE && event.name === 'x'))
     await eventually(async () => events.some((event) => event.type === FilesystemEventType.WRITE && event.name === 'x'))
+    assert.ok(events.some((event) => event.entry?.path === '/tmp/w/x'))
     await watch.stop()
+    await eventually(async () => ended)
   })
 
   it('are reached by signed URLs', async () => {
