@@ -10,5 +10,7 @@ resolver=$!
 echo "nameserver $ATOLL_RESOLVER_ADDRESS" > "$dir/resolv.conf"
 mount --bind "$dir/resolv.conf" "$(readlink -f /etc/resolv.conf)"
 cat /etc/ssl/certs/ca-certificates.crt "$("$ATOLL_BIN" tls --path)" > "$dir/trusted.crt"
-export SSL_CERT_FILE="$dir/trusted.crt" NODE_EXTRA_CA_CERTS="$dir/trusted.crt" REQUESTS_CA_BUNDLE="$dir/trusted.crt"
+for name in SSL_CERT_FILE CURL_CA_BUNDLE REQUESTS_CA_BUNDLE NODE_EXTRA_CA_CERTS; do
+    export "$name=$dir/trusted.crt"
+done
 "$@"
