@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The body of `POST /init`. Everything is optional; unknown fields are ignored.
+/// The body of `POST /init`. Everything is optional. Unknown fields are ignored, so that an envd that has been running
+/// for a while takes the settings of a newer node; what is known and cannot be done is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Init {
@@ -35,6 +36,12 @@ pub struct Init {
     /// The machine's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
+    /// Processors that it may use, where its kernel tells of all that the host has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_count: Option<u32>,
+    /// Memory that it may use, in the same way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
     /// What runs from the boot on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_command: Option<StartCommand>,
