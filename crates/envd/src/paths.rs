@@ -1,6 +1,9 @@
 //! What a client's path means (contract 5.1), and the directories that it needs.
+use std::borrow::Cow;
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
@@ -47,6 +50,64 @@ fn join(base: &str, rest: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
+/// The same place by a way that is open to us. The kernel may refuse root to follow a user's link in a directory of
+/// everybody's (`fs.protected_symlinks`), but it lets everybody read where the link leads.
+pub(crate) fn passable(path: &str) -> Cow<'_, str> {
+    match rustix::fs::stat(path) {
+        Err(Errno::ACCESS) => real(path).map_or(Cow::Borrowed(path), Cow::Owned),
+        _ => Cow::Borrowed(path),
+    }
+}
+
+/// [`passable`] for what lies at a path itself: its last part may be a link, and stays one.
+pub(crate) fn passable_entry(path: &str) -> Cow<'_, str> {
+    let trimmed = path.trim_end_matches('/');
+    match trimmed.rfind('/') {
+        None | Some(0) => Cow::Borrowed(path),
+        Some(slash) => match passable(&path[..slash]) {
+            Cow::Borrowed(_) => Cow::Borrowed(path),
+            Cow::Owned(parent) => Cow::Owned(format!("{parent}{}", &path[slash..])),
+        },
+    }
+}
+
+/// Where a path leads, found by reading the links on its way. What is missing at its end stays as it is.
+pub(crate) fn real(path: &str) -> io::Result<String> {
+    /// As many as the kernel follows.
+    const LINKS_MAX: usize = 40;
+    let mut links = 0;
+    let mut missing = Vec::new();
+    let mut place = PathBuf::from(path);
+    loop {
+        match fs::canonicalize(&place) {
+            Ok(real) => {
+                place = real;
+                break;
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) => {
+                let (Some(parent), Some(name)) = (place.parent(), place.file_name()) else {
+                    return Err(error);
+                };
+                match fs::read_link(&place) {
+                    Ok(_) if links == LINKS_MAX => return Err(Errno::LOOP.into()),
+                    Ok(target) => {
+                        links += 1;
+                        place = parent.join(target);
+                    }
+                    Err(_) => {
+                        missing.push(name.to_owned());
+                        place = parent.to_owned();
+                    }
+                }
+            }
+        }
+    }
+    place.extend(missing.into_iter().rev());
+    let text = place.into_os_string().into_string();
+    text.map_err(|_| io::ErrorKind::InvalidFilename.into())
+}
+
 /// Makes the directories above a path, as the user's.
 pub(crate) fn make_parents(path: &str, user: &User) -> io::Result<()> {
     match path.trim_end_matches('/').rsplit_once('/') {
@@ -61,6 +122,14 @@ pub(crate) fn make_dirs(path: &str, user: &User) -> io::Result<()> {
         Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => return Ok(()),
         Ok(_) => return Err(Errno::NOTDIR.into()),
         Err(Errno::NOENT) => {}
+        Err(Errno::ACCESS) => {
+            let place = real(path)?;
+            return if place == path {
+                Err(Errno::ACCESS.into())
+            } else {
+                make_dirs(&place, user)
+            };
+        }
         Err(error) => return Err(error.into()),
     }
     make_parents(path, user)?;
@@ -72,7 +141,12 @@ pub(crate) fn make_dirs(path: &str, user: &User) -> io::Result<()> {
             gid(user),
             AtFlags::SYMLINK_NOFOLLOW,
         )?),
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Ok(()) => Ok(()),
+        // Somebody else was faster; or it is a link that leads nowhere.
+        Err(Errno::EXIST) => match rustix::fs::stat(path) {
+            Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => Ok(()),
+            _ => Err(Errno::EXIST.into()),
+        },
         Err(error) => Err(error.into()),
     }
 }
@@ -119,6 +193,22 @@ mod tests {
         check("a/b", "/home/user/a/b");
         check("./a/../b", "/home/user/b");
         check("/etc//x/", "/etc//x/");
+    }
+
+    #[test]
+    fn links_are_read_and_what_is_missing_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = fs::canonicalize(dir.path()).unwrap();
+        let at = |name: &str| format!("{}/{name}", base.display());
+        fs::create_dir(at("dir")).unwrap();
+        std::os::unix::fs::symlink("dir", at("link")).unwrap();
+        std::os::unix::fs::symlink("dir/gone", at("nowhere")).unwrap();
+        std::os::unix::fs::symlink("round", at("round")).unwrap();
+        assert_eq!(real(&at("link")).unwrap(), at("dir"));
+        assert_eq!(real(&at("link/new/er")).unwrap(), at("dir/new/er"));
+        assert_eq!(real(&at("nowhere")).unwrap(), at("dir/gone"));
+        assert!(real(&at("round")).is_err());
+        assert_eq!(real("/").unwrap(), "/");
     }
 
     #[test]

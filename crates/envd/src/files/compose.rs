@@ -10,6 +10,7 @@ use super::metadata::Metadata;
 use super::{Caller, Written, blocking, failed, writing};
 use crate::access::Refusal;
 use crate::http::{Answer, Envd, json, small_body};
+use crate::paths::{passable, passable_entry};
 use crate::users::User;
 
 /// Names of some thousand pieces.
@@ -51,7 +52,7 @@ pub(crate) async fn compose(envd: &Envd, request: Request<RequestBody>) -> Resul
 fn put_together(sources: &[String], destination: String, user: &User) -> Result<Written, Refusal> {
     let place = fs::canonicalize(&destination).unwrap_or_else(|_| destination.clone().into());
     for source in sources {
-        let found = fs::metadata(source).map_err(|error| failed("reading", source, &error))?;
+        let found = fs::metadata(&*passable(source)).map_err(|error| failed("reading", source, &error))?;
         if !found.is_file() {
             return Err(Refusal::bad(format!("path '{source}' is not a regular file")));
         }
@@ -61,7 +62,7 @@ fn put_together(sources: &[String], destination: String, user: &User) -> Result<
     }
     let mut whole = writing::open(&destination, user)?;
     for source in sources {
-        let copied = File::open(source).and_then(|mut part| io::copy(&mut part, &mut whole));
+        let copied = File::open(&*passable(source)).and_then(|mut part| io::copy(&mut part, &mut whole));
         copied.map_err(|error| failed("copying", source, &error))?;
     }
     // Only what is safely in its new place is removed from the old one.
@@ -69,7 +70,7 @@ fn put_together(sources: &[String], destination: String, user: &User) -> Result<
         .sync_all()
         .map_err(|error| failed("writing", &destination, &error))?;
     for source in sources {
-        if let Err(error) = fs::remove_file(source)
+        if let Err(error) = fs::remove_file(&*passable_entry(source))
             && error.kind() != io::ErrorKind::NotFound
         {
             return Err(failed("removing", source, &error));

@@ -54,8 +54,8 @@ fn unquoted_semicolon(text: &[u8]) -> Option<usize> {
     })
 }
 
-/// A value, with what browsers and HTTP libraries escape in it: `\"`, `\\`, and `%22`, `%0A`, `%0D` for what would
-/// end the value or the line.
+/// A value, with what browsers and HTTP libraries escape in it: `\"`, `\\`, `%22`, and `%0A` and its like for the control
+/// characters, but for ESC, which they leave as it is. A `%` itself is not escaped, so nothing else is restored.
 fn text(value: &[u8]) -> String {
     let Some(inner) = value.strip_prefix(b"\"") else {
         return String::from_utf8_lossy(value).into_owned();
@@ -67,12 +67,25 @@ fn text(value: &[u8]) -> String {
         (plain, rest) = match (byte, after) {
             (b'\\', [escaped @ (b'"' | b'\\'), after @ ..]) => (pushed(plain, *escaped), after),
             (b'%', [b'2', b'2', after @ ..]) => (pushed(plain, b'"'), after),
-            (b'%', [b'0', b'A' | b'a', after @ ..]) => (pushed(plain, b'\n'), after),
-            (b'%', [b'0', b'D' | b'd', after @ ..]) => (pushed(plain, b'\r'), after),
+            (b'%', [sixteens @ (b'0' | b'1'), ones, after @ ..])
+                if ones.is_ascii_hexdigit() && control(*sixteens, *ones) != ESC =>
+            {
+                (pushed(plain, control(*sixteens, *ones)), after)
+            }
             _ => (pushed(plain, *byte), after),
         };
     }
     String::from_utf8_lossy(&plain).into_owned()
+}
+
+const ESC: u8 = 0x1b;
+
+/// The control character of two digits, the first of which is `0` or `1`.
+fn control(sixteens: u8, ones: u8) -> u8 {
+    let ones = (ones as char)
+        .to_digit(16)
+        .and_then(|digit| u8::try_from(digit).ok());
+    (sixteens - b'0') * 16 + ones.unwrap_or(0)
 }
 
 fn pushed(mut bytes: Vec<u8>, byte: u8) -> Vec<u8> {
@@ -130,6 +143,11 @@ mod tests {
             r#"form-data; name="file"; filename="a%22b%0Ac%20d""#,
             "file",
             Some("a\"b\nc%20d"),
+        );
+        check(
+            r#"form-data; name="file"; filename="a%09b%1fc%1Bd%0""#,
+            "file",
+            Some("a\tb\x1fc%1Bd%0"),
         );
         check(
             r#"form-data; name="file"; filename="a\"b\\c\d""#,

@@ -24,6 +24,7 @@ use super::signature::Operation;
 use super::{Caller, PIECE_BYTES, Query, base_name, blocking, failed, media_type, regular};
 use crate::access::Refusal;
 use crate::http::{Answer, Envd, full};
+use crate::paths::passable;
 use crate::request_body::RequestBody;
 
 /// Bytes of a name that stand for themselves in `filename*` (RFC 8187).
@@ -43,7 +44,8 @@ pub(crate) async fn download(envd: &Envd, request: Request<RequestBody>) -> Resu
 }
 
 fn answer(path: &str, method: &Method, headers: &HeaderMap) -> Result<Answer, Refusal> {
-    look(path)?;
+    let place = passable(path);
+    look(&place, path)?;
     let encoding = encoding::choose(headers).ok_or_else(|| {
         Refusal::new(
             StatusCode::NOT_ACCEPTABLE,
@@ -56,7 +58,7 @@ fn answer(path: &str, method: &Method, headers: &HeaderMap) -> Result<Answer, Re
     } else {
         encoding
     };
-    let (file, size_bytes, modified) = open(path)?;
+    let (file, size_bytes, modified) = open(&place, path)?;
     let (sent, sized) = match encoding {
         Encoding::Gzip => (Sent::Whole, false),
         Encoding::Identity if size_bytes == 0 => (Sent::Whole, false),
@@ -118,8 +120,8 @@ fn takes_identity(headers: &HeaderMap) -> bool {
 }
 
 /// Whether there is something to read. Nothing is opened yet.
-fn look(path: &str) -> Result<(), Refusal> {
-    match rustix::fs::stat(path) {
+fn look(place: &str, path: &str) -> Result<(), Refusal> {
+    match rustix::fs::stat(place) {
         Ok(found) => regular(path, FileType::from_raw_mode(found.st_mode)),
         Err(error)
             if matches!(
@@ -137,9 +139,9 @@ fn look(path: &str) -> Result<(), Refusal> {
 }
 
 /// Opens a file, with its size and time. What was put in its place meanwhile is not waited for.
-fn open(path: &str) -> Result<(File, u64, SystemTime), Refusal> {
+fn open(place: &str, path: &str) -> Result<(File, u64, SystemTime), Refusal> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::empty())
+    let file = rustix::fs::open(place, flags, Mode::empty())
         .map_err(|error| failed("opening", path, &error.into()))?;
     let found = rustix::fs::fstat(&file).map_err(|error| failed("opening", path, &error.into()))?;
     regular(path, FileType::from_raw_mode(found.st_mode))?;
@@ -161,7 +163,17 @@ fn describe(headers: &mut HeaderMap, path: &str, file: &File, modified: SystemTi
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(header::CONTENT_DISPOSITION, value(&disposition(name)));
     headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-    headers.insert(header::LAST_MODIFIED, value(&httpdate::fmt_http_date(modified)));
+    if let Some(date) = http_date(modified) {
+        headers.insert(header::LAST_MODIFIED, value(&date));
+    }
+}
+
+/// A time as headers tell it; `None`, where they cannot: a file may be of any year.
+fn http_date(time: SystemTime) -> Option<String> {
+    /// The first second of the year 10000.
+    const END_S: u64 = 253_402_300_800;
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    (since.as_secs() < END_S).then(|| httpdate::fmt_http_date(time))
 }
 
 /// `inline; filename=…`, in whichever of the three notations the name needs (RFC 6266).
@@ -365,6 +377,18 @@ mod tests {
     }
 
     #[test]
+    fn times_that_no_header_can_tell_are_not_told() {
+        let after = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let last = http_date(after(253_402_300_799)).unwrap();
+        assert_eq!(last, "Fri, 31 Dec 9999 23:59:59 GMT");
+        assert_eq!(http_date(after(253_402_300_800)), None);
+        assert_eq!(
+            http_date(SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1)),
+            None
+        );
+    }
+
+    #[test]
     fn names_need_three_notations() {
         assert_eq!(disposition("a.txt"), "inline; filename=a.txt");
         assert_eq!(disposition("a \"b\".txt"), "inline; filename=\"a \\\"b\\\".txt\"");
@@ -376,8 +400,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pipe");
         rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let look = |path: &str| look(path, path);
         assert!(look(path.to_str().unwrap()).is_err());
-        assert!(open(path.to_str().unwrap()).is_err());
+        assert!(open(path.to_str().unwrap(), "the pipe").is_err());
         assert!(look("/dev/zero").is_err());
         assert!(look("/proc/version").is_ok());
     }

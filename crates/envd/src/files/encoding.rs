@@ -11,7 +11,8 @@ pub(super) enum Encoding {
 /// The encoding of an answer; `None`: the client takes neither.
 ///
 /// Ordinary clients list every encoding that they know without meaning it, and content inside a machine travels faster
-/// as it is. So gzip is for those who ask for gzip alone, or refuse what is not encoded.
+/// as it is; contract 5.1 lets them have either. So gzip is for those who ask for gzip alone, or refuse what is not
+/// encoded.
 pub(super) fn choose(headers: &HeaderMap) -> Option<Encoding> {
     let mut gzip = None;
     let mut identity = None;

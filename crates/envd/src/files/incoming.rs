@@ -76,6 +76,7 @@ impl Content {
     }
 
     async fn received(&mut self) -> Result<Option<Bytes>, Refusal> {
+        // A body that does not go on is given up by itself.
         while let Some(frame) = self.body.frame().await {
             let frame = frame.map_err(|error| Refusal::bad(format!("the body is broken: {error}")))?;
             if let Ok(data) = frame.into_data() {

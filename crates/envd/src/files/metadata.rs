@@ -2,6 +2,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use http::HeaderMap;
 use rustix::fs::XattrFlags;
@@ -82,7 +83,7 @@ impl Metadata {
     }
 
     /// The notes of what lies at a path, whose last link is not followed.
-    pub(crate) fn at(path: &str) -> Self {
+    pub(crate) fn at(path: &Path) -> Self {
         let keys = keys(|names| rustix::fs::llistxattr(path, names));
         let noted = keys.into_iter().filter_map(|key| {
             let mut value = vec![0; TOTAL_BYTES_MAX];
@@ -156,12 +157,12 @@ mod tests {
             )
         };
         notes(&[("a", "1"), ("b", "2")]).keep(&file).unwrap();
-        let kept = Metadata::at(path.to_str().unwrap());
+        let kept = Metadata::at(&path);
         if kept.is_empty() {
             return; // This file system keeps none.
         }
         assert_eq!(kept, notes(&[("a", "1"), ("b", "2")]));
         notes(&[("b", "3")]).keep(&file).unwrap();
-        assert_eq!(Metadata::at(path.to_str().unwrap()), notes(&[("b", "3")]));
+        assert_eq!(Metadata::at(&path), notes(&[("b", "3")]));
     }
 }

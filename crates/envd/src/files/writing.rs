@@ -1,6 +1,8 @@
 //! One file being written: opened once, filled in large pieces, while the next piece is still on its way.
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, IoSlice, Write as _};
+use std::os::fd::OwnedFd;
 
 use bytes::{Buf as _, Bytes};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -9,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::metadata::Metadata;
 use super::{PIECE_BYTES, Written, blocking, failed, regular};
 use crate::access::Refusal;
-use crate::paths::{make_parents, own};
+use crate::paths::{make_parents, own, passable, real};
 use crate::users::User;
 
 /// A file on its way to the disk.
@@ -28,7 +30,7 @@ impl Writing {
     /// Opens the file, empty, with the directories that it needs.
     pub(super) async fn open(path: String, user: User) -> Result<Self, Refusal> {
         let (path, file, fresh) = blocking(move || {
-            let was_there = rustix::fs::stat(&path).is_ok();
+            let was_there = rustix::fs::stat(&*passable(&path)).is_ok();
             let file = open(&path, &user)?;
             let fresh = (!was_there).then(|| Fresh::of(&path, &file)).flatten();
             Ok::<_, Refusal>((path, file, fresh))
@@ -129,8 +131,9 @@ impl Drop for Fresh {
 
 /// Opens a file to be written anew, if it is one, or may become one.
 pub(super) fn open(path: &str, user: &User) -> Result<File, Refusal> {
+    let place = passable(path);
     let told = |error: rustix::io::Errno| failed("opening", path, &error.into());
-    match rustix::fs::stat(path) {
+    match rustix::fs::stat(&*place) {
         Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => {
             return Err(Refusal::bad(format!("path is a directory: {path}")));
         }
@@ -139,12 +142,11 @@ pub(super) fn open(path: &str, user: &User) -> Result<File, Refusal> {
             return Err(Refusal::bad(format!("path is a directory: {path}")));
         }
         Err(rustix::io::Errno::NOENT) => {
-            make_parents(path, user).map_err(|error| failed("making the directories of", path, &error))?;
+            make_parents(&place, user).map_err(|error| failed("making the directories of", path, &error))?;
         }
         Err(error) => return Err(told(error)),
     }
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o666)).map_err(told)?;
+    let file = open_or_make(&place).map_err(|error| failed("opening", path, &error))?;
     // Another file may have taken its place between the look and the opening.
     let found = rustix::fs::fstat(&file).map_err(told)?;
     regular(path, FileType::from_raw_mode(found.st_mode))?;
@@ -154,6 +156,28 @@ pub(super) fn open(path: &str, user: &User) -> Result<File, Refusal> {
         rustix::fs::ftruncate(&file, 0).map_err(told)?;
     }
     Ok(file.into())
+}
+
+/// Opens what is there, or makes what is not, and never both by one call: in a directory of everybody's the kernel
+/// refuses root another's file if it could have been made as well (`fs.protected_regular`).
+fn open_or_make(place: &str) -> io::Result<OwnedFd> {
+    /// Somebody makes and removes it all the time.
+    const ATTEMPTS_MAX: usize = 8;
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mut place = Cow::Borrowed(place);
+    for _ in 0..ATTEMPTS_MAX {
+        match rustix::fs::open(&*place, flags, Mode::empty()) {
+            Err(rustix::io::Errno::NOENT) => {}
+            opened => return Ok(opened?),
+        }
+        let new = flags | OFlags::CREATE | OFlags::EXCL;
+        match rustix::fs::open(&*place, new, Mode::from_raw_mode(0o666)) {
+            // A link that leads nowhere: what it leads to is made.
+            Err(rustix::io::Errno::EXIST) => place = Cow::Owned(real(&place)?),
+            made => return Ok(made?),
+        }
+    }
+    Err(rustix::io::Errno::BUSY.into())
 }
 
 fn write_all(file: &mut File, batch: Vec<Bytes>) -> io::Result<()> {
@@ -198,6 +222,53 @@ mod tests {
         let expected: Vec<u8> = batch.concat();
         write_all(&mut File::create(&path).unwrap(), batch).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), expected);
+    }
+
+    /// Has the kernel protect files in directories of everybody's while it lives.
+    struct Protected(String);
+
+    const PROTECTED_REGULAR: &str = "/proc/sys/fs/protected_regular";
+
+    impl Protected {
+        fn set() -> Self {
+            let before = std::fs::read_to_string(PROTECTED_REGULAR).unwrap();
+            // Where that is not ours to say, what is written here holds all the same.
+            let _ = std::fs::write(PROTECTED_REGULAR, "2");
+            Self(before)
+        }
+    }
+
+    impl Drop for Protected {
+        fn drop(&mut self) {
+            let _ = std::fs::write(PROTECTED_REGULAR, &self.0);
+        }
+    }
+
+    #[test]
+    fn anothers_file_in_a_directory_of_everybodys_is_written() {
+        use std::os::unix::fs::{PermissionsExt as _, chown, lchown};
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        std::fs::create_dir(at("tmp")).unwrap();
+        chown(at("tmp"), Some(1000), Some(1000)).unwrap();
+        std::fs::set_permissions(at("tmp"), std::fs::Permissions::from_mode(0o1777)).unwrap();
+        std::fs::write(at("tmp/file"), "old").unwrap();
+        chown(at("tmp/file"), Some(1001), Some(1001)).unwrap();
+        for (target, link) in [("tmp/file", "tmp/link"), ("later", "tmp/nowhere")] {
+            std::os::unix::fs::symlink(at(target), at(link)).unwrap();
+            lchown(at(link), Some(1001), Some(1001)).unwrap();
+        }
+        let root = User::of_uid(0).unwrap();
+        let _protected = Protected::set();
+        for name in ["tmp/file", "tmp/link", "tmp/new", "tmp/nowhere"] {
+            chown(at("tmp/file"), Some(1001), Some(1001)).unwrap();
+            open(&at(name), &root).unwrap().write_all(b"new").unwrap();
+            assert_eq!(std::fs::read(at(name)).unwrap_or_default(), b"new", "{name}");
+        }
+        assert!(
+            std::fs::exists(at("later")).unwrap(),
+            "what the link leads to is made"
+        );
     }
 
     #[test]

@@ -3,11 +3,17 @@ use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
 
+use buffa_types::google::protobuf::Timestamp;
 use wire::envd::filesystem as proto;
 
 use crate::files;
+use crate::paths::passable_entry;
 use crate::users::{group_name, user_name};
+
+/// The seconds that a timestamp can tell: the years 1 to 9999. A file may be of any year.
+const TOLD_S: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 /// Names of owners, each looked up once.
 #[derive(Default)]
@@ -18,11 +24,21 @@ pub(super) struct Names {
 
 /// Looks at what lies at a path, whose last link is not followed.
 pub(super) fn look(path: &str, names: &mut Names) -> io::Result<proto::EntryInfo> {
-    let own = fs::symlink_metadata(path)?;
+    match look_at(Path::new(path), path, names) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            look_at(Path::new(&*passable_entry(path)), path, names)
+        }
+        looked => looked,
+    }
+}
+
+/// [`look`] at what the client knows by another path: `place` may be what no text is, or lie behind other links.
+pub(super) fn look_at(place: &Path, path: &str, names: &mut Names) -> io::Result<proto::EntryInfo> {
+    let own = fs::symlink_metadata(place)?;
     let is_symlink = own.is_symlink();
     // A link tells the kind and mode of what it leads to, and its own everything else.
     let (shown, target) = if is_symlink {
-        let real = fs::canonicalize(path).ok();
+        let real = fs::canonicalize(place).ok();
         let target = real
             .as_ref()
             .map_or_else(|| path.to_owned(), |real| real.to_string_lossy().into_owned());
@@ -36,10 +52,7 @@ pub(super) fn look(path: &str, names: &mut Names) -> io::Result<proto::EntryInfo
     let kind = shown
         .as_ref()
         .map_or(proto::FileType::FILE_TYPE_UNSPECIFIED, kind);
-    let modified = own
-        .modified()
-        .map(buffa_types::google::protobuf::Timestamp::from)
-        .ok();
+    let modified = own.modified().map(Timestamp::from).ok().map(told);
     Ok(proto::EntryInfo {
         name: files::base_name(path).to_owned(),
         r#type: kind.into(),
@@ -59,10 +72,30 @@ pub(super) fn look(path: &str, names: &mut Names) -> io::Result<proto::EntryInfo
             .clone(),
         modified_time: modified.into(),
         symlink_target: target,
-        metadata: files::Metadata::at(path).0.into_iter().collect(),
+        metadata: files::Metadata::at(place).0.into_iter().collect(),
         is_symlink,
         ..Default::default()
     })
+}
+
+/// The nearest time that can be told.
+fn told(time: Timestamp) -> Timestamp {
+    Timestamp {
+        seconds: time.seconds.clamp(*TOLD_S.start(), *TOLD_S.end()),
+        ..time
+    }
+}
+
+/// About what an entry takes in memory.
+pub(super) fn weight(entry: &proto::EntryInfo) -> usize {
+    /// Its fields without their text, here and on its way into an answer.
+    const OVERHEAD: usize = 512;
+    let notes = entry
+        .metadata
+        .iter()
+        .map(|(key, value)| key.len() + value.len() + 64);
+    let target = entry.symlink_target.as_ref().map_or(0, String::len);
+    OVERHEAD + entry.path.len() + entry.name.len() + target + notes.sum::<usize>()
 }
 
 fn kind(found: &Metadata) -> proto::FileType {
@@ -141,6 +174,33 @@ mod tests {
             look(&at("missing"), &mut names).unwrap_err().kind(),
             io::ErrorKind::NotFound
         );
+    }
+
+    #[test]
+    fn a_file_of_any_year_can_be_told() {
+        // A file system that keeps 64 bits of seconds.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("file");
+        let file = fs::File::create(&path).unwrap();
+        let seconds = |time: i64| {
+            let nanos = 7;
+            let at = rustix::fs::Timespec {
+                tv_sec: time,
+                tv_nsec: nanos,
+            };
+            let times = rustix::fs::Timestamps {
+                last_access: at,
+                last_modification: at,
+            };
+            rustix::fs::futimens(&file, &times).unwrap();
+            let entry = look(path.to_str().unwrap(), &mut Names::default()).unwrap();
+            serde_json::to_string(&entry).expect("it can be told");
+            entry.modified_time.as_option().unwrap().seconds
+        };
+        assert_eq!(seconds(1_000_000_000_000), *TOLD_S.end());
+        assert_eq!(seconds(-1_000_000_000_000), *TOLD_S.start());
+        assert_eq!(seconds(-5), -5);
+        assert_eq!(seconds(5), 5);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use connectrpc::{ConnectError, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream};
 use futures_util::stream;
+use tokio::sync::Semaphore;
 use wire::envd::filesystem as proto;
 
 use super::tree;
@@ -15,9 +16,13 @@ use crate::paths::expand;
 use crate::settings::Settings;
 use crate::users::User;
 
+/// Listings at a time: each may be large, and they all wait for the same disk.
+const LISTINGS_MAX: usize = 4;
+
 /// The file system as clients see it.
 pub(crate) struct Filesystem {
     settings: Arc<Mutex<Settings>>,
+    listings: Semaphore,
     watchers: Watchers,
 }
 
@@ -73,6 +78,7 @@ impl proto::Filesystem for Filesystem {
     ) -> ServiceResult<proto::ListDirResponse> {
         let (path, _) = self.place(&ctx, request.path)?;
         let depth = request.depth;
+        let _place = self.listings.acquire().await;
         let entries = blocking(move || tree::list(&path, depth)).await?;
         Response::ok(proto::ListDirResponse {
             entries,
@@ -153,6 +159,7 @@ impl Filesystem {
     pub(crate) fn new(settings: Arc<Mutex<Settings>>) -> Self {
         Self {
             settings,
+            listings: Semaphore::new(LISTINGS_MAX),
             watchers: Watchers::default(),
         }
     }

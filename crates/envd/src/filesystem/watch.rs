@@ -16,9 +16,12 @@ use wire::envd::filesystem as proto;
 
 use super::entry::{self, Names};
 use super::tree::other;
+use crate::paths::passable;
 
 /// Directories of one watch. Each costs a kilobyte of kernel memory; the kernel has a bound of its own for all.
 const DIRECTORIES_MAX: usize = 65_536;
+/// Entries that are found in new directories at once; more of them come faster than a client takes them.
+const FOUND_MAX: usize = 65_536;
 /// What one reading takes from the kernel.
 const READ_BYTES: usize = 16 * 1024;
 
@@ -49,6 +52,8 @@ type Read = io::Result<Option<Vec<proto::FilesystemEvent>>>;
 /// What is needed to understand the kernel's events.
 struct State {
     asked: Asked,
+    /// The watched directory, by a way that is open to us.
+    place: String,
     /// Paths of directories below the watched one, by the kernel's number; of itself, nothing.
     dirs: HashMap<i32, String>,
     /// Entries that were found in a new directory, and whose creation the kernel may or may not tell.
@@ -61,7 +66,8 @@ impl Watch {
     /// Begins to watch. Blocks.
     pub(super) fn open(asked: Asked) -> Result<(OwnedFd, Opened), ConnectError> {
         let path = &asked.path;
-        let found = fs::metadata(path).map_err(|error| match error.kind() {
+        let place = passable(path).into_owned();
+        let found = fs::metadata(&place).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
                 ConnectError::not_found(format!("path {path} not found: {error}"))
             }
@@ -72,7 +78,7 @@ impl Watch {
                 "path {path} is not a directory"
             )));
         }
-        if !asked.allow_network_mounts && is_network(path) {
+        if !asked.allow_network_mounts && is_network(&place) {
             let why = format!("path {path} is on a network file system, whose changes may not be seen");
             return Err(ConnectError::invalid_argument(format!(
                 "{why}: allow_network_mounts accepts that"
@@ -81,6 +87,7 @@ impl Watch {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(exhausted)?;
         let mut state = State {
             asked,
+            place,
             dirs: HashMap::new(),
             found: HashSet::new(),
             lost: false,
@@ -199,7 +206,9 @@ impl State {
         if !was_told {
             self.tell(flags, &path, events);
         }
-        if self.asked.recursive && is_dir && flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
+        // What was told already was found, and is watched, with all below it.
+        let is_new = !was_told && flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
+        if self.asked.recursive && is_dir && is_new {
             // What was made in it before it was watched is new as well; what was moved along with it is not.
             let tells = flags.contains(ReadFlags::CREATE).then_some(&mut *events);
             // A directory that has gone already, or one too many, is not watched.
@@ -266,7 +275,7 @@ impl State {
             } else {
                 flags | WatchFlags::DONT_FOLLOW
             };
-            let absolute = self.absolute(&dir);
+            let absolute = below(&self.place, &dir);
             let wd = match inotify::add_watch(inotify, &absolute, flags) {
                 Ok(wd) => wd,
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) if !dir.is_empty() => continue,
@@ -281,6 +290,10 @@ impl State {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 let path = join(&dir, &name);
                 if let Some(events) = events.as_deref_mut() {
+                    if events.len() > FOUND_MAX {
+                        self.lost = true;
+                        return Ok(());
+                    }
                     self.found.insert((wd, name));
                     events.push(self.event(&path, proto::EventType::EVENT_TYPE_CREATE));
                     if kind.is_file() && entry.metadata().is_ok_and(|found| found.len() > 0) {
@@ -312,10 +325,15 @@ impl State {
     }
 
     fn absolute(&self, path: &str) -> String {
-        match path {
-            "" => self.asked.path.clone(),
-            path => format!("{}/{path}", self.asked.path.trim_end_matches('/')),
-        }
+        below(&self.asked.path, path)
+    }
+}
+
+/// What lies at a path below a directory.
+fn below(dir: &str, path: &str) -> String {
+    match path {
+        "" => dir.to_owned(),
+        path => format!("{}/{path}", dir.trim_end_matches('/')),
     }
 }
 

@@ -283,3 +283,37 @@ fn pieces_are_put_together() {
     assert_eq!(std::fs::read_to_string(envd.at("x/whole")).unwrap(), "onetwo");
     assert_eq!(ask().status, 404, "the pieces are gone");
 }
+
+#[test]
+fn a_file_of_any_year_is_read_and_listed() {
+    let envd = Envd::start();
+    // A file system that keeps 64 bits of seconds.
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("file");
+    std::fs::write(&path, "content").unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    for seconds in [-1_i64, -1_000_000_000_000, 253_402_300_800, 1_000_000_000_000] {
+        let at = rustix::fs::Timespec {
+            tv_sec: seconds,
+            tv_nsec: 0,
+        };
+        let times = rustix::fs::Timestamps {
+            last_access: at,
+            last_modification: at,
+        };
+        rustix::fs::futimens(&file, &times).unwrap();
+        let target = format!("/files?path={}&username=root", path.display());
+        let since = [("If-Modified-Since", "Sun, 06 Nov 1994 08:49:37 GMT")];
+        assert!(matches!(envd.ask("GET", &target, &since, b"").status, 200 | 304));
+        let answer = envd.ask("GET", &target, &[], b"");
+        assert_eq!(
+            (answer.status, &*answer.body),
+            (200, &b"content"[..]),
+            "{seconds}"
+        );
+        assert_eq!(answer.headers.get("last-modified"), None);
+        let listed = envd.call("filesystem.Filesystem/ListDir", &json!({ "path": dir.path() }));
+        let listed = listed.unwrap();
+        assert!(listed["entries"][0]["modifiedTime"].is_string(), "{listed}");
+    }
+}

@@ -90,6 +90,47 @@ async fn a_recursive_watch_covers_what_is_made_later() {
     up_to(&mut watch, "new/er/later").await;
 }
 
+#[test]
+fn what_a_search_found_is_told_once_with_all_below_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap().to_owned();
+    let (inotify, Opened(mut state)) = Watch::open(Asked {
+        path,
+        recursive: true,
+        include_entry: false,
+        allow_network_mounts: true,
+    })
+    .unwrap();
+    fs::create_dir_all(dir.path().join("new/sub")).unwrap();
+    fs::write(dir.path().join("new/sub/file"), "").unwrap();
+    let number = |state: &State, of: &str| *state.dirs.iter().find(|(_, path)| *path == of).unwrap().0;
+    let made = ReadFlags::CREATE | ReadFlags::ISDIR;
+    let mut events = Vec::new();
+    state.understand(&inotify, number(&state, ""), made, "new", &mut events);
+    let names: Vec<_> = events.iter().map(|event| event.name.as_str()).collect();
+    assert_eq!(names, ["new", "new/sub", "new/sub/file"]);
+    // What was made after the watch and before the search is told by the kernel as well.
+    state.understand(&inotify, number(&state, "new"), made, "sub", &mut events);
+    assert_eq!(events.len(), 3);
+}
+
+#[tokio::test]
+async fn a_users_link_in_a_directory_of_everybodys_is_watched() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("tmp")).unwrap();
+    let everybodys = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+    fs::set_permissions(dir.path().join("tmp"), everybodys).unwrap();
+    fs::create_dir(dir.path().join("work")).unwrap();
+    let link = dir.path().join("tmp/link");
+    std::os::unix::fs::symlink(dir.path().join("work"), &link).unwrap();
+    std::os::unix::fs::lchown(&link, Some(1000), Some(1000)).unwrap();
+    let mut watch = watch(&link, true).await;
+    fs::write(dir.path().join("work/file"), "").unwrap();
+    let events = watch.next().await.unwrap();
+    let entry = events[0].entry.as_option().unwrap();
+    assert_eq!(entry.path, link.join("file").to_str().unwrap());
+}
+
 #[tokio::test]
 async fn a_moved_directory_is_watched_under_its_new_name() {
     let dir = tempfile::tempdir().unwrap();
