@@ -5,17 +5,20 @@ use std::sync::Mutex;
 
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 /// Tells who waits for a child how it ended.
 #[derive(Default)]
-pub(crate) struct Reaper(Mutex<HashMap<u32, oneshot::Sender<WaitStatus>>>);
+pub(crate) struct Reaper(Mutex<HashMap<u32, watch::Sender<Ended>>>);
+
+/// How a child ended, once it is reaped. From that moment on its number may be given to another.
+pub(crate) type Ended = Option<WaitStatus>;
 
 impl Reaper {
     /// The end of a child that was started a moment ago. Called before anything is awaited, so that [`Self::run`], on
     /// the same thread, cannot have reaped it yet.
-    pub(crate) fn watch(&self, pid: u32) -> oneshot::Receiver<WaitStatus> {
-        let (tell, told) = oneshot::channel();
+    pub(crate) fn watch(&self, pid: u32) -> watch::Receiver<Ended> {
+        let (tell, told) = watch::channel(None);
         self.0
             .lock()
             .expect("nothing panics while it holds the children")
@@ -34,7 +37,7 @@ impl Reaper {
         }
     }
 
-    fn tell(&self, pid: Pid, status: WaitStatus) {
+    pub(crate) fn tell(&self, pid: Pid, status: WaitStatus) {
         let pid = pid.as_raw_nonzero().get().unsigned_abs();
         let waiting = self
             .0
@@ -42,7 +45,7 @@ impl Reaper {
             .expect("nothing panics while it holds the children")
             .remove(&pid);
         if let Some(waiting) = waiting {
-            let _ = waiting.send(status);
+            waiting.send_replace(Some(status));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
 use linux::spawn::{Manner, spawn};
+use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use tokio::io::unix::AsyncFd;
@@ -74,12 +75,13 @@ impl Launch {
         }
         let direct = self.attempt(Command::new(&self.cmd), &self.args);
         match direct {
-            // A program that is not there is the command's failure, with the shell's words and exit code, and not ours.
+            // A program that is not there is the command's failure, with the shell's words and exit code, and not ours;
+            // and a script that names no interpreter is the shell's own.
             Err(error)
                 if matches!(
                     error.kind(),
                     io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-                ) =>
+                ) || error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) =>
             {
                 let told = ["-c", "exec \"$0\" \"$@\"", &self.cmd]
                     .into_iter()

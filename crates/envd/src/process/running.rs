@@ -2,15 +2,17 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::process::{Pid, Signal, WaitStatus};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::process::launch::{self, Ends, Launch, Started};
+use crate::reaper::Ended;
 
 /// One piece of output (contract 5.3); a terminal's are half as large.
 const CHUNK_BYTES_MAX: usize = 32 * 1024;
@@ -20,6 +22,8 @@ const PIECES_MAX: usize = 4;
 /// After a kill, what is left in the pipes of a killed program is read up to this; whoever holds them still may go on
 /// writing for ever.
 const LAST_WORDS_BYTES_MAX: usize = 1 << 20;
+/// And for no longer than this: a listener that does not listen must not keep a killed program alive.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a listener hears.
 #[derive(Debug, Clone)]
@@ -61,13 +65,15 @@ pub(super) struct Running {
     stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
     terminal: Option<AsyncFd<OwnedFd>>,
     outputs: Mutex<Option<(pipe::Receiver, pipe::Receiver)>>,
+    /// Whether its own process is gone, though others may hold its output.
+    reaped: watch::Receiver<Ended>,
     /// A client ended it: output that others still hold open is not waited for.
     killed: watch::Sender<bool>,
     end: watch::Sender<Option<End>>,
 }
 
 impl Running {
-    pub(super) fn new(launch: Launch, started: Started) -> Self {
+    pub(super) fn new(launch: Launch, started: Started, reaped: watch::Receiver<Ended>) -> Self {
         let (stdin, outputs, terminal) = match started.ends {
             Ends::Pipes {
                 stdin,
@@ -83,9 +89,15 @@ impl Running {
             stdin: tokio::sync::Mutex::new(stdin),
             terminal,
             outputs: Mutex::new(outputs),
+            reaped,
             killed: watch::channel(false).0,
             end: watch::channel(None).0,
         }
+    }
+
+    /// Whether its own process is there, and its number its own.
+    pub(super) fn is_there(&self) -> bool {
+        self.reaped.borrow().is_none()
     }
 
     /// How it ended, once it has.
@@ -115,20 +127,24 @@ impl Running {
     }
 
     /// Carries its output to its end. All data is told before the end.
-    pub(super) async fn drive(&self, mut ended: oneshot::Receiver<WaitStatus>) {
+    pub(super) async fn drive(&self) {
         let outputs = self
             .outputs
             .lock()
             .expect("nothing panics while it holds the outputs")
             .take();
         let (over, is_over) = watch::channel(false);
-        let mut status = None;
+        let reaped = async || {
+            let mut reaped = self.reaped.clone();
+            let status = reaped.wait_for(Option::is_some).await;
+            status.ok().and_then(|status| *status)
+        };
         let waits = async {
-            status = Some((&mut ended).await);
+            reaped().await;
             // The end waits for whoever holds the output, unless a client ended it.
             let _ = self.killed.subscribe().wait_for(|killed| *killed).await;
             over.send_replace(true);
-            std::future::pending::<()>().await;
+            tokio::time::sleep(LAST_WORDS_WITHIN).await;
         };
         let reads = async {
             match (outputs, &self.terminal) {
@@ -144,11 +160,7 @@ impl Running {
             () = reads => {}
             () = waits => {}
         }
-        let status = match status {
-            Some(status) => status,
-            None => ended.await,
-        };
-        let end = status.map_or_else(|_| unknown_end(), end_of);
+        let end = reaped().await.map_or_else(unknown_end, end_of);
         let listeners = {
             let mut listeners = self
                 .listeners
@@ -158,7 +170,10 @@ impl Running {
             std::mem::take(&mut *listeners)
         };
         for listener in listeners {
-            let _ = listener.send(Event::End(end.clone())).await;
+            if let Err(mpsc::error::TrySendError::Full(end)) = listener.try_send(Event::End(end.clone())) {
+                // Whoever is slow learns of it later, and holds nobody back.
+                tokio::spawn(async move { listener.send(end).await });
+            }
         }
         *self.stdin.lock().await = None;
     }
@@ -292,10 +307,10 @@ impl Running {
 
     /// Signals it alone, not its group.
     pub(super) fn signal(&self, signal: Signal) {
-        if self.end().is_some() {
-            return;
-        }
-        if let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
+        // Of what is reaped the number may be another's; what it left behind is not waited for all the same.
+        if self.is_there()
+            && let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw)
+        {
             let _ = rustix::process::kill_process(pid, signal);
         }
         self.killed.send_replace(true);
@@ -312,26 +327,17 @@ fn end_of(status: WaitStatus) -> End {
             status,
         };
     }
+    /// Of wait(2).
+    const DUMPED: i32 = 0x80;
     let signal = status.terminating_signal().unwrap_or(0);
-    let name = match signal {
-        1 => "hangup",
-        2 => "interrupt",
-        3 => "quit",
-        4 => "illegal instruction",
-        6 => "aborted",
-        7 => "bus error",
-        8 => "floating point exception",
-        9 => "killed",
-        11 => "segmentation fault",
-        13 => "broken pipe",
-        14 => "alarm clock",
-        15 => "terminated",
-        _ => "",
-    };
-    let status = if name.is_empty() {
-        format!("signal: signal {signal}")
+    let dumped = if status.as_raw() & DUMPED != 0 {
+        " (core dumped)"
     } else {
-        format!("signal: {name}")
+        ""
+    };
+    let status = match signal_name(signal) {
+        Some(name) => format!("signal: {name}{dumped}"),
+        None => format!("signal: signal {signal}{dumped}"),
     };
     End {
         exit_code: -1,
@@ -339,6 +345,44 @@ fn end_of(status: WaitStatus) -> End {
         error: Some(status.clone()),
         status,
     }
+}
+
+/// As Go calls it, whose words clients know.
+fn signal_name(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        1 => "hangup",
+        2 => "interrupt",
+        3 => "quit",
+        4 => "illegal instruction",
+        5 => "trace/breakpoint trap",
+        6 => "aborted",
+        7 => "bus error",
+        8 => "floating point exception",
+        9 => "killed",
+        10 => "user defined signal 1",
+        11 => "segmentation fault",
+        12 => "user defined signal 2",
+        13 => "broken pipe",
+        14 => "alarm clock",
+        15 => "terminated",
+        16 => "stack fault",
+        17 => "child exited",
+        18 => "continued",
+        19 => "stopped (signal)",
+        20 => "stopped",
+        21 => "stopped (tty input)",
+        22 => "stopped (tty output)",
+        23 => "urgent I/O condition",
+        24 => "CPU time limit exceeded",
+        25 => "file size limit exceeded",
+        26 => "virtual timer expired",
+        27 => "profiling timer expired",
+        28 => "window changed",
+        29 => "I/O possible",
+        30 => "power failure",
+        31 => "bad system call",
+        _ => return None,
+    })
 }
 
 fn unknown_end() -> End {

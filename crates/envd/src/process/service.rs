@@ -19,7 +19,7 @@ use crate::access::{keepalive, user_of};
 use crate::paths::expand;
 use crate::process::launch::{Launch, LaunchError};
 use crate::process::running::{End, Event, InputError, Output, Running};
-use crate::process::table::{Processes, Selector};
+use crate::process::table::{Found, Processes, Selector};
 
 /// A terminal without a size is one of the oldest.
 const TERMINAL_SIZE: (u16, u16) = (80, 24);
@@ -51,7 +51,7 @@ impl proto::Process for Processes {
         if let Some(within) = ctx.time_remaining() {
             kill_after(&running, within);
         }
-        let events = Events::new(running, keepalive(ctx.headers())).map(|event| {
+        let events = Events::new(&running, keepalive(ctx.headers())).map(|event| {
             Ok(proto::StartResponse {
                 event: Some(event).into(),
                 ..Default::default()
@@ -65,8 +65,13 @@ impl proto::Process for Processes {
         ctx: RequestContext,
         request: ServiceRequest<'_, proto::ConnectRequest>,
     ) -> ServiceResult<ServiceStream<proto::ConnectResponse>> {
-        let running = self.selected(request.to_owned_message().process.into_option())?;
-        let events = Events::new(running, keepalive(ctx.headers())).map(|event| {
+        let selector = selector(request.to_owned_message().process.into_option())?;
+        let every = keepalive(ctx.headers());
+        let events = match self.find(&selector).ok_or_else(|| missing(&selector))? {
+            Found::Running(running) => Events::new(&running, every),
+            Found::Ended(ended) => Events::of_ended(ended.pid, ended.end, every),
+        };
+        let events = events.map(|event| {
             Ok(proto::ConnectResponse {
                 event: Some(event).into(),
                 ..Default::default()
@@ -132,11 +137,7 @@ impl proto::Process for Processes {
         request: ServiceRequest<'_, proto::SendSignalRequest>,
     ) -> ServiceResult<proto::SendSignalResponse> {
         let request = request.to_owned_message();
-        let selector = selector(request.process.into_option())?;
-        let running = self
-            .find(&selector)
-            .filter(|process| process.end().is_none())
-            .ok_or_else(|| missing(&selector))?;
+        let running = self.selected(request.process.into_option())?;
         let signal = match request.signal.as_known() {
             Some(proto::Signal::SIGNAL_SIGKILL) => Signal::KILL,
             Some(proto::Signal::SIGNAL_SIGTERM) => Signal::TERM,
@@ -155,8 +156,12 @@ impl proto::Process for Processes {
         _: RequestContext,
         request: ServiceRequest<'_, proto::CloseStdinRequest>,
     ) -> ServiceResult<proto::CloseStdinResponse> {
-        let running = self.selected(request.to_owned_message().process.into_option())?;
-        if !running.close_stdin().await {
+        let selector = selector(request.to_owned_message().process.into_option())?;
+        let closed = match self.find(&selector).ok_or_else(|| missing(&selector))? {
+            Found::Running(running) => running.close_stdin().await,
+            Found::Ended(_) => true,
+        };
+        if !closed {
             return Err(ConnectError::unknown(
                 "cannot close stdin for PTY process — send Ctrl+D (0x04) instead",
             ));
@@ -214,9 +219,13 @@ impl Processes {
             .ok_or_else(|| ConnectError::unavailable("envd is ending"))
     }
 
+    /// The program that a client names, as long as it has not ended.
     fn selected(&self, selector_: Option<proto::ProcessSelector>) -> Result<Arc<Running>, ConnectError> {
         let selector = selector(selector_)?;
-        self.find(&selector).ok_or_else(|| missing(&selector))
+        match self.find(&selector) {
+            Some(Found::Running(running)) if running.end().is_none() => Ok(running),
+            _ => Err(missing(&selector)),
+        }
     }
 }
 
@@ -303,10 +312,19 @@ struct Events {
 }
 
 impl Events {
-    fn new(running: Arc<Running>, every: Duration) -> Self {
-        let hear = running.subscribe();
+    fn new(running: &Running, every: Duration) -> Self {
+        Self::hearing(running.pid, running.subscribe(), every)
+    }
+
+    fn of_ended(pid: u32, end: End, every: Duration) -> Self {
+        let (tell, hear) = mpsc::channel(1);
+        let _ = tell.try_send(Event::End(end));
+        Self::hearing(pid, hear, every)
+    }
+
+    fn hearing(pid: u32, hear: mpsc::Receiver<Event>, every: Duration) -> Self {
         Self {
-            start: Some(running.pid),
+            start: Some(pid),
             hear,
             every,
             quiet: Box::pin(tokio::time::sleep(every)),
@@ -377,5 +395,33 @@ fn ended(end: End) -> event::EndEvent {
         status: end.status,
         error: end.error,
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_stream_lives_for_as_long_as_clients_expect() {
+        let (tell, hear) = mpsc::channel(1);
+        let mut events = Events::hearing(7, hear, keepalive(&http::HeaderMap::new()));
+        let begun = Instant::now();
+        let mut next = async || events.next().await.and_then(|event| event.event);
+        assert!(matches!(next().await, Some(event::Event::Start(_))));
+        for quiet in 1..=2 {
+            assert!(matches!(next().await, Some(event::Event::Keepalive(_))));
+            assert_eq!(begun.elapsed().as_secs(), 90 * quiet);
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let said = Output::Stdout(bytes::Bytes::from_static(b"x"));
+        tell.try_send(Event::Data(said)).unwrap();
+        assert!(matches!(next().await, Some(event::Event::Data(_))));
+        assert!(matches!(next().await, Some(event::Event::Keepalive(_))));
+        assert_eq!(
+            begun.elapsed().as_secs(),
+            180 + 60 + 90,
+            "since something was said"
+        );
     }
 }
