@@ -13,6 +13,8 @@ pub(crate) const TOKEN_HEADER: &str = "x-access-token";
 
 /// Streams that nobody spoke on for two minutes are cut by some proxies.
 const KEEPALIVE: Duration = Duration::from_secs(90);
+/// Nobody waits longer for a sign of life; and a time that no clock can hold is none.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(86_400);
 
 /// Paths that need no token: they check for themselves, or tell nothing.
 const OPEN: [&str; 2] = ["/health", "/files"];
@@ -100,9 +102,9 @@ pub(crate) fn keepalive(headers: &HeaderMap) -> Duration {
     let asked = headers
         .get("keepalive-ping-interval")
         .and_then(|value| value.to_str().ok()?.parse().ok());
-    asked
-        .filter(|seconds| *seconds > 0)
-        .map_or(KEEPALIVE, Duration::from_secs)
+    asked.filter(|seconds| *seconds > 0).map_or(KEEPALIVE, |seconds| {
+        Duration::from_secs(seconds).min(KEEPALIVE_MAX)
+    })
 }
 
 /// The answer to a browser that asks whether it may ask.
@@ -139,10 +141,11 @@ mod tests {
 
     fn with_token() -> Settings {
         let mut settings = Settings::new();
-        settings.take(&Init {
+        let taken = settings.take(&Init {
             access_token: Some("secret".into()),
             ..Init::default()
         });
+        assert_eq!(taken, Ok(true));
         settings
     }
 
@@ -157,6 +160,23 @@ mod tests {
         headers.insert(TOKEN_HEADER, HeaderValue::from_static("secret"));
         assert!(check(&settings, "/process.Process/List", &headers).is_ok());
         assert!(check(&Settings::new(), "/envs", &HeaderMap::new()).is_ok());
+    }
+
+    #[test]
+    fn a_stream_is_quiet_for_as_long_as_its_client_says_within_reason() {
+        let check = |said: &'static str, expected: Duration| {
+            let headers = HeaderMap::from_iter([(
+                "keepalive-ping-interval".parse().unwrap(),
+                HeaderValue::from_static(said),
+            )]);
+            assert_eq!(keepalive(&headers), expected, "{said}");
+        };
+        check("50", Duration::from_secs(50));
+        check("0", KEEPALIVE);
+        check("soon", KEEPALIVE);
+        check("18446744073709551615", KEEPALIVE_MAX);
+        check("18446744073709551616", KEEPALIVE);
+        assert_eq!(keepalive(&HeaderMap::new()), KEEPALIVE);
     }
 
     #[test]

@@ -1,19 +1,54 @@
 //! What only the node may ask: settings, the log, an orderly end.
 use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
 use crate::request_body::RequestBody;
 use http::{HeaderValue, Method, Request, StatusCode};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use tokio::signal::unix::{SignalKind, signal};
 use wire::init::{Init, Shutdown};
 
 use crate::access::Refusal;
 use crate::http::{Answer, Envd, json, no_content, small_body};
+use crate::system_file;
 
 /// Settings hold a whole environment; a megabyte is what the API lets through.
 const INIT_BYTES_MAX: usize = 2 << 20;
 /// No order to end takes longer.
 const GRACE_MAX: Duration = Duration::from_secs(60);
+
+/// What processes have between SIGTERM and SIGKILL when we are told to end by a signal.
+const SIGNAL_GRACE: Duration = Duration::from_secs(2);
+
+/// Settings of the contract that nothing here carries out: told, they are refused, not ignored.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Unsupported {
+    #[serde(rename = "hyperloopIP")]
+    hyperloop_ip: Option<IgnoredAny>,
+    ca_bundle: Option<IgnoredAny>,
+    volume_mounts: Option<Vec<IgnoredAny>>,
+}
+
+impl Unsupported {
+    fn refuse(self) -> Result<(), Refusal> {
+        let told = [
+            ("hyperloopIP", self.hyperloop_ip.is_some()),
+            ("caBundle", self.ca_bundle.is_some()),
+            (
+                "volumeMounts",
+                self.volume_mounts.is_some_and(|mounts| !mounts.is_empty()),
+            ),
+        ];
+        match told.into_iter().find(|(_, is_told)| *is_told) {
+            Some((field, _)) => Err(Refusal::bad(format!("{field} is not supported"))),
+            None => Ok(()),
+        }
+    }
+}
 
 /// A request for the node's ear.
 #[derive(Clone, Copy)]
@@ -53,12 +88,15 @@ async fn init(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refu
     let init: Init = if body.is_empty() {
         Init::default()
     } else {
-        serde_json::from_slice(&body)
-            .map_err(|error| Refusal::bad(format!("the body is not settings: {error}")))?
+        let broken = |error| Refusal::bad(format!("the body is not settings: {error}"));
+        serde_json::from_slice::<Unsupported>(&body)
+            .map_err(broken)?
+            .refuse()?;
+        serde_json::from_slice(&body).map_err(broken)?
     };
     let taken = {
         let mut settings = envd.settings();
-        let taken = settings.take(&init);
+        let taken = settings.take(&init).map_err(Refusal::bad)?;
         if taken && is_machine() {
             settings.leave_marks();
         }
@@ -104,13 +142,58 @@ fn is_machine() -> bool {
 
 /// Names the machine for those who ask the kernel and for those who ask the files.
 fn name_machine(name: &str) {
-    if rustix::system::sethostname(name.as_bytes()).is_err() {
+    // Whoever made the machine may have named it already, and have taken from us the right to.
+    let is_named = rustix::system::uname().nodename().to_bytes() == name.as_bytes();
+    if !is_named && rustix::system::sethostname(name.as_bytes()).is_err() {
         return;
     }
-    let _ = std::fs::write("/etc/hostname", format!("{name}\n"));
-    let hosts =
-        format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    let _ = std::fs::write("/etc/hosts", hosts);
+    let file = format!("{name}\n");
+    if system_file::read("/etc/hostname").as_ref() != Some(&file) {
+        let _ = system_file::write("/etc/hostname", &file);
+    }
+    match system_file::read("/etc/hosts") {
+        Some(before) => {
+            // What we could not give back as it is, we leave alone.
+            let is_text = !before.contains(char::REPLACEMENT_CHARACTER);
+            if let Some(hosts) = hosts_naming(&before, name).filter(|_| is_text) {
+                let _ = system_file::write("/etc/hosts", &hosts);
+            }
+        }
+        None if !std::path::Path::new("/etc/hosts").exists() => {
+            let few = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+            let hosts = hosts_naming(few, name).unwrap_or_default();
+            let _ = system_file::write("/etc/hosts", &hosts);
+        }
+        // Something else that its user put there.
+        None => {}
+    }
+}
+
+/// The same hosts, with this name for the machine itself, and everything else as it is; `None`, where that is so.
+fn hosts_naming(hosts: &str, name: &str) -> Option<String> {
+    /// By which a machine without an address of its own finds itself (Debian reference, 5.1.1).
+    const SELF: &str = "127.0.1.1";
+    let own = format!("{SELF}\t{name}\n");
+    let is_own = |line: &str| line.split_whitespace().next() == Some(SELF);
+    let mut named = String::with_capacity(hosts.len() + own.len());
+    let mut is_told = false;
+    for line in hosts.split_inclusive('\n') {
+        if is_told || !is_own(line) {
+            named += line;
+        } else if line.split_whitespace().skip(1).any(|word| word == name) {
+            return None;
+        } else {
+            named += &own;
+            is_told = true;
+        }
+    }
+    if !is_told {
+        if !named.is_empty() && !named.ends_with('\n') {
+            named.push('\n');
+        }
+        named += &own;
+    }
+    Some(named)
 }
 
 fn logs(envd: &Envd, request: &Request<RequestBody>) -> Answer {
@@ -123,34 +206,63 @@ fn logs(envd: &Envd, request: &Request<RequestBody>) -> Answer {
     json(StatusCode::OK, &envd.logs.since(after))
 }
 
-/// Ends every process: politely, then surely. Answers when they are gone and everything is on the disk.
+/// Ends everything, and answers when that is done.
 async fn shutdown(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refusal> {
     let body = small_body(request.into_body(), INIT_BYTES_MAX).await?;
     let Shutdown { grace_ms } = serde_json::from_slice(&body)
         .map_err(|error| Refusal::bad(format!("the body is not a shutdown: {error}")))?;
-    let grace = Duration::from_millis(grace_ms).min(GRACE_MAX);
-    if is_machine() {
-        signal_everybody(Signal::TERM);
-        let _ = tokio::time::timeout(grace, envd.processes.all_ended()).await;
-        signal_everybody(Signal::KILL);
-    } else {
-        envd.processes.signal_all(Signal::KILL);
-    }
-    let _ = tokio::time::timeout(grace, envd.processes.all_ended()).await;
-    let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
+    end_all(envd, Duration::from_millis(grace_ms).min(GRACE_MAX)).await;
     Ok(no_content(HeaderValue::from_static("no-store")))
 }
 
-/// Signals every process of our process namespace but ourselves.
-fn signal_everybody(signal: Signal) {
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-            .and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid.filter(|pid| pid.as_raw_nonzero().get() > 1) {
-            let _ = rustix::process::kill_process(pid, signal);
+/// An order to end that came as a signal: everybody is told, and what they wrote is on the disk when we go.
+pub(crate) async fn obey_signals(envd: &Envd) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    end_all(envd, SIGNAL_GRACE).await;
+    Ok(())
+}
+
+/// Ends every process: politely, then surely. They are gone and everything is on the disk when it is done.
+async fn end_all(envd: &Envd, grace: Duration) {
+    let tell = |signal| {
+        if is_machine() {
+            // Everybody but ourselves, and with them whoever forks meanwhile: it is one call for all.
+            let _ = rustix::process::kill_process_group(Pid::INIT, signal);
+        } else {
+            envd.processes.signal_all(signal);
         }
+    };
+    tell(Signal::TERM);
+    let _ = tokio::time::timeout(grace, envd.processes.all_ended()).await;
+    tell(Signal::KILL);
+    let _ = tokio::time::timeout(grace, envd.processes.all_ended()).await;
+    let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_named_and_other_hosts_stay() {
+        let check = |before: &str, after: Option<&str>| {
+            assert_eq!(hosts_naming(before, "new").as_deref(), after, "{before}");
+        };
+        check("", Some("127.0.1.1\tnew\n"));
+        check(
+            "127.0.0.1 localhost\n10.0.0.1 db",
+            Some("127.0.0.1 localhost\n10.0.0.1 db\n127.0.1.1\tnew\n"),
+        );
+        check(
+            "#127.0.1.1 old\n127.0.1.1 old\n10.0.0.1 db # old\n",
+            Some("#127.0.1.1 old\n127.0.1.1\tnew\n10.0.0.1 db # old\n"),
+        );
+        check("127.0.1.1\tnew\n", None);
+        check("127.0.1.1 alias new # mine\n", None);
     }
 }

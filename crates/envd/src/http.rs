@@ -26,7 +26,7 @@ use crate::filesystem::Filesystem;
 use crate::logs::Logs;
 use crate::process::Processes;
 use crate::reaper::Reaper;
-use crate::request_body::RequestBody;
+use crate::request_body::{self, RequestBody};
 use crate::rest::Rest;
 use crate::settings::Settings;
 use crate::{files, host, metrics};
@@ -41,6 +41,12 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(640);
 const TIMEOUT_HEADER: &str = "connect-timeout-ms";
 /// One message of a call: a megabyte of input is plenty, four leave room.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// One message of input for a process, with its encoding: a client may send a whole file as one.
+pub(crate) const INPUT_BYTES_MAX: usize = 16 << 20;
+/// A call whose body is as long as its client types.
+const STREAM_INPUT: &str = "/process.Process/StreamInput";
+const SEND_INPUT: &str = "/process.Process/SendInput";
 
 /// A body of an answer, whoever makes it.
 pub(crate) type Answer = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>>;
@@ -72,12 +78,21 @@ impl Envd {
         let reaper = Arc::new(Reaper::default());
         let processes = Processes::new(Arc::clone(&settings), Arc::clone(&logs), Arc::clone(&reaper));
         let filesystem = Arc::new(Filesystem::new(Arc::clone(&settings)));
-        let router = filesystem.register(Arc::clone(&processes).register(connectrpc::Router::new()));
-        let limits = connectrpc::Limits::default()
-            .with_max_message_size(MESSAGE_BYTES_MAX)
-            .with_max_request_body_size(MESSAGE_BYTES_MAX);
         // A streamed request is bounded by its messages, not by its length.
-        let rpc = ConnectRpcService::new(router).with_limits(limits);
+        let limits = |bytes_max| {
+            connectrpc::Limits::default()
+                .with_max_message_size(bytes_max)
+                .with_max_request_body_size(bytes_max)
+        };
+        let router = filesystem
+            .register(Arc::clone(&processes).register(connectrpc::Router::new()))
+            .with_route_limits(SEND_INPUT, limits(INPUT_BYTES_MAX))
+            .with_route_limits(STREAM_INPUT, limits(INPUT_BYTES_MAX));
+        // The deadline of a call bounds what it streams as well.
+        let deadlines = connectrpc::DeadlinePolicy::new().with_enforce_on_streams(true);
+        let rpc = ConnectRpcService::new(router)
+            .with_limits(limits(MESSAGE_BYTES_MAX))
+            .with_deadline_policy(deadlines);
         Self {
             settings,
             logs,
@@ -110,6 +125,7 @@ impl Envd {
             ended = Arc::clone(&self).serve_host(host, places()) => ended,
             ended = Arc::clone(&self).serve_inside(inside, places()) => ended,
             () = self.rest.run() => Ok(()),
+            ended = host::obey_signals(&self) => ended,
         }
     }
 
@@ -194,11 +210,18 @@ impl Envd {
             return access::preflight();
         }
         let (parts, incoming) = request.into_parts();
-        let (body, reading) = RequestBody::of(incoming);
+        let (body, reading) = RequestBody::of(incoming, parts.uri.path() == STREAM_INPUT);
         let mut answer = self
             .route(Request::from_parts(parts, body), door)
             .await
             .unwrap_or_else(Refusal::into_answer);
+        if reading.is_given_up() {
+            let why = format!(
+                "the body did not go on for {} s",
+                request_body::IDLE_MAX.as_secs()
+            );
+            answer = Refusal::new(StatusCode::REQUEST_TIMEOUT, why).into_answer();
+        }
         if !reading.is_whole() {
             let close = header::HeaderValue::from_static("close");
             answer.headers_mut().insert(header::CONNECTION, close);
@@ -220,7 +243,13 @@ impl Envd {
         self.rest.after_work();
         match (request.method(), path.as_str()) {
             (&Method::GET, "/health") => Ok(no_content(header::HeaderValue::from_static("no-store"))),
-            (&Method::GET, "/metrics") => Ok(json(StatusCode::OK, &metrics::now())),
+            (&Method::GET, "/metrics") => {
+                let limits = self.settings().limits;
+                let looked = tokio::task::spawn_blocking(move || metrics::now(limits)).await;
+                let failed =
+                    |_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be read");
+                Ok(json(StatusCode::OK, &looked.map_err(failed)?))
+            }
             (&Method::GET, "/envs") => Ok(json(StatusCode::OK, &self.settings().env)),
             (&Method::GET | &Method::HEAD, "/files") => files::download(self, request).await,
             (&Method::POST, "/files") => files::upload(self, request).await,

@@ -35,6 +35,7 @@ mod reaper;
 mod request_body;
 mod rest;
 mod settings;
+mod system_file;
 mod users;
 
 use std::process::ExitCode;

@@ -1,15 +1,31 @@
 //! What `/init` said: environment, token, default user and directory.
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use model::Secret;
 use wire::init::Init;
 
+use crate::system_file;
 use crate::users::User;
 
 /// Where processes find programs, unless they are told otherwise.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What the system tells processes, and nobody else does, told or not.
+const SYSTEM: [&str; 4] = [
+    "E2B_SANDBOX",
+    "E2B_SANDBOX_ID",
+    "E2B_TEMPLATE_ID",
+    "E2B_EVENTS_ADDRESS",
+];
+
+/// What the machine may use, where the kernel tells what its host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Limits {
+    pub(crate) cpu_count: Option<u32>,
+    pub(crate) memory_bytes: Option<u64>,
+}
 
 /// What is in force.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +38,7 @@ pub(crate) struct Settings {
     pub(crate) default_user: Option<String>,
     /// Directory of commands that name none.
     pub(crate) default_workdir: Option<String>,
+    pub(crate) limits: Limits,
     /// What the system tells processes; no `/init` overrides it.
     system: BTreeMap<&'static str, String>,
     decided_at: Option<SystemTime>,
@@ -38,18 +55,27 @@ impl Settings {
     }
 
     /// Takes a call to `/init`, unless a newer one was taken before. Says whether it was taken.
-    pub(crate) fn take(&mut self, init: &Init) -> bool {
+    ///
+    /// # Errors
+    /// What of it cannot be taken; then nothing is.
+    pub(crate) fn take(&mut self, init: &Init) -> Result<bool, String> {
         let decided_at = init
             .timestamp
             .as_deref()
-            .and_then(|text| humantime::parse_rfc3339(text).ok());
+            .map(|text| instant(text).ok_or("timestamp is no time of RFC 3339"))
+            .transpose()?;
         if decided_at.is_some() && decided_at < self.decided_at {
-            return false;
+            return Ok(false);
         }
         self.decided_at = decided_at.or(self.decided_at);
         if let Some(env) = &init.env_vars {
             self.env = env.clone();
+            self.env.retain(|name, _| !SYSTEM.contains(&name.as_str()));
         }
+        self.limits = Limits {
+            cpu_count: init.cpu_count.or(self.limits.cpu_count),
+            memory_bytes: init.memory_bytes.or(self.limits.memory_bytes),
+        };
         self.token = init
             .access_token
             .clone()
@@ -67,7 +93,7 @@ impl Settings {
         if let Some(id) = &init.template_id {
             self.system.insert("E2B_TEMPLATE_ID", id.clone());
         }
-        true
+        Ok(true)
     }
 
     /// The environment of a process of `user`: later sources win, except over the system's.
@@ -92,8 +118,34 @@ impl Settings {
     pub(crate) fn leave_marks(&self) {
         let _ = fs::create_dir_all("/run/e2b");
         for (name, value) in &self.system {
-            let _ = fs::write(format!("/run/e2b/.{name}"), value);
+            let _ = system_file::write(&format!("/run/e2b/.{name}"), value);
         }
+    }
+}
+
+/// A time of RFC 3339, whatever its distance from UTC.
+fn instant(text: &str) -> Option<SystemTime> {
+    let text = text.to_ascii_uppercase();
+    if text.ends_with('Z') {
+        return humantime::parse_rfc3339(&text).ok();
+    }
+    let (local, distance) = text.split_at_checked(text.len().checked_sub("+00:00".len())?)?;
+    let (is_ahead, distance) = match (distance.strip_prefix('+'), distance.strip_prefix('-')) {
+        (Some(distance), _) => (true, distance),
+        (_, distance) => (false, distance?),
+    };
+    let (hours, minutes) = distance.split_once(':')?;
+    let number = |digits: &str, below: u64| {
+        let is_number = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_digit());
+        let number: u64 = digits.parse().ok().filter(|_| is_number)?;
+        (number < below).then_some(number)
+    };
+    let distance = Duration::from_secs(number(hours, 24)? * 3600 + number(minutes, 60)? * 60);
+    let local = humantime::parse_rfc3339(&format!("{local}Z")).ok()?;
+    if is_ahead {
+        local.checked_sub(distance)
+    } else {
+        local.checked_add(distance)
     }
 }
 
@@ -118,25 +170,59 @@ mod tests {
             access_token: Some(token.into()),
             ..Init::default()
         };
-        assert!(settings.take(&at("2026-01-01T00:00:02Z", "new")));
-        assert!(!settings.take(&at("2026-01-01T00:00:01Z", "old")));
+        assert_eq!(settings.take(&at("2026-01-01T00:00:02Z", "new")), Ok(true));
+        assert_eq!(settings.take(&at("2026-01-01T00:00:01Z", "old")), Ok(false));
+        assert_eq!(settings.take(&at("2026-01-01T01:00:01+01:00", "old")), Ok(false));
+        assert!(settings.take(&at("yesterday", "odd")).is_err());
         assert!(settings.token.as_ref().unwrap().matches(b"new"));
-        assert!(settings.take(&Init::default()));
+        assert_eq!(settings.take(&Init::default()), Ok(true));
         assert!(settings.token.is_none(), "an absent token clears it");
+    }
+
+    #[test]
+    fn times_have_any_distance_from_utc() {
+        let at = |text: &str| instant(text).map(|time| humantime::format_rfc3339(time).to_string());
+        let noon = Some("2026-01-01T12:00:00Z".to_owned());
+        for text in [
+            "2026-01-01T12:00:00Z",
+            "2026-01-01t12:00:00z",
+            "2026-01-01T12:00:00+00:00",
+            "2026-01-01T14:30:00+02:30",
+            "2026-01-01T00:59:00-11:01",
+        ] {
+            assert_eq!(at(text), noon, "{text}");
+        }
+        assert!(at("2026-01-01T14:30:00.123456789+02:30").is_some());
+        for text in [
+            "",
+            "Z",
+            "+00:00",
+            "2026-01-01",
+            "2026-01-01T12:00:00",
+            "2026-01-01T12:00:00+24:00",
+            "2026-01-01T12:00:00+0100",
+            "2026-01-01T12:00:00ä00:00",
+            "2026-01-01T12:00:00+0ä:0",
+        ] {
+            assert_eq!(at(text), None, "{text}");
+        }
     }
 
     #[test]
     fn the_system_is_overridden_by_a_process_and_not_by_init() {
         let mut settings = Settings::new();
-        settings.take(&Init {
+        let taken = settings.take(&Init {
             env_vars: Some(BTreeMap::from([
                 ("E2B_SANDBOX".into(), "no".into()),
+                ("E2B_EVENTS_ADDRESS".into(), "http://elsewhere".into()),
                 ("A".into(), "init".into()),
                 ("HOME".into(), "/x".into()),
             ])),
             ..Init::default()
         });
+        assert_eq!(taken, Ok(true));
         let env = settings.env_of(&user(), BTreeMap::from([("A".into(), "process".into())]));
+        assert_eq!(env.get("E2B_EVENTS_ADDRESS"), None);
         assert_eq!(
             (
                 env["E2B_SANDBOX"].as_str(),

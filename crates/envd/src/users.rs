@@ -1,11 +1,7 @@
 //! Who is who: `/etc/passwd` and `/etc/group`, read by hand because a static program has no name service switch.
-use std::fs;
-use std::io::Read;
-
 use linux::spawn::Identity;
 
-/// Longer account files are an attack on our memory.
-const ACCOUNTS_BYTES_MAX: u64 = 1 << 20;
+use crate::system_file;
 
 /// An account.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,11 +82,7 @@ fn parse(line: &str) -> Option<User> {
 }
 
 fn read(path: &str) -> String {
-    let mut text = String::new();
-    if let Ok(file) = fs::File::open(path) {
-        let _ = file.take(ACCOUNTS_BYTES_MAX).read_to_string(&mut text);
-    }
-    text
+    system_file::read(path).unwrap_or_default()
 }
 
 #[cfg(test)]

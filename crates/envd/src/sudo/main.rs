@@ -20,6 +20,9 @@
 
 mod arguments;
 mod environment;
+#[path = "../system_file.rs"]
+#[cfg_attr(not(test), expect(dead_code, reason = "envd writes such files as well"))]
+mod system_file;
 #[path = "../users.rs"]
 #[expect(dead_code, reason = "envd asks more of it")]
 mod users;

@@ -68,6 +68,19 @@ impl Envd {
         Self { daemon, dir, port }
     }
 
+    /// Signals the daemon itself.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = i32::try_from(self.daemon.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(pid.expect("a process"), signal).expect("it is there");
+    }
+
+    /// Waits until the daemon has ended by itself.
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
+        self.daemon.wait().expect("it is ours")
+    }
+
     pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -120,13 +133,21 @@ impl Envd {
 
     /// A call that is answered by a stream.
     pub(crate) fn stream(&self, method: &str, request: &Value, headers: &[(&str, &str)]) -> Messages {
-        let mut all = vec![
-            ("Content-Type", "application/connect+json"),
-            ("Connect-Protocol-Version", "1"),
-        ];
+        self.stream_of("application/connect+json", method, &frame(request), headers)
+    }
+
+    /// The same, in any encoding.
+    pub(crate) fn stream_of(
+        &self,
+        media_type: &str,
+        method: &str,
+        frames: &[u8],
+        headers: &[(&str, &str)],
+    ) -> Messages {
+        let mut all = vec![("Content-Type", media_type), ("Connect-Protocol-Version", "1")];
         all.extend(headers);
         let mut stream = self.connect();
-        send(&mut stream, "POST", &format!("/{method}"), &all, &frame(request));
+        send(&mut stream, "POST", &format!("/{method}"), &all, frames);
         let mut reader = BufReader::new(stream);
         let (status, _) = head(&mut reader);
         assert_eq!(status, 200);
@@ -160,9 +181,14 @@ pub(crate) fn shell(command: &str) -> Value {
 
 /// One message as it travels.
 pub(crate) fn frame(message: &Value) -> Vec<u8> {
-    let text = message.to_string();
-    let length = u32::try_from(text.len()).expect("a small message").to_be_bytes();
-    [&[0][..], &length, text.as_bytes()].concat()
+    frame_bytes(message.to_string().as_bytes())
+}
+
+pub(crate) fn frame_bytes(message: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(message.len())
+        .expect("a small message")
+        .to_be_bytes();
+    [&[0][..], &length, message].concat()
 }
 
 /// The messages of a stream.
@@ -173,12 +199,17 @@ pub(crate) struct Messages {
 impl Messages {
     /// The next message, or how the stream ended.
     pub(crate) fn next(&mut self) -> Result<Value, Value> {
+        let json = |text: Vec<u8>| serde_json::from_slice(&text).expect("JSON");
+        self.next_bytes().map(json).map_err(json)
+    }
+
+    /// The same, as it travels.
+    pub(crate) fn next_bytes(&mut self) -> Result<Vec<u8>, Vec<u8>> {
         let mut head = [0; 5];
         self.chunks.read_exact(&mut head).expect("a message");
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
-        let mut text = vec![0; length as usize];
-        self.chunks.read_exact(&mut text).expect("a whole message");
-        let message = serde_json::from_slice(&text).expect("JSON");
+        let mut message = vec![0; length as usize];
+        self.chunks.read_exact(&mut message).expect("a whole message");
         if head[0] & 2 == 0 {
             Ok(message)
         } else {

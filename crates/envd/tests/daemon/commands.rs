@@ -159,6 +159,119 @@ fn the_deadline_of_a_call_is_its_processs_too() {
     );
     assert_eq!(joined.pid(), pid);
     assert_eq!(joined.until_end().2["status"], "signal: killed");
+    let mut last = stream.next();
+    while last.is_ok() {
+        last = stream.next();
+    }
+    assert_eq!(last.unwrap_err()["error"]["code"], "deadline_exceeded");
+}
+
+#[test]
+fn the_deadline_of_a_joining_call_is_its_own_alone() {
+    let envd = Envd::start();
+    let request = json!({ "process": { "cmd": "/bin/cat" } });
+    let mut stream = envd.stream("process.Process/Start", &request, &[]);
+    let process = json!({ "process": { "pid": stream.pid() } });
+    let within = [("Connect-Timeout-Ms", "100")];
+    for (method, asked) in [
+        ("process.Process/Connect", process.clone()),
+        (
+            "filesystem.Filesystem/WatchDir",
+            json!({ "path": envd.dir.path() }),
+        ),
+    ] {
+        let mut joined = envd.stream(method, &asked, &within);
+        joined.next().expect("it begins");
+        let over = joined.next().unwrap_err();
+        assert_eq!(over["error"]["code"], "deadline_exceeded", "{method}");
+    }
+    envd.call("process.Process/CloseStdin", &process).unwrap();
+    assert_eq!(stream.until_end().2["status"], "exit status 0");
+}
+
+#[test]
+fn a_quiet_stream_shows_signs_of_life_as_often_as_asked() {
+    let envd = Envd::start();
+    let often = [("Keepalive-Ping-Interval", "1")];
+    let request = json!({ "process": { "cmd": "/bin/cat" } });
+    let mut stream = envd.stream("process.Process/Start", &request, &often);
+    let pid = stream.pid();
+    let alive = json!({ "event": { "keepalive": {} } });
+    assert_eq!(stream.next().unwrap(), alive);
+    let mut watch = envd.stream(
+        "filesystem.Filesystem/WatchDir",
+        &json!({ "path": envd.dir.path() }),
+        &often,
+    );
+    assert_eq!(watch.next().unwrap(), json!({ "start": {} }));
+    assert_eq!(watch.next().unwrap(), json!({ "keepalive": {} }));
+    // What no clock can hold is as good as never.
+    let never = [("Keepalive-Ping-Interval", "18446744073709551615")];
+    let process = json!({ "process": { "pid": pid } });
+    let mut joined = envd.stream("process.Process/Connect", &process, &never);
+    assert_eq!(joined.pid(), pid);
+    envd.call("process.Process/CloseStdin", &process).unwrap();
+    assert_eq!(joined.until_end().2["status"], "exit status 0");
+}
+
+#[test]
+fn who_does_not_listen_keeps_nobody_from_hearing_of_a_killed_programs_end() {
+    let envd = Envd::start();
+    let mut deaf = envd.stream("process.Process/Start", &shell("exec yes"), &[]);
+    let pid = deaf.pid();
+    let process = json!({ "process": { "pid": pid } });
+    let mut listener = envd.stream("process.Process/Connect", &process, &[]);
+    assert_eq!(listener.pid(), pid);
+    let kill = json!({ "process": { "pid": pid }, "signal": "SIGNAL_SIGKILL" });
+    envd.call("process.Process/SendSignal", &kill).unwrap();
+    assert_eq!(listener.until_end().2["status"], "signal: killed");
+    let listed = envd.call("process.Process/List", &json!({})).unwrap();
+    assert_eq!(listed, json!({}));
+    // And learns of it when it listens again.
+    assert_eq!(deaf.until_end().2["status"], "signal: killed");
+}
+
+#[test]
+fn signals_have_the_names_that_clients_know() {
+    let envd = Envd::start();
+    for (signal, name) in [
+        ("USR1", "user defined signal 1"),
+        ("XCPU", "CPU time limit exceeded"),
+    ] {
+        let (.., end) = envd.run(&format!("ulimit -c 0; kill -s {signal} $$"));
+        assert_eq!(end["status"], format!("signal: {name}"));
+    }
+}
+
+#[test]
+fn a_script_without_an_interpreter_is_the_shells() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let envd = Envd::start();
+    std::fs::write(envd.at("script"), "echo \"ran $1\"; exit 5\n").unwrap();
+    std::fs::set_permissions(envd.at("script"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let request = json!({ "process": { "cmd": envd.at("script"), "args": ["it"] } });
+    let (stdout, _, end) = envd.stream("process.Process/Start", &request, &[]).until_end();
+    assert_eq!((stdout.as_str(), end["exitCode"].as_i64()), ("ran it\n", Some(5)));
+}
+
+#[test]
+fn input_may_be_larger_than_other_messages_up_to_its_own_bound() {
+    let envd = Envd::start();
+    let request = json!({ "process": { "cmd": "/bin/sh", "args": ["-c", "wc -c"] }, "tag": "count" });
+    let mut stream = envd.stream("process.Process/Start", &request, &[]);
+    stream.pid();
+    let process = json!({ "tag": "count" });
+    let send = |bytes: usize| {
+        let data = base64::engine::general_purpose::STANDARD.encode(vec![b'x'; bytes]);
+        let input = json!({ "process": process, "input": { "stdin": data } });
+        envd.call("process.Process/SendInput", &input)
+    };
+    send(8 << 20).unwrap();
+    // As many bytes in base64 as a message may have, and those around them.
+    assert_eq!(send(12 << 20).unwrap_err().0, "resource_exhausted");
+    envd.call("process.Process/CloseStdin", &json!({ "process": process }))
+        .unwrap();
+    assert_eq!(stream.until_end().0.trim(), (8 << 20).to_string());
 }
 
 #[test]

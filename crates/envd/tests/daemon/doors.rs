@@ -97,7 +97,75 @@ fn a_shutdown_ends_every_process() {
             .status,
         204
     );
-    assert_eq!(stream.until_end().2["status"], "signal: killed");
+    assert_eq!(stream.until_end().2["status"], "signal: terminated");
+}
+
+#[test]
+fn a_signal_to_end_is_passed_on_and_obeyed() {
+    let mut envd = Envd::start();
+    let polite = "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.01; done";
+    let mut polite = envd.stream("process.Process/Start", &shell(polite), &[]);
+    let mut deaf = envd.stream(
+        "process.Process/Start",
+        &shell("trap '' TERM; echo ready; while :; do sleep 0.01; done"),
+        &[],
+    );
+    for stream in [&mut polite, &mut deaf] {
+        stream.pid();
+        assert!(stream.next().unwrap()["event"]["data"].is_object());
+    }
+    envd.signal(rustix::process::Signal::TERM);
+    let (said, _, end) = polite.until_end();
+    assert_eq!((said.as_str(), end["exitCode"].as_i64()), ("bye\n", Some(7)));
+    assert_eq!(deaf.until_end().2["status"], "signal: killed");
+    assert!(envd.wait().success());
+}
+
+#[test]
+fn settings_that_cannot_be_taken_are_refused_and_change_nothing() {
+    let envd = Envd::start();
+    envd.init(&json!({ "envVars": { "KEPT": "1" }, "timestamp": "2026-01-01T02:00:00+02:00" }));
+    let refused = |settings: serde_json::Value| {
+        let answer = envd.ask("POST", "/init", &[], settings.to_string().as_bytes());
+        assert_eq!(answer.status, 400, "{answer:?}");
+        answer.message()
+    };
+    assert_eq!(
+        refused(json!({ "hyperloopIP": "10.0.0.1", "envVars": {} })),
+        "hyperloopIP is not supported"
+    );
+    assert_eq!(refused(json!({ "caBundle": "x" })), "caBundle is not supported");
+    assert_eq!(
+        refused(json!({ "volumeMounts": [{ "path": "/x" }] })),
+        "volumeMounts is not supported"
+    );
+    assert!(refused(json!({ "timestamp": "noon", "envVars": {} })).starts_with("timestamp"));
+    envd.init(&json!({ "envVars": {}, "timestamp": "2026-01-01T00:59:59+01:00" }));
+    let kept = envd.ask("GET", "/envs", &[], b"").json();
+    assert_eq!(
+        kept,
+        json!({ "KEPT": "1" }),
+        "what is older changes nothing either"
+    );
+    envd.init(&json!({ "volumeMounts": [], "caBundle": null }));
+}
+
+#[test]
+fn metrics_are_of_the_machine_that_the_node_told() {
+    let envd = Envd::start();
+    envd.init(&json!({ "cpuCount": 2, "memoryBytes": 1 << 30 }));
+    let metrics = envd.ask("GET", "/metrics", &[], b"").json();
+    assert_eq!(
+        (
+            &metrics["cpu_count"],
+            &metrics["mem_total"],
+            &metrics["mem_total_mib"]
+        ),
+        (&json!(2), &json!(1 << 30), &json!(1024))
+    );
+    let used = metrics["mem_used"].as_u64().unwrap();
+    assert!(0 < used && used <= 1 << 30);
+    assert_eq!(metrics["mem_used_mib"], used >> 20);
 }
 
 #[test]
