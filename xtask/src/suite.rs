@@ -6,7 +6,7 @@
 //! python   official Python SDK (sync, async), code that users write, and @e2b/cli, against a running Atoll
 //! js       official JavaScript SDK
 //! contract made-up requests to every operation of the served OpenAPI: no 5xx, nothing undescribed
-//! tls      the Python SDK again, by E2B_DOMAIN alone: TLS, wildcard hosts
+//! tls      both SDKs and @e2b/cli again, by E2B_DOMAIN alone: TLS, wildcard hosts
 //! settings houses with settings of their own: traces, metrics, quotas
 //! crash    kill -9 at every step, restart, leaks, floods
 //! escape   code in a sandbox that means harm, canaries around it
@@ -176,6 +176,10 @@ fn contract(env: &BTreeMap<String, String>) -> Result<Tally> {
 }
 
 fn javascript(env: &BTreeMap<String, String>) -> Result<Tally> {
+    run_and_count("js", &mut node_test(env)?, tally::of_node)
+}
+
+fn node_test(env: &BTreeMap<String, String>) -> Result<Command> {
     let modules = clients::javascript()?;
     let tests = modules.join("tests");
     copy_into(&root().join("tests/e2e/js"), &tests)?;
@@ -183,7 +187,7 @@ fn javascript(env: &BTreeMap<String, String>) -> Result<Tally> {
     run.args(["--test", "--test-reporter=tap", "--test-concurrency=1"])
         .arg(tests)
         .envs(env);
-    run_and_count("js", &mut run, tally::of_node)
+    Ok(run)
 }
 
 /// Node looks for `node_modules` beside the tests, not where they were copied from.
@@ -199,7 +203,7 @@ fn copy_into(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The SDK with nothing but `E2B_DOMAIN`: names below the domain resolve to the house by a resolver of the test's
+/// The SDKs with nothing but `E2B_DOMAIN`: names below the domain resolve to the house by a resolver of the test's
 /// own, in a mount namespace in which `/etc/resolv.conf` names it.
 fn tls() -> Result<Tally> {
     if !setup::is_root() {
@@ -217,19 +221,25 @@ fn tls() -> Result<Tally> {
         }
         env.insert("E2B_DOMAIN".into(), "atoll.localhost".into());
         env.insert("ATOLL_RESOLVER_ADDRESS".into(), RESOLVER_ADDRESS.into());
-        let tests = pytest(&["tests/e2e/tls", "tests/e2e/python"], &env)?;
-        let mut script = command("unshare");
-        script.args([
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "tests/e2e/tls/with-resolver.sh",
-        ]);
-        script.arg(tests.get_program()).args(tests.get_args());
-        script.envs(tests.get_envs().filter_map(|(key, value)| Some((key, value?))));
-        run_and_count("tls", &mut script, tally::of_pytest)
+        let python = pytest(&["tests/e2e/tls", "tests/e2e/python"], &env)?;
+        let mut total = run_and_count("tls", &mut with_resolver(&python), tally::of_pytest)?;
+        total += run_and_count("tls js", &mut with_resolver(&node_test(&env)?), tally::of_node)?;
+        Ok(total)
     })
+}
+
+fn with_resolver(tests: &Command) -> Command {
+    let mut script = command("unshare");
+    script.args([
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "tests/e2e/tls/with-resolver.sh",
+    ]);
+    script.arg(tests.get_program()).args(tests.get_args());
+    script.envs(tests.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    script
 }
 
 /// What a sandbox must not reach is made on this machine: networks, sockets, other sandboxes.
