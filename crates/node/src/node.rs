@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use model::{BuildId, ExecutionId, KillReason, MiB, NetworkPolicy, NodeId, PauseMode, SandboxId};
 use ports::logs::{LogLine, LogQuery, MetricSample};
 use ports::node::{HeldState, Node, NodeError, NodeEvent, Order, PauseOutcome, Report};
+use ports::runtime::DiskSpace;
 use ports::{Clock, Runtime};
 use tokio::sync::broadcast;
 use tracing::Instrument as _;
@@ -202,6 +203,21 @@ impl LocalNode {
         Ok(sandbox)
     }
 
+    /// Room where the disks of sandboxes lie.
+    fn disk_space(&self) -> DiskSpace {
+        self.runtime.disk_space().unwrap_or_else(|| {
+            let disk = rustix::fs::statvfs(&self.config.data).ok();
+            let bytes = |blocks: fn(&rustix::fs::StatVfs) -> u64| {
+                disk.as_ref()
+                    .map_or(0, |disk| blocks(disk).saturating_mul(disk.f_frsize))
+            };
+            DiskSpace {
+                total_bytes: bytes(|disk| disk.f_blocks),
+                free_bytes: bytes(|disk| disk.f_bavail),
+            }
+        })
+    }
+
     fn shared(&self) -> Result<Arc<Self>, NodeError> {
         self.this.upgrade().ok_or(NodeError::Busy("ending"))
     }
@@ -355,12 +371,8 @@ impl Node for LocalNode {
             });
             MiB(u32::try_from(kib.unwrap_or(0) / 1024).unwrap_or(u32::MAX))
         };
-        let disk = rustix::fs::statvfs(&self.config.data).ok();
-        let disk_mib = |blocks: fn(&rustix::fs::StatVfs) -> u64| {
-            MiB(disk.as_ref().map_or(0, |disk| {
-                u32::try_from(blocks(disk).saturating_mul(disk.f_frsize) >> 20).unwrap_or(u32::MAX)
-            }))
-        };
+        let disk = self.disk_space();
+        let disk_mib = |bytes: u64| MiB(u32::try_from(bytes >> 20).unwrap_or(u32::MAX));
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Report {
             node: self.config.id,
@@ -370,8 +382,8 @@ impl Node for LocalNode {
             cpu_total: u32::try_from(cpus).unwrap_or(u32::MAX),
             memory_total: mib("MemTotal:"),
             memory_available: mib("MemAvailable:"),
-            disk_total: disk_mib(|disk| disk.f_blocks),
-            disk_available: disk_mib(|disk| disk.f_bavail),
+            disk_total: disk_mib(disk.total_bytes),
+            disk_available: disk_mib(disk.free_bytes),
             slots_ready: self.runtime.slots_ready(),
             starting: self.starting.load(Ordering::Relaxed),
             accepts: true,
