@@ -2,7 +2,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use model::{BuildId, PauseMode, SandboxId};
+use model::{PauseMode, SandboxId};
 use ports::node::{HeldState, NodeError};
 use ports::runtime::Disk;
 use ports::{Machine, RuntimeError};
@@ -123,12 +123,8 @@ impl LocalNode {
             }
             // Where memory was kept, it is lost: a resume says so.
             (HeldState::Paused(build, mode), None) if has_disk => HeldState::Paused(build, mode),
-            (HeldState::Pausing(build, _), None) if has_disk => {
+            (HeldState::Pausing(build, PauseMode::Filesystem), None) if has_disk => {
                 HeldState::Paused(build, PauseMode::Filesystem)
-            }
-            // A daemon that did not understand its entry left its disk.
-            (HeldState::Running, None) if has_disk => {
-                HeldState::Paused(BuildId(entry.order.execution.0), PauseMode::Filesystem)
             }
             _ => {
                 tracing::warn!(sandbox = %id, "a sandbox did not outlive the restart");

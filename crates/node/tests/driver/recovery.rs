@@ -1,9 +1,9 @@
 //! What the next daemon makes of the journal.
 use std::fs;
 
-use model::{BuildId, KillReason};
-use ports::Node;
-use ports::node::HeldState;
+use model::KillReason;
+use ports::node::{HeldState, OrderOrigin};
+use ports::{Node, NodeError};
 
 use crate::world::{DISK, FULL, World};
 
@@ -41,16 +41,35 @@ async fn an_entry_that_is_not_understood_costs_nobody_a_disk() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_entry_that_is_understood_again_brings_the_disk_back() {
+async fn an_entry_that_is_understood_again_is_that_of_its_disk() {
     let mut world = World::new();
-    let order = world.running().await;
+    let (order, into) = world.paused(DISK).await;
     let text = fs::read(world.entry(&order)).unwrap();
     fs::write(world.entry(&order), "{").unwrap();
     world.restart().await.unwrap();
     fs::write(world.entry(&order), text).unwrap();
     world.restart().await.unwrap();
-    let into = BuildId(order.execution.0);
     world.assert_paused(&order, into, DISK).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_those_that_died_while_nobody_looked_only_what_was_paused_is_kept() {
+    let mut world = World::new();
+    let running = world.running().await;
+    let (frozen, into) = world.paused(FULL).await;
+    world.stop();
+    for order in [&running, &frozen] {
+        world.runtime.die(order.sandbox);
+    }
+    world.restart().await.unwrap();
+    world.assert_nothing_of(&running).await;
+    assert!(world.runtime.has_disk(frozen.sandbox));
+    let resumed = world.next(&frozen, OrderOrigin::Paused(into, FULL));
+    let refused = world.node.start(resumed).await;
+    assert!(matches!(refused, Err(NodeError::MemoryLost)), "{refused:?}");
+    let resumed = world.next(&frozen, OrderOrigin::Paused(into, DISK));
+    world.node.start(resumed.clone()).await.unwrap();
+    world.assert_runs(&resumed).await;
 }
 
 #[tokio::test(start_paused = true)]

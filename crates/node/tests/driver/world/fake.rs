@@ -177,7 +177,14 @@ impl ports::Runtime for Runtime {
     async fn recover(&self) -> Result<Recovered, RuntimeError> {
         self.0.step("recover", None).await?;
         let mut state = self.0.state();
-        state.machines.retain(|machine| machine.ended.borrow().is_none());
+        // Whether the disk of a dead one is wanted is not the runtime's to know.
+        let (dead, alive) = std::mem::take(&mut state.machines)
+            .into_iter()
+            .partition::<Vec<_>, _>(|machine| machine.ended.borrow().is_some());
+        state
+            .disks
+            .extend(dead.into_iter().map(|machine| machine.spec.sandbox));
+        state.machines = alive;
         let machines = state.machines.iter().map(|machine| {
             let handle = Handle(Arc::clone(machine));
             (machine.spec.clone(), Arc::new(handle) as Arc<dyn Machine>)

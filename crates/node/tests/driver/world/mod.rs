@@ -61,10 +61,15 @@ impl World {
         }
     }
 
-    /// Another daemon over the same machine.
-    pub(crate) async fn restart(&mut self) -> Result<Found, NodeError> {
+    /// The daemon is no more: nobody drives anything.
+    pub(crate) fn stop(&mut self) {
         self.node =
             LocalNode::open_by(self.config.clone(), self.runtime.clone(), self.clock.clone()).unwrap();
+    }
+
+    /// Another daemon over the same machine.
+    pub(crate) async fn restart(&mut self) -> Result<Found, NodeError> {
+        self.stop();
         self.node.recover().await
     }
 
