@@ -7,7 +7,7 @@
 //!              └────▶ filesystem  filesystem.Filesystem: entries and watches
 //! settings   what /init said        users   /etc/passwd and /etc/group
 //! reaper     who has ended          logs    a bounded memory of what happened
-//! rest       memory goes back after work
+//! rest       memory goes back after work           system_file   what users may have put anything in place of
 //! ```
 //!
 //! **Invariants.** One thread runs it all; whatever blocks goes to the blocking pool. Every buffer has a bound. It

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::metadata::Metadata;
 use super::{PIECE_BYTES, Written, blocking, failed, regular};
 use crate::access::Refusal;
-use crate::paths::{make_parents, own, passable, real};
+use crate::paths::{make_parents, own, passable, passable_entry, real};
 use crate::users::User;
 
 /// A file on its way to the disk.
@@ -32,7 +32,9 @@ impl Writing {
         let (path, file, fresh) = blocking(move || {
             let was_there = rustix::fs::stat(&*passable(&path)).is_ok();
             let file = open(&path, &user)?;
-            let fresh = (!was_there).then(|| Fresh::of(&path, &file)).flatten();
+            let fresh = (!was_there)
+                .then(|| Fresh::of(&passable_entry(&path), &file))
+                .flatten();
             Ok::<_, Refusal>((path, file, fresh))
         })
         .await?;
