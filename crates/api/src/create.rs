@@ -42,7 +42,8 @@ impl Version {
 
 /// Create a sandbox (older clients).
 #[utoipa::path(post, path = "/sandboxes", tag = "sandboxes", request_body = NewSandbox,
-    responses((status = 201, description = "It is usable.", body = Sandbox)))]
+    responses((status = 201, description = "It is usable.", body = Sandbox),
+        (status = 422, description = "The Idempotency-Key was used with a different request.", body = wire::rest::Error)))]
 pub(crate) async fn create_v1(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -55,7 +56,8 @@ pub(crate) async fn create_v1(
 /// Create a sandbox.
 #[utoipa::path(post, path = "/v2/sandboxes", tag = "sandboxes", request_body = NewSandbox,
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key with the same body has the same result; 1..255 of [a-z0-9-].")),
-    responses((status = 201, description = "It is usable.", body = Sandbox)))]
+    responses((status = 201, description = "It is usable.", body = Sandbox),
+        (status = 422, description = "The Idempotency-Key was used with a different request.", body = wire::rest::Error)))]
 pub(crate) async fn create_v2(
     State(api): State<Arc<Api>>,
     caller: Caller,

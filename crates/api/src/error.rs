@@ -51,14 +51,18 @@ impl ApiError {
 
 impl From<ManagerError> for ApiError {
     fn from(error: ManagerError) -> Self {
-        let kind = error.kind();
-        if matches!(kind, Kind::Internal | Kind::Unavailable) {
-            tracing::error!(error = &error as &dyn std::error::Error, "a request failed");
-        }
+        // The manager has logged it, with the ids, where it is a fault.
+        let answer = match error {
+            // The request is well formed, and at odds with another: published clients know this status for it.
+            ManagerError::IdempotencyMismatch => {
+                Self::http(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+            }
+            _ => Self::new(error.kind(), error.to_string()),
+        };
         Self {
             error_code: error.code(),
             retry_after: error.retry_after(),
-            ..Self::new(kind, error.to_string())
+            ..answer
         }
     }
 }
@@ -74,7 +78,7 @@ impl From<StoreError> for ApiError {
             StoreError::Away(_) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
                 Self {
-                    retry_after: Some(Duration::from_secs(1)),
+                    retry_after: error.retry_after(),
                     ..Self::new(Kind::Unavailable, "the store is away; try again")
                 }
             }
@@ -93,8 +97,9 @@ impl IntoResponse for ApiError {
             error_code: self.error_code.map(str::to_owned),
         };
         let mut response = (status, Json(body)).into_response();
-        // Clients try 429 and 503 again by themselves, unless they are told that it does not help (contract 2.4).
-        if matches!(self.status, 429 | 503) {
+        // Clients try these again by themselves, unless they are told that it does not help (contract 2.4), or may do twice
+        // what was perhaps done: what took too long may have happened.
+        if matches!(self.status, 429 | 502 | 503 | 504) {
             let headers = response.headers_mut();
             match self.retry_after {
                 Some(after) => {
@@ -108,5 +113,76 @@ impl IntoResponse for ApiError {
             }
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::SandboxId;
+
+    use super::*;
+
+    /// The status, `Should-Retry`, and the code of an error.
+    fn check(error: impl Into<ApiError>, status: u16, should_retry: Option<&str>, code: Option<&str>) {
+        let error = error.into();
+        assert_eq!(error.error_code, code, "{error:?}");
+        let text = format!("{error:?}");
+        let response = error.into_response();
+        assert_eq!(response.status().as_u16(), status, "{text}");
+        let told = response.headers().get(SHOULD_RETRY);
+        assert_eq!(told.map(|told| told.to_str().unwrap()), should_retry, "{text}");
+        let after = response.headers().contains_key(header::RETRY_AFTER);
+        assert_eq!(after, should_retry == Some("true"), "{text}");
+    }
+
+    fn failed(kind: Kind, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ManagerError {
+        ManagerError::Failed {
+            step: "storing the sandbox",
+            kind,
+            source: source.into(),
+        }
+    }
+
+    fn away() -> StoreError {
+        StoreError::Away("locked".into())
+    }
+
+    #[test]
+    fn clients_are_told_whether_to_send_it_again() {
+        check(ManagerError::Timeout("the pause"), 504, Some("false"), None);
+        check(failed(Kind::Timeout, "late"), 504, Some("false"), None);
+        check(failed(Kind::Unavailable, "broken"), 503, Some("false"), None);
+        check(ManagerError::ShuttingDown, 503, Some("false"), None);
+        check(
+            ManagerError::GuestUnhealthy(SandboxId::random()),
+            503,
+            Some("false"),
+            None,
+        );
+        let full = ManagerError::NoCapacity("its node is out of slots".to_owned());
+        check(full, 503, Some("true"), Some("sandbox_capacity_unavailable"));
+        check(failed(Kind::Internal, "broken"), 500, None, None);
+        check(
+            ApiError::http(StatusCode::BAD_GATEWAY, "?"),
+            502,
+            Some("false"),
+            None,
+        );
+    }
+
+    #[test]
+    fn a_store_that_is_away_looks_the_same_to_readers_and_to_writers() {
+        check(away(), 503, Some("true"), None);
+        check(failed(Kind::Unavailable, away()), 503, Some("true"), None);
+    }
+
+    #[test]
+    fn idempotency_has_its_published_statuses_and_codes() {
+        let mismatch = Some("idempotency_request_mismatch");
+        check(ManagerError::IdempotencyMismatch, 422, None, mismatch);
+        let in_progress = Some("idempotency_in_progress");
+        check(ManagerError::IdempotencyInProgress, 409, None, in_progress);
+        let unknown = Some("idempotency_outcome_unknown");
+        check(ManagerError::IdempotencyOutcomeUnknown, 409, None, unknown);
     }
 }

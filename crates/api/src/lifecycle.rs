@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
-use model::{Lifecycle, OnTimeout, PauseMode};
+use model::PauseMode;
 use ports::manager::Connected;
 use wire::rest::{ConnectSandbox, PauseSandbox, RefreshSandbox, ResumeSandbox, Sandbox, SetTimeout};
 
@@ -57,22 +57,25 @@ async fn connect(
         body.timeout.unwrap_or(version.default_timeout()),
         &caller.team.quota,
     )?;
-    let mode = if body.memory == Some(false) {
-        PauseMode::Filesystem
-    } else {
-        PauseMode::Full
-    };
     Ok(
         match api
             .parts
             .manager
-            .connect(caller.team.id, id, timeout, mode)
+            .connect(caller.team.id, id, timeout, mode(body.memory))
             .await?
         {
             Connected::Running(granted) => (StatusCode::OK, Json(api.granted(&granted))),
             Connected::Resumed(granted) => (StatusCode::CREATED, Json(api.granted(&granted))),
         },
     )
+}
+
+/// What `memory` means: `false` does without it.
+fn mode(memory: Option<bool>) -> PauseMode {
+    match memory {
+        Some(false) => PauseMode::Filesystem,
+        None | Some(true) => PauseMode::Full,
+    }
 }
 
 /// Wake a paused sandbox.
@@ -84,27 +87,14 @@ pub(crate) async fn resume(
     PathSandbox(id): PathSandbox,
     MaybeBody(body): MaybeBody<ResumeSandbox>,
 ) -> Answer {
-    if body.memory == Some(false) {
-        return Err(ApiError::invalid(
-            "'memory: false' is not supported by resume; use connect",
-        ));
-    }
     let timeout = timeout(
         body.timeout.unwrap_or(Version::V1.default_timeout()),
         &caller.team.quota,
     )?;
-    let lifecycle = body.auto_pause.map(|auto_pause| Lifecycle {
-        on_timeout: if auto_pause {
-            OnTimeout::Pause(PauseMode::Full)
-        } else {
-            OnTimeout::Kill
-        },
-        auto_resume: false,
-    });
     let granted = api
         .parts
         .manager
-        .resume(caller.team.id, id, timeout, lifecycle)
+        .resume(caller.team.id, id, timeout, mode(body.memory), body.auto_pause)
         .await?;
     Ok((StatusCode::CREATED, Json(api.granted(&granted))))
 }
@@ -118,17 +108,12 @@ pub(crate) async fn pause(
     PathSandbox(id): PathSandbox,
     MaybeBody(body): MaybeBody<PauseSandbox>,
 ) -> Result<StatusCode, ApiError> {
-    let mode = if body.memory == Some(false) {
-        PauseMode::Filesystem
-    } else {
-        PauseMode::Full
-    };
     api.parts
         .manager
         .pause(
             caller.team.id,
             id,
-            mode,
+            mode(body.memory),
             body.require_healthy_guest.unwrap_or(false),
         )
         .await?;

@@ -41,7 +41,7 @@ impl Orchestrator {
             .stage("node", within(START_MAX, "the start", node.start(order)))
             .await;
         if let Err(error) = started {
-            self.undo(starting, node).await;
+            self.undo(starting, node, &error).await;
             return Err(NotUp::Node(error));
         }
         failpoint::reach("orchestrator/node-started");
@@ -94,13 +94,31 @@ impl Orchestrator {
             })
     }
 
-    /// The node did not start it: a fresh one is gone, a paused one is paused.
-    async fn undo(&self, starting: Sandbox, node: &dyn Node) {
+    /// The node did not start it: a fresh one is gone, a paused one is paused. Where the node's answer does not say what
+    /// it holds of what was there before, it is asked: whoever stored something else would lose the user's data.
+    async fn undo(&self, starting: Sandbox, node: &dyn Node, error: &NodeError) {
+        let id = starting.id;
+        let unclear = matches!(
+            error,
+            NodeError::Unknown | NodeError::Busy(_) | NodeError::Timeout(_)
+        );
+        let outcome = if unclear && starting.phase.state().is_some() {
+            self.settle_failed_start(id).await
+        } else {
+            self.undo_clear(starting, node).await
+        };
+        if let Err(error) = outcome {
+            tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "a failed start was not undone; the reconciler does it");
+            self.nudge.notify_one();
+        }
+    }
+
+    async fn undo_clear(&self, starting: Sandbox, node: &dyn Node) -> Result<(), ManagerError> {
         let id = starting.id;
         let failed = self
             .change(starting, |sandbox| apply(sandbox, Event::Failed))
             .await;
-        let outcome = match failed {
+        match failed {
             Ok(Sandbox {
                 phase: Phase::Paused { .. },
                 ..
@@ -109,10 +127,6 @@ impl Orchestrator {
             // Somebody ended it meanwhile: whatever came up after that kill is ended too.
             Err(ManagerError::NotFound(_)) => self.kill_on(node, id).await,
             Err(error) => Err(error),
-        };
-        if let Err(error) = outcome {
-            tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "a failed start was not undone; the reconciler does it");
-            self.nudge.notify_one();
         }
     }
 
@@ -121,7 +135,7 @@ impl Orchestrator {
         let Phase::Starting { at, from } = starting.phase else {
             return;
         };
-        self.withdraw(starting.id, at).await;
+        self.unpublish(starting.id, at).await;
         // While the store is away nobody knows what is wanted of a resumed one, so it is kept for the reconciler.
         let ended = match self.stored(starting.id).await {
             Ok(Some(now)) => matches!(now.phase, Phase::Killing { .. } | Phase::Gone { .. }),

@@ -1,7 +1,7 @@
 //! Reading sandboxes, and the one way of writing them: by compare-and-set, along the phase table.
 use std::time::Duration;
 
-use model::{Event, Phase, Sandbox, SandboxId, TeamId};
+use model::{Event, Sandbox, SandboxId, TeamId};
 use ports::{ManagerError, StoreError};
 use tokio::time::Instant;
 
@@ -112,8 +112,10 @@ impl Orchestrator {
             Err(StoreError::Missing) => return Err(ManagerError::NotFound(before.id)),
             Err(error) => return Err(failure::store("storing the sandbox")(error)),
         };
-        if matches!(after.phase, Phase::Paused { .. } | Phase::Gone { .. }) {
-            self.ledger.release(after.id);
+        match (before.phase.seat(), after.phase.seat()) {
+            (Some(old), None) => self.ledger.release(old.execution),
+            (Some(old), Some(new)) if old != new => self.ledger.hand_on(old.execution, new.execution),
+            _ => {}
         }
         self.writes.send_modify(|count| *count += 1);
         self.tell(before, &after).await;

@@ -54,7 +54,7 @@ impl Orchestrator {
                 timeout,
                 mode,
                 remember: true,
-                lifecycle: None,
+                auto_pause: None,
             };
             let resumed = self.bring_back(sandbox, wish).await?;
             return Ok(Connected::Resumed(self.tokens().await?.grant(resumed)));

@@ -30,6 +30,8 @@ impl Orchestrator {
         };
         let began = Instant::now();
         let created = self.create_fresh(team, &request).await;
+        // Within the span, which knows the ids.
+        let created = created.inspect_err(failure::logged(team, None));
         let outcome = if created.is_ok() { "ok" } else { "failed" };
         metrics::histogram!("atoll_sandbox_create_seconds", "outcome" => outcome).record(began.elapsed());
         let sandbox = created?;
@@ -41,11 +43,13 @@ impl Orchestrator {
 
     /// The sandbox that a key made: as it is now, also when it is over.
     async fn granted_before(&self, id: SandboxId) -> Result<Granted, ManagerError> {
-        let sandbox = self.stored(id).await?.ok_or(ManagerError::NotFound(id))?;
+        let sandbox = self.stored(id).await?;
+        let sandbox = sandbox.ok_or(ManagerError::IdempotencyOutcomeUnknown)?;
         Ok(self.tokens().await?.grant(sandbox))
     }
 
     async fn create_fresh(&self, team: TeamId, request: &CreateSandbox) -> Result<Sandbox, ManagerError> {
+        let _start = self.begin_start()?;
         let resolve = async { tokio::try_join!(self.team(team), self.resolve(team, &request.template)) };
         let (team, resolved) = Flow::Create.stage("resolve", resolve).await?;
         check_life(&team.quota, request.timeout)?;
@@ -84,7 +88,8 @@ impl Orchestrator {
         span.record("sandbox", id.as_str())
             .record("execution", at.execution.as_str())
             .record("node", tracing::field::display(at.node));
-        let claim = self.ledger.claim(id, team, sandbox.resources).map_err(failed)?;
+        let claim = self.ledger.claim(at.execution, team, sandbox.resources);
+        let claim = claim.map_err(failed)?;
         let _locked = self.locks.lock(id).await;
         let order = self.order(
             &sandbox,

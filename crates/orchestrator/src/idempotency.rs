@@ -12,19 +12,18 @@ use tokio::time::Instant;
 
 /// Clients repeat within minutes; a day covers a laptop that slept.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
-/// Some 200 bytes each: 3 MiB at most. Beyond that the oldest are forgotten early.
-const REPLIES_MAX: usize = 16_384;
-
-type Key = (TeamId, String);
+/// Of one team. Some 200 bytes each: 0.8 MiB. Beyond that the team's oldest are forgotten early; other teams' are not.
+const REPLIES_MAX: usize = 4096;
 
 #[derive(Default)]
-pub(crate) struct Replies(Mutex<Table>);
+pub(crate) struct Replies(Mutex<HashMap<TeamId, Table>>);
 
+/// Of one team. There are only as many as have answers that are kept, or requests under way.
 #[derive(Default)]
 struct Table {
-    replies: HashMap<Key, Reply>,
+    replies: HashMap<String, Reply>,
     /// Answered keys, oldest first.
-    answered: VecDeque<(Instant, Key)>,
+    answered: VecDeque<(Instant, String)>,
 }
 
 struct Reply {
@@ -42,8 +41,8 @@ pub(crate) enum First {
 }
 
 impl Replies {
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().expect("nothing panics while it holds the table")
+    fn tables(&self) -> MutexGuard<'_, HashMap<TeamId, Table>> {
+        self.0.lock().expect("nothing panics while it holds the tables")
     }
 
     /// Begins a request, or says what became of it.
@@ -53,25 +52,27 @@ impl Replies {
         key: String,
         digest: [u8; 32],
     ) -> Result<First, ManagerError> {
-        let key = (team, key);
-        let mut table = self.table();
-        table.forget_old();
-        match table.replies.get(&key) {
+        let mut tables = self.tables();
+        tables.retain(|_, table| {
+            table.forget_old();
+            !table.replies.is_empty()
+        });
+        let replies = &mut tables.entry(team).or_default().replies;
+        match replies.get(&key) {
             Some(reply) if reply.digest != digest => Err(ManagerError::IdempotencyMismatch),
             Some(Reply { sandbox: None, .. }) => Err(ManagerError::IdempotencyInProgress),
             Some(Reply {
                 sandbox: Some(id), ..
             }) => Ok(First::Done(*id)),
             None => {
-                table.replies.insert(
-                    key.clone(),
-                    Reply {
-                        digest,
-                        sandbox: None,
-                    },
-                );
+                let reply = Reply {
+                    digest,
+                    sandbox: None,
+                };
+                replies.insert(key.clone(), reply);
                 Ok(First::Go(Ticket {
                     replies: Arc::clone(self),
+                    team,
                     key,
                 }))
             }
@@ -95,28 +96,32 @@ impl Table {
 /// A request under way. Dropped without an answer, its key is free again: what failed may be tried again.
 pub(crate) struct Ticket {
     replies: Arc<Replies>,
-    key: Key,
+    team: TeamId,
+    key: String,
 }
 
 impl Ticket {
     /// The request made this sandbox.
     pub(crate) fn answer(self, sandbox: SandboxId) {
-        let mut table = self.replies.table();
+        let mut tables = self.replies.tables();
+        let Some(table) = tables.get_mut(&self.team) else {
+            return;
+        };
         if let Some(reply) = table.replies.get_mut(&self.key) {
             reply.sandbox = Some(sandbox);
+            table.answered.push_back((Instant::now(), self.key.clone()));
         }
-        table.answered.push_back((Instant::now(), self.key.clone()));
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut table = self.replies.table();
-        if table
-            .replies
-            .get(&self.key)
-            .is_some_and(|reply| reply.sandbox.is_none())
-        {
+        let mut tables = self.replies.tables();
+        let Some(table) = tables.get_mut(&self.team) else {
+            return;
+        };
+        let is_free = |reply: &Reply| reply.sandbox.is_none();
+        if table.replies.get(&self.key).is_some_and(is_free) {
             table.replies.remove(&self.key);
         }
     }
@@ -165,16 +170,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flood_of_keys_is_bounded() {
+    async fn a_flood_of_keys_is_bounded_and_pushes_out_no_other_teams() {
         let replies = Arc::new(Replies::default());
-        let team = TeamId::random();
-        for n in 0..REPLIES_MAX + 10 {
-            let Ok(First::Go(ticket)) = replies.begin(team, n.to_string(), [0; 32]) else {
-                panic!("key {n}")
+        let (quiet, loud) = (TeamId::random(), TeamId::random());
+        let go = |team, key: String| {
+            let Ok(First::Go(ticket)) = replies.begin(team, key.clone(), [1; 32]) else {
+                panic!("key {key}")
             };
             ticket.answer(SandboxId::random());
+        };
+        go(quiet, "key".to_owned());
+        for n in 0..REPLIES_MAX + 10 {
+            go(loud, n.to_string());
         }
-        let table = replies.table();
+        assert!(matches!(begin(&replies, quiet, 1), Ok(First::Done(_))));
+        let tables = replies.tables();
+        let table = &tables[&loud];
         assert!(table.replies.len() <= REPLIES_MAX && table.answered.len() <= REPLIES_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_kept_of_a_team_whose_answers_are_forgotten() {
+        let replies = Arc::new(Replies::default());
+        for _ in 0..2 {
+            let Ok(First::Go(ticket)) = begin(&replies, TeamId::random(), 1) else {
+                panic!("a fresh key was refused")
+            };
+            ticket.answer(SandboxId::random());
+            tokio::time::advance(KEPT + Duration::from_secs(1)).await;
+        }
+        assert_eq!(replies.tables().len(), 1);
     }
 }

@@ -1,6 +1,10 @@
+use std::collections::HashSet;
+use std::time::Duration;
+
 use futures_util::{FutureExt, StreamExt, stream};
-use model::{Event, KillReason, Phase, Sandbox, SandboxId, TeamId};
+use model::{Event, KillReason, Kind, Phase, Sandbox, SandboxId, TeamId};
 use ports::{ManagerError, Node};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::change::apply;
@@ -10,6 +14,12 @@ use crate::orchestrator::Orchestrator;
 
 /// Sandboxes that [`Orchestrator::down`] ends at once: enough to keep a small machine busy, few enough for it to answer.
 const DOWN_AT_ONCE: usize = 16;
+/// How often [`Orchestrator::down`] tries to end what it could not.
+const DOWN_ROUNDS_MAX: u32 = 3;
+/// How long it waits for starts that were under way, which are ended as soon as they are stored.
+const DOWN_MAX: Duration = Duration::from_secs(60);
+/// How long it waits before it looks again.
+const DOWN_PAUSE: Duration = Duration::from_millis(50);
 
 impl Orchestrator {
     /// Ends a sandbox that the team sees. Waits for no other operation: whatever is under way finds it ended.
@@ -44,7 +54,7 @@ impl Orchestrator {
         self.withdraw(id, at).await;
         let Ok(node) = self.node(at.node) else {
             // Its node is away. The kill is recorded, and carried out when the node is there again.
-            self.ledger.release(id);
+            self.ledger.release(at.execution);
             return Ok(());
         };
         within(KILL_MAX, "the kill", node.kill(id, why))
@@ -69,26 +79,65 @@ impl Orchestrator {
             .map_err(failure::node(id, "killing the sandbox"))
     }
 
-    /// Ends all sandboxes of all teams; returns how many there were. The first failure is returned after all were tried.
+    /// Ends all sandboxes of all teams, and lets nothing start any more; returns how many there were. What could not be
+    /// ended is tried again, and does not stop the rest.
     ///
     /// # Errors
     /// Where the store or a node did not do its part; what was recorded is finished by the next reconciler.
     pub async fn down(&self) -> Result<usize, ManagerError> {
-        let live = self
-            .parts
-            .sandboxes
-            .live()
-            .await
-            .map_err(failure::store("reading the sandboxes"))?;
-        let count = live.len();
-        let ends = live
-            .into_iter()
-            .map(|sandbox| self.end(sandbox, KillReason::Requested).boxed());
-        let mut first = Ok(());
-        let mut outcomes = stream::iter(ends).buffer_unordered(DOWN_AT_ONCE);
-        while let Some(outcome) = outcomes.next().await {
-            first = first.and(outcome);
+        self.starts.close();
+        let deadline = Instant::now() + DOWN_MAX;
+        let mut ended = HashSet::new();
+        let mut failures = 0;
+        loop {
+            // Counted before the store is read: what is not under way any more is stored by then, or nothing.
+            let starting = Semaphore::MAX_PERMITS - self.starts.available_permits();
+            let outcome = self.end_all(&mut ended).await;
+            match outcome {
+                Ok(0) if starting == 0 => return Ok(ended.len()),
+                Ok(0) if Instant::now() >= deadline => {
+                    let cause = "a start that was under way did not come to its end";
+                    return Err(failure::fault("ending the sandboxes", Kind::Timeout, cause));
+                }
+                // Something more may have been stored meanwhile.
+                Ok(1..) => continue,
+                Ok(0) => {}
+                Err(error) => {
+                    failures += 1;
+                    if failures >= DOWN_ROUNDS_MAX {
+                        return Err(error);
+                    }
+                }
+            }
+            tokio::time::sleep(DOWN_PAUSE).await;
         }
-        first.map(|()| count)
+    }
+
+    /// Ends everything that is stored and not yet in `ended`; how many that were. The first failure is returned after all
+    /// were tried.
+    async fn end_all(&self, ended: &mut HashSet<SandboxId>) -> Result<usize, ManagerError> {
+        let live = self.parts.sandboxes.live().await;
+        let live = live.map_err(failure::store("reading the sandboxes"))?;
+        let left: Vec<_> = live
+            .into_iter()
+            .filter(|sandbox| !ended.contains(&sandbox.id))
+            .collect();
+        let count = left.len();
+        let ends = left.into_iter().map(|sandbox| {
+            let id = sandbox.id;
+            let end = async move { (id, self.end(sandbox, KillReason::Requested).await) };
+            end.boxed()
+        });
+        let mut first = Ok(count);
+        let mut outcomes = stream::iter(ends).buffer_unordered(DOWN_AT_ONCE);
+        while let Some((id, outcome)) = outcomes.next().await {
+            match outcome {
+                Ok(()) | Err(ManagerError::NotFound(_)) => {
+                    ended.insert(id);
+                }
+                Err(error) => first = first.and(Err(error)),
+            }
+        }
+        first
     }
 }

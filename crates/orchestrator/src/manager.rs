@@ -2,12 +2,13 @@
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use model::{Lifecycle, NetworkPolicy, PauseMode, SandboxId, TeamId};
+use model::{NetworkPolicy, PauseMode, SandboxId, TeamId};
 use ports::manager::{Connected, Granted, Page};
 use ports::node::Report;
 use ports::store::SandboxQuery;
 use ports::{CreateSandbox, LogLine, LogQuery, ManagerError, MetricSample, SandboxManager};
 
+use crate::failure::logged;
 use crate::orchestrator::Orchestrator;
 use crate::timeout::Move;
 
@@ -27,6 +28,7 @@ impl SandboxManager for Orchestrator {
     ) -> Result<Connected, ManagerError> {
         self.detached(move |me| async move { me.connect_sandbox(team, id, timeout, mode).await })
             .await
+            .inspect_err(logged(team, Some(id)))
     }
 
     async fn resume(
@@ -34,10 +36,12 @@ impl SandboxManager for Orchestrator {
         team: TeamId,
         id: SandboxId,
         timeout: Duration,
-        lifecycle: Option<Lifecycle>,
+        mode: PauseMode,
+        auto_pause: Option<bool>,
     ) -> Result<Granted, ManagerError> {
-        self.detached(move |me| async move { me.resume_sandbox(team, id, timeout, lifecycle).await })
+        self.detached(move |me| async move { me.resume_sandbox(team, id, timeout, mode, auto_pause).await })
             .await
+            .inspect_err(logged(team, Some(id)))
     }
 
     async fn pause(
@@ -49,34 +53,41 @@ impl SandboxManager for Orchestrator {
     ) -> Result<(), ManagerError> {
         self.detached(move |me| async move { me.pause_sandbox(team, id, mode, require_healthy).await })
             .await
+            .inspect_err(logged(team, Some(id)))
     }
 
     async fn restart(&self, team: TeamId, id: SandboxId) -> Result<Granted, ManagerError> {
         self.detached(move |me| async move { me.restart_sandbox(team, id).await })
             .await
+            .inspect_err(logged(team, Some(id)))
     }
 
     async fn kill(&self, team: TeamId, id: SandboxId) -> Result<(), ManagerError> {
         self.detached(move |me| async move { me.kill_sandbox(team, id).await })
             .await
+            .inspect_err(logged(team, Some(id)))
     }
 
     async fn get(&self, team: TeamId, id: SandboxId) -> Result<Granted, ManagerError> {
-        self.get_sandbox(team, id).await
+        let granted = self.get_sandbox(team, id).await;
+        granted.inspect_err(logged(team, Some(id)))
     }
 
     async fn list(&self, query: SandboxQuery) -> Result<Page, ManagerError> {
-        self.list_sandboxes(query).await
+        let team = query.team;
+        self.list_sandboxes(query).await.inspect_err(logged(team, None))
     }
 
     async fn set_timeout(&self, team: TeamId, id: SandboxId, timeout: Duration) -> Result<(), ManagerError> {
         self.detached(move |me| async move { me.move_end(team, id, timeout, Move::To).await })
             .await
+            .inspect_err(logged(team, Some(id)))
     }
 
     async fn refresh(&self, team: TeamId, id: SandboxId, timeout: Duration) -> Result<(), ManagerError> {
         self.detached(move |me| async move { me.move_end(team, id, timeout, Move::AtLeastTo).await })
             .await
+            .inspect_err(logged(team, Some(id)))
     }
 
     async fn set_network(
@@ -87,6 +98,7 @@ impl SandboxManager for Orchestrator {
     ) -> Result<(), ManagerError> {
         self.detached(move |me| async move { me.replace_network(team, id, policy).await })
             .await
+            .inspect_err(logged(team, Some(id)))
     }
 
     async fn metrics(
@@ -96,11 +108,13 @@ impl SandboxManager for Orchestrator {
         from: Option<SystemTime>,
         to: Option<SystemTime>,
     ) -> Result<Vec<MetricSample>, ManagerError> {
-        self.samples(team, id, from, to).await
+        let samples = self.samples(team, id, from, to).await;
+        samples.inspect_err(logged(team, Some(id)))
     }
 
     async fn logs(&self, team: TeamId, id: SandboxId, query: LogQuery) -> Result<Vec<LogLine>, ManagerError> {
-        self.lines(team, id, query).await
+        let lines = self.lines(team, id, query).await;
+        lines.inspect_err(logged(team, Some(id)))
     }
 
     async fn nodes(&self) -> Result<Vec<Report>, ManagerError> {

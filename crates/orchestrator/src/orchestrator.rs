@@ -1,9 +1,10 @@
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::SystemTime;
 
 use model::Kind;
 use ports::{Bus, Catalog, Clock, Fleet, Limits, ManagerError, SandboxStore, TeamStore, TemplateStore};
-use tokio::sync::{Notify, OnceCell, watch};
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -52,6 +53,10 @@ pub struct Orchestrator {
     pub(crate) absent: crate::reconcile::Absent,
     /// Operations under way.
     pub(crate) tasks: TaskTracker,
+    /// What every start takes one of; closed when nothing is to be started any more.
+    pub(crate) starts: Arc<Semaphore>,
+    /// When the reconciler's last pass came to its end.
+    pub(crate) passed: Mutex<Option<Instant>>,
     tokens: OnceCell<Tokens>,
     me: Weak<Orchestrator>,
 }
@@ -71,6 +76,8 @@ impl Orchestrator {
             nudge: Notify::new(),
             absent: Default::default(),
             tasks: TaskTracker::new(),
+            starts: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            passed: Mutex::default(),
             tokens: OnceCell::new(),
             me: me.clone(),
         })
@@ -98,6 +105,12 @@ impl Orchestrator {
                 source: ended.into(),
             })
         })
+    }
+
+    /// Begins to start something; held until it is up or undone.
+    pub(crate) fn begin_start(&self) -> Result<OwnedSemaphorePermit, ManagerError> {
+        let permit = Arc::clone(&self.starts).try_acquire_owned();
+        permit.map_err(|_| ManagerError::ShuttingDown)
     }
 
     pub(crate) async fn tokens(&self) -> Result<&Tokens, ManagerError> {

@@ -1,4 +1,4 @@
-use model::{BuildId, Event, PauseMode, Phase, Refused, Sandbox, SandboxId, Seat, TeamId};
+use model::{BuildId, Event, ExecutionId, PauseMode, Phase, Refused, Sandbox, SandboxId, Seat, TeamId};
 use ports::node::PauseOutcome;
 use ports::{ManagerError, Node, NodeError};
 use tokio::time::Instant;
@@ -22,6 +22,14 @@ pub(crate) fn pausing(phase: Phase, into: BuildId, mode: PauseMode) -> Result<Ph
 pub(crate) fn paused(phase: Phase, into: BuildId, kept: PauseMode) -> Result<Phase, Refused> {
     match phase {
         Phase::Paused { snapshot, .. } if snapshot == into => Ok(phase),
+        // Its node paused it again and nobody was told of what came before: what it holds is what there is.
+        Phase::Paused { home, .. } => {
+            let at = Seat {
+                node: home,
+                execution: ExecutionId(into.0),
+            };
+            paused(phase.on(Event::Resume(at, kept))?, into, kept)
+        }
         Phase::Pausing { mode, .. } if mode != kept => paused(phase.on(Event::Failed)?, into, kept),
         phase => pausing(phase, into, kept)?.on(Event::Sealed),
     }
@@ -69,7 +77,7 @@ impl Orchestrator {
             }
             Err(error) => {
                 self.undo_pause(meant, at, &error).await;
-                return Err(failure::node(id, "pausing the sandbox")(error));
+                return Err(self.not_paused_because(id, error).await);
             }
         }
         metrics::histogram!("atoll_sandbox_pause_seconds").record(began.elapsed());
@@ -80,7 +88,22 @@ impl Orchestrator {
         match within(WORD_MAX, "the health probe", node.is_healthy(id, at.execution)).await {
             Ok(true) => Ok(()),
             Ok(false) | Err(NodeError::Timeout(_)) => Err(ManagerError::GuestUnhealthy(id)),
+            Err(NodeError::Unknown) => {
+                self.settle_one(id).await?;
+                Err(self.not_paused_because(id, NodeError::Unknown).await)
+            }
             Err(error) => Err(failure::node(id, "probing the guest")(error)),
+        }
+    }
+
+    /// What a client is told of a pause that failed. One that ended in that moment is not there any more.
+    async fn not_paused_because(&self, id: SandboxId, error: NodeError) -> ManagerError {
+        let stored = self.stored(id).await;
+        let ended = stored.is_ok_and(|now| now.is_none_or(|now| now.phase.state().is_none()));
+        if ended {
+            ManagerError::NotFound(id)
+        } else {
+            failure::node(id, "pausing the sandbox")(error)
         }
     }
 
@@ -93,8 +116,9 @@ impl Orchestrator {
     ) -> Result<(), ManagerError> {
         let at = sandbox.phase.seat();
         let edit = |sandbox: &mut Sandbox| {
-            // Another incarnation is no business of this pause.
-            if sandbox.phase.seat().is_some_and(|now| Some(now) != at) {
+            // Another incarnation, or what became of it, is no business of this pause.
+            let is_other = sandbox.phase.seat().is_some_and(|now| Some(now) != at);
+            if is_other || matches!(sandbox.phase, Phase::Paused { .. }) {
                 return Ok(());
             }
             sandbox.phase =
@@ -133,7 +157,7 @@ impl Orchestrator {
             .change(pausing, |sandbox| apply(sandbox, Event::Failed))
             .await;
         if outcome.is_err() {
-            self.withdraw(id, at).await;
+            self.unpublish(id, at).await;
         }
         outcome.map(drop)
     }
@@ -141,7 +165,7 @@ impl Orchestrator {
 
 #[cfg(test)]
 mod tests {
-    use model::{ExecutionId, KillReason, NodeId, Origin};
+    use model::{KillReason, NodeId, Origin};
 
     use super::*;
 
@@ -173,6 +197,11 @@ mod tests {
                 from: Origin::Template(other),
             },
             kept,
+            Phase::Paused {
+                snapshot: other,
+                mode: full,
+                home: at.node,
+            },
         ] {
             assert_eq!(paused(phase, into, disk), Ok(kept), "{phase:?}");
         }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use model::{Kind, MiB, Quota, Resources, SandboxId, Team, TeamId};
+use model::{ExecutionId, Kind, MiB, Phase, Quota, Resources, Sandbox, Seat, Team, TeamId};
 use ports::ManagerError;
 use ports::limits::Rate;
 use tokio::time::Instant;
@@ -55,18 +55,19 @@ impl Held {
     }
 }
 
+/// Shares by execution: the end of one incarnation gives back nothing of the next, however late it is noticed.
 #[derive(Default)]
 pub(crate) struct Ledger(Mutex<Entries>);
 
 #[derive(Default)]
 struct Entries {
-    sandboxes: HashMap<SandboxId, (TeamId, Resources, Instant)>,
+    executions: HashMap<ExecutionId, (TeamId, Resources, Instant)>,
     teams: HashMap<TeamId, Held>,
 }
 
 impl Entries {
-    fn remove(&mut self, id: SandboxId) {
-        let Some((team, resources, _)) = self.sandboxes.remove(&id) else {
+    fn remove(&mut self, execution: ExecutionId) {
+        let Some((team, resources, _)) = self.executions.remove(&execution) else {
             return;
         };
         let Some(held) = self.teams.get_mut(&team) else {
@@ -78,15 +79,15 @@ impl Entries {
         }
     }
 
-    fn insert(&mut self, id: SandboxId, team: TeamId, resources: Resources) {
-        if self
-            .sandboxes
-            .insert(id, (team, resources, Instant::now()))
-            .is_none()
-        {
+    /// Whether it was not there.
+    fn insert(&mut self, execution: ExecutionId, team: TeamId, resources: Resources) -> bool {
+        let entry = (team, resources, Instant::now());
+        let is_new = self.executions.insert(execution, entry).is_none();
+        if is_new {
             let held = self.teams.entry(team).or_default();
             *held = held.with(resources);
         }
+        is_new
     }
 }
 
@@ -95,10 +96,10 @@ impl Ledger {
         self.0.lock().expect("nothing panics while it holds the entries")
     }
 
-    /// Takes a sandbox's share of its team's quota, or says which limit is reached.
+    /// Takes an execution's share of its team's quota, or says which limit is reached.
     pub(crate) fn claim(
         self: &Arc<Self>,
-        id: SandboxId,
+        execution: ExecutionId,
         team: &Team,
         resources: Resources,
     ) -> Result<Claim, ManagerError> {
@@ -111,40 +112,56 @@ impl Ledger {
                 retry_after: None,
             });
         }
-        entries.insert(id, team.id, resources);
+        entries.insert(execution, team.id, resources);
         Ok(Claim {
             ledger: Some(Arc::clone(self)),
-            id,
+            execution,
         })
     }
 
-    /// Notes a sandbox that is there, whatever the quota says.
-    pub(crate) fn hold(&self, id: SandboxId, team: TeamId, resources: Resources) {
-        self.entries().insert(id, team, resources);
+    /// Notes an execution that is there, whatever the quota says; whether it was not noted before.
+    pub(crate) fn hold(&self, execution: ExecutionId, team: TeamId, resources: Resources) -> bool {
+        self.entries().insert(execution, team, resources)
     }
 
-    /// Gives back what a sandbox holds, if it holds anything.
-    pub(crate) fn release(&self, id: SandboxId) {
-        self.entries().remove(id);
+    /// Gives back what an execution holds, if it holds anything.
+    pub(crate) fn release(&self, execution: ExecutionId) {
+        self.entries().remove(execution);
     }
 
-    /// Drops what is held for sandboxes that are not in `live` and were claimed well before.
-    pub(crate) fn prune(&self, live: &HashSet<SandboxId>) {
+    /// A share goes on to the next execution of the same sandbox.
+    pub(crate) fn hand_on(&self, from: ExecutionId, to: ExecutionId) {
         let mut entries = self.entries();
-        let stale = |(id, entry): (&SandboxId, &(_, _, Instant))| {
-            (!live.contains(id) && entry.2.elapsed() > UNSTORED_MAX).then_some(*id)
-        };
-        let leaked: Vec<_> = entries.sandboxes.iter().filter_map(stale).collect();
-        for id in leaked {
-            entries.remove(id);
+        if let Some(&(team, resources, _)) = entries.executions.get(&from) {
+            entries.remove(from);
+            entries.insert(to, team, resources);
         }
     }
+
+    /// Drops what is held for executions that are not in `live` and were claimed well before.
+    pub(crate) fn prune(&self, live: &HashSet<ExecutionId>) {
+        let mut entries = self.entries();
+        let stale = |(execution, entry): (&ExecutionId, &(_, _, Instant))| {
+            (!live.contains(execution) && entry.2.elapsed() > UNSTORED_MAX).then_some(*execution)
+        };
+        let leaked: Vec<_> = entries.executions.iter().filter_map(stale).collect();
+        for execution in leaked {
+            entries.remove(execution);
+        }
+    }
+}
+
+/// The seat for which a sandbox counts against its team's quota. One that is being killed may be on a node that is away
+/// for long: it keeps its share until its end is noted, and is never given one anew.
+pub(crate) fn counted(sandbox: &Sandbox) -> Option<Seat> {
+    let ends = matches!(sandbox.phase, Phase::Killing { .. });
+    sandbox.phase.seat().filter(|_| !ends)
 }
 
 /// A share that is taken. Dropped, it is given back, until the store knows its sandbox.
 pub(crate) struct Claim {
     ledger: Option<Arc<Ledger>>,
-    id: SandboxId,
+    execution: ExecutionId,
 }
 
 impl Claim {
@@ -157,7 +174,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if let Some(ledger) = self.ledger.take() {
-            ledger.release(self.id);
+            ledger.release(self.execution);
         }
     }
 }
@@ -179,6 +196,22 @@ pub(crate) fn check_life(quota: &Quota, timeout: Duration) -> Result<(), Manager
 }
 
 impl Orchestrator {
+    /// Notes what is stored as holding a share and is not in the ledger. What was read may be over by now: that is looked
+    /// up again, after it is noted, so that whoever ends it later gives it back.
+    pub(crate) async fn hold_stored(&self, sandboxes: &[Sandbox]) -> Result<(), ManagerError> {
+        for sandbox in sandboxes {
+            let Some(at) = counted(sandbox) else { continue };
+            if !self.ledger.hold(at.execution, sandbox.team, sandbox.resources) {
+                continue;
+            }
+            let now = self.stored(sandbox.id).await?;
+            if now.as_ref().and_then(counted) != Some(at) {
+                self.ledger.release(at.execution);
+            }
+        }
+        Ok(())
+    }
+
     /// The team, which its key has named.
     pub(crate) async fn team(&self, id: TeamId) -> Result<Team, ManagerError> {
         let step = "reading the team";
@@ -226,7 +259,7 @@ mod tests {
         let ledger = Arc::new(Ledger::default());
         let mut claims = Vec::new();
         let error = loop {
-            match ledger.claim(SandboxId::random(), team, Resources::default()) {
+            match ledger.claim(ExecutionId::random(), team, Resources::default()) {
                 Ok(claim) => claims.push(claim),
                 Err(error) => break error,
             }
@@ -237,7 +270,7 @@ mod tests {
         claims.pop();
         claims.push(
             ledger
-                .claim(SandboxId::random(), team, Resources::default())
+                .claim(ExecutionId::random(), team, Resources::default())
                 .unwrap(),
         );
         drop(claims);
@@ -255,35 +288,78 @@ mod tests {
     fn a_release_without_a_claim_gives_nothing() {
         let ledger = Arc::new(Ledger::default());
         let team = team(1, 10, 10_000);
-        let id = SandboxId::random();
+        let id = ExecutionId::random();
         ledger.claim(id, &team, Resources::default()).unwrap().keep();
-        ledger.release(SandboxId::random());
+        ledger.release(ExecutionId::random());
         assert!(
             ledger
-                .claim(SandboxId::random(), &team, Resources::default())
+                .claim(ExecutionId::random(), &team, Resources::default())
                 .is_err()
         );
         ledger.release(id);
         ledger.release(id);
         assert!(
             ledger
-                .claim(SandboxId::random(), &team, Resources::default())
+                .claim(ExecutionId::random(), &team, Resources::default())
                 .is_ok()
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_old_claims_without_a_sandbox_are_pruned() {
+    async fn only_old_claims_of_what_is_not_stored_are_pruned() {
         let ledger = Arc::new(Ledger::default());
         let team = team(10, 100, 100_000);
-        let (live, leaked, fresh) = (SandboxId::random(), SandboxId::random(), SandboxId::random());
+        let (live, leaked, fresh) = (
+            ExecutionId::random(),
+            ExecutionId::random(),
+            ExecutionId::random(),
+        );
         ledger.hold(live, team.id, Resources::default());
         ledger.hold(leaked, team.id, Resources::default());
         tokio::time::advance(UNSTORED_MAX + Duration::from_secs(1)).await;
         ledger.hold(fresh, team.id, Resources::default());
         ledger.prune(&HashSet::from([live]));
         let entries = ledger.entries();
-        assert!(entries.sandboxes.contains_key(&live) && entries.sandboxes.contains_key(&fresh));
-        assert!(!entries.sandboxes.contains_key(&leaked));
+        assert!(entries.executions.contains_key(&live) && entries.executions.contains_key(&fresh));
+        assert!(!entries.executions.contains_key(&leaked));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_share_that_is_handed_on_is_as_good_as_new_and_counts_once() {
+        let ledger = Arc::new(Ledger::default());
+        let team = team(1, 100, 100_000);
+        let (old, new) = (ExecutionId::random(), ExecutionId::random());
+        ledger.claim(old, &team, Resources::default()).unwrap().keep();
+        tokio::time::advance(UNSTORED_MAX + Duration::from_secs(1)).await;
+        ledger.hand_on(old, new);
+        ledger.prune(&HashSet::from([old]));
+        ledger.release(old);
+        assert!(
+            ledger
+                .claim(ExecutionId::random(), &team, Resources::default())
+                .is_err()
+        );
+        ledger.release(new);
+        assert!(ledger.entries().teams.is_empty());
+    }
+
+    #[test]
+    fn a_late_end_of_one_incarnation_gives_back_nothing_of_the_next() {
+        let ledger = Arc::new(Ledger::default());
+        let team = team(2, 100, 100_000);
+        let (old, new) = (ExecutionId::random(), ExecutionId::random());
+        ledger.claim(old, &team, Resources::default()).unwrap().keep();
+        ledger.claim(new, &team, Resources::default()).unwrap().keep();
+        ledger.release(old);
+        ledger.release(old);
+        assert_eq!(ledger.entries().teams[&team.id].sandboxes, 1);
+    }
+
+    #[test]
+    fn a_second_note_of_the_same_execution_says_so() {
+        let ledger = Ledger::default();
+        let (team, execution) = (TeamId::random(), ExecutionId::random());
+        assert!(ledger.hold(execution, team, Resources::default()));
+        assert!(!ledger.hold(execution, team, Resources::default()));
     }
 }

@@ -1,7 +1,7 @@
 //! Keeps what is stored and what nodes hold the same. A pass takes no input: it reads both, and settles the difference.
 //!
-//! The store is read before the nodes are asked, and a verdict is carried out by compare-and-set on the version that was
-//! read, with the sandbox's lock free: if anything moved in between, the verdict is void and the next pass sees again.
+//! The store is read before the nodes are asked, and a verdict is carried out under the sandbox's lock, if that is free,
+//! and on the version that was read: if anything moved in between, the verdict is void and the next pass sees again.
 mod carry_out;
 mod verdict;
 
@@ -14,13 +14,14 @@ use futures_util::{FutureExt, StreamExt, stream};
 use model::{KillReason, NodeId, OnTimeout, Phase, Sandbox, SandboxId, State};
 use ports::node::Held;
 use ports::{ManagerError, Node, Route};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use self::verdict::{Verdict, verdict};
 use crate::failure;
 use crate::nodes::{WORD_MAX, within};
 use crate::orchestrator::Orchestrator;
+use crate::quota::counted;
 
 /// A difference is settled within this time; what operations and events settle by themselves needs no pass.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -32,6 +33,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 16;
 /// Passes in a row that must miss a paused sandbox before it is given up: it is somebody's data, and nothing waits for it.
 const ABSENCES_MAX: u32 = 3;
+
+const PASSED: &str = "nothing panics while it holds the time of the last pass";
 
 /// Paused sandboxes that their nodes did not report, and how often in a row.
 pub(crate) type Absent = Mutex<HashMap<SandboxId, u32>>;
@@ -93,11 +96,11 @@ impl Orchestrator {
             .live()
             .await
             .map_err(failure::store("reading the sandboxes"))?;
-        let holds = |sandbox: &&Sandbox| {
-            sandbox.phase.seat().is_some() && !matches!(sandbox.phase, Phase::Killing { .. })
-        };
-        for sandbox in live.iter().filter(holds) {
-            self.ledger.hold(sandbox.id, sandbox.team, sandbox.resources);
+        // Nobody ends anything yet, so nothing is looked up again.
+        for sandbox in &live {
+            if let Some(at) = counted(sandbox) {
+                self.ledger.hold(at.execution, sandbox.team, sandbox.resources);
+            }
         }
         let settled = self.pass().await?;
         tracing::info!(?settled, "sandboxes are settled");
@@ -173,7 +176,9 @@ impl Orchestrator {
         };
         self.gauge(&live);
         let known: Known = live.iter().map(|sandbox| (sandbox.id, sandbox.phase)).collect();
-        self.ledger.prune(&known.keys().copied().collect());
+        let seats = known.values().filter_map(Phase::seat);
+        self.ledger.prune(&seats.map(|seat| seat.execution).collect());
+        self.hold_stored(&live).await?;
         self.withdraw_stale(&known).await;
 
         let mut differences = Vec::new();
@@ -198,23 +203,60 @@ impl Orchestrator {
         settled.strays = self.end_strays(&fleet, &reports, &known).await;
         self.forget().await;
         metrics::histogram!("atoll_reconcile_pass_seconds").record(began.elapsed());
+        *self.passed.lock().expect(PASSED) = Some(Instant::now());
         Ok(settled)
     }
 
+    /// How long ago the last whole pass came to its end; `None` before the first.
+    #[must_use]
+    pub fn last_pass(&self) -> Option<Duration> {
+        self.passed.lock().expect(PASSED).map(|at| at.elapsed())
+    }
+
     /// Settles one sandbox with what its node says now. The caller holds its lock.
-    pub(crate) async fn settle_one(&self, id: SandboxId) -> Result<(), ManagerError> {
+    // Boxed, like the next one: what is carried out may fail, and then be settled in turn.
+    pub(crate) fn settle_one(&self, id: SandboxId) -> BoxFuture<'_, Result<(), ManagerError>> {
+        let settle = async move {
+            if let Some((sandbox, held)) = self.look_at(id).await? {
+                let verdict = verdict(&sandbox, held.as_ref(), self.now());
+                self.carry_out(verdict, sandbox, held.as_ref()).await?;
+            }
+            Ok(())
+        };
+        settle.boxed()
+    }
+
+    /// Settles a resume or restart that failed with what its node says now. The caller holds its lock. A reboot that was
+    /// not begun is not tried again: what ran before runs on.
+    pub(crate) fn settle_failed_start(&self, id: SandboxId) -> BoxFuture<'_, Result<(), ManagerError>> {
+        let settle = async move {
+            let Some((sandbox, held)) = self.look_at(id).await? else {
+                return Ok(());
+            };
+            let verdict = verdict(&sandbox, held.as_ref(), self.now());
+            if matches!(verdict, Verdict::Reboot(_)) {
+                self.carry_out(Verdict::NotStarted, sandbox, held.as_ref())
+                    .await?;
+                return self.settle_one(id).await;
+            }
+            self.carry_out(verdict, sandbox, held.as_ref()).await?;
+            Ok(())
+        };
+        settle.boxed()
+    }
+
+    /// A sandbox that is not gone, and then what its node holds of it.
+    async fn look_at(&self, id: SandboxId) -> Result<Option<(Sandbox, Option<Held>)>, ManagerError> {
         let Some(sandbox) = self.stored(id).await? else {
-            return Ok(());
+            return Ok(None);
         };
         let Some(node) = home(sandbox.phase) else {
-            return Ok(());
+            return Ok(None);
         };
         let report = within(WORD_MAX, "the report", self.node(node)?.report()).await;
         let report = report.map_err(failure::node(id, "asking its node"))?;
-        let held = report.held.iter().find(|held| held.order.sandbox == id);
-        let verdict = verdict(&sandbox, held, self.now());
-        self.carry_out(verdict, sandbox, held).await?;
-        Ok(())
+        let held = report.held.into_iter().find(|held| held.order.sandbox == id);
+        Ok(Some((sandbox, held)))
     }
 
     /// What is to be done about a sandbox in this pass, if anything.
@@ -237,9 +279,7 @@ impl Orchestrator {
         let Some(_locked) = self.locks.try_lock(id) else {
             return false;
         };
-        let phase = sandbox.phase.name();
-        tracing::info!(sandbox = %id, phase, ?verdict, "settling what is stored with what its node holds");
-        match self.carry_out(verdict, sandbox, held).await {
+        match self.settle_unmoved(verdict, sandbox, held).await {
             Ok(done) => done,
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
@@ -247,6 +287,23 @@ impl Orchestrator {
                 false
             }
         }
+    }
+
+    /// Carries a verdict out, unless what it was found on is old by now: an operation that came to its end between the
+    /// reading and the report is in the report, and not in what was read.
+    async fn settle_unmoved(
+        &self,
+        verdict: Verdict,
+        sandbox: Sandbox,
+        held: Option<&Held>,
+    ) -> Result<bool, ManagerError> {
+        let (id, phase) = (sandbox.id, sandbox.phase.name());
+        let now = self.stored(id).await?;
+        if now.is_none_or(|now| now.version != sandbox.version) {
+            return Ok(false);
+        }
+        tracing::info!(sandbox = %id, phase, ?verdict, "settling what is stored with what its node holds");
+        self.carry_out(verdict, sandbox, held).await
     }
 
     /// Whether a lost sandbox is to be looked for again before it is given up.

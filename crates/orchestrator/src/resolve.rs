@@ -1,6 +1,7 @@
-//! Which template a reference means to a team (contract 3.4).
-use model::{BuildId, TeamId, Template, TemplateId, TemplateRef};
+//! What a create starts from (contract 3.4).
+use model::{BuildId, TeamId, Template, TemplateRef};
 use ports::ManagerError;
+use ports::store::find_template;
 
 use crate::failure;
 use crate::orchestrator::Orchestrator;
@@ -24,11 +25,8 @@ fn text(reference: &TemplateRef) -> String {
     }
 }
 
-/// What a template that was found means to a team.
-fn choose(template: Template, team: TeamId, reference: &TemplateRef) -> Result<Resolved, ManagerError> {
-    if template.team != team && !template.public {
-        return Err(ManagerError::ForeignTemplate(text(reference)));
-    }
+/// The build and the name that are meant of a template that was found.
+fn choose(template: Template, reference: &TemplateRef) -> Result<Resolved, ManagerError> {
     let tag = reference.tag.as_deref().unwrap_or(DEFAULT_TAG);
     let Some(&build) = template.tags.get(tag) else {
         return Err(ManagerError::NoTag {
@@ -46,48 +44,18 @@ fn choose(template: Template, team: TeamId, reference: &TemplateRef) -> Result<R
 }
 
 impl Orchestrator {
-    /// An explicit namespace names a team. A bare name is one of the team's own, then one that is public, then an id.
-    ///
     /// # Errors
-    /// [`ManagerError::NoTemplate`] where nothing has the name, or another team's private template has it: names can be
-    /// guessed. [`ManagerError::ForeignTemplate`] for the id of one: ids cannot be guessed, so whoever has it was
-    /// shown it.
+    /// [`ManagerError::NoTemplate`] where the team sees no such template, [`ManagerError::NoTag`] where it has no such tag.
     pub(crate) async fn resolve(
         &self,
         team: TeamId,
         reference: &TemplateRef,
     ) -> Result<Resolved, ManagerError> {
-        let found = self
-            .find(team, reference)
+        let (templates, teams) = (&*self.parts.templates, &*self.parts.teams);
+        let found = find_template(templates, teams, team, reference)
             .await
             .map_err(failure::store("reading the template"))?;
         let template = found.ok_or_else(|| ManagerError::NoTemplate(text(reference)))?;
-        choose(template, team, reference)
-    }
-
-    async fn find(
-        &self,
-        team: TeamId,
-        reference: &TemplateRef,
-    ) -> Result<Option<Template>, ports::StoreError> {
-        let templates = &self.parts.templates;
-        let name = reference.name.as_str();
-        if let Some(namespace) = &reference.namespace {
-            let Some(owner) = self.parts.teams.team_by_slug(namespace).await? else {
-                return Ok(None);
-            };
-            let usable = |template: &Template| template.team == team || template.public;
-            return Ok(templates.named(owner.id, name).await?.filter(usable));
-        }
-        if let Some(own) = templates.named(team, name).await? {
-            return Ok(Some(own));
-        }
-        if let Some(promoted) = templates.promoted(name).await? {
-            return Ok(Some(promoted));
-        }
-        match name.parse::<TemplateId>() {
-            Ok(id) => templates.get(id).await,
-            Err(_) => Ok(None),
-        }
+        choose(template, reference)
     }
 }

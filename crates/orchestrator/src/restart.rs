@@ -21,6 +21,7 @@ impl Orchestrator {
                 state: sandbox.phase.name(),
             });
         };
+        let _start = self.begin_start()?;
         let node = self.node(old.node)?;
         let template = self.parts.templates.get(sandbox.template).await;
         let template = template.map_err(failure::store("reading the template"))?;

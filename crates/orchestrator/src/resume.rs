@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use model::{Event, ExecutionId, Lifecycle, PauseMode, Phase, Sandbox, SandboxId, Seat, TeamId};
+use model::{Event, ExecutionId, PauseMode, Phase, Sandbox, SandboxId, Seat, TeamId};
 use ports::ManagerError;
 use ports::manager::Granted;
 use ports::node::OrderOrigin;
@@ -22,8 +22,8 @@ pub(crate) struct Wish {
     pub(crate) mode: PauseMode,
     /// Whether the next wake takes this timeout again.
     pub(crate) remember: bool,
-    /// What it does without being asked from then on; as before, where it is not given.
-    pub(crate) lifecycle: Option<Lifecycle>,
+    /// Whether it is paused at its end from then on; as before, where it is not given.
+    pub(crate) auto_pause: Option<bool>,
 }
 
 impl Orchestrator {
@@ -34,7 +34,8 @@ impl Orchestrator {
         team: TeamId,
         id: SandboxId,
         timeout: Duration,
-        lifecycle: Option<Lifecycle>,
+        mode: PauseMode,
+        auto_pause: Option<bool>,
     ) -> Result<Granted, ManagerError> {
         let (_locked, sandbox) = self.settled_now(team, id).await?;
         if sandbox.phase.is_routable() {
@@ -42,9 +43,9 @@ impl Orchestrator {
         }
         let wish = Wish {
             timeout,
-            mode: PauseMode::Full,
+            mode,
             remember: true,
-            lifecycle,
+            auto_pause,
         };
         let sandbox = self.bring_back(sandbox, wish).await?;
         Ok(self.tokens().await?.grant(sandbox))
@@ -65,6 +66,7 @@ impl Orchestrator {
             });
         };
         let id = paused.id;
+        let _start = self.begin_start()?;
         let with_memory = kept == PauseMode::Full && wish.mode == PauseMode::Full;
         if with_memory && paused.envd_unresponsive_at_pause {
             return Err(ManagerError::GuestUnresponsive(id));
@@ -75,12 +77,11 @@ impl Orchestrator {
         let template = template.map_err(failure::store("reading the template"))?;
         let template = template.ok_or_else(|| ManagerError::NoTemplate(paused.template.to_string()))?;
         self.take_start(&team).await?;
-        let claim = self.ledger.claim(id, &team, paused.resources)?;
-
         let at = Seat {
             node: home,
             execution: ExecutionId::random(),
         };
+        let claim = self.ledger.claim(at.execution, &team, paused.resources)?;
         let started_at = whole_micros(self.now());
         let end_at = started_at + wish.timeout;
         let ready = move |sandbox: &mut Sandbox| {
@@ -89,7 +90,9 @@ impl Orchestrator {
             if wish.remember {
                 sandbox.timeout_seconds = u32::try_from(wish.timeout.as_secs()).unwrap_or(u32::MAX);
             }
-            sandbox.lifecycle = wish.lifecycle.unwrap_or(sandbox.lifecycle);
+            if let Some(auto_pause) = wish.auto_pause {
+                sandbox.lifecycle = sandbox.lifecycle.with_auto_pause(auto_pause);
+            }
             sandbox.envd_unresponsive_at_pause = false;
         };
         // The node is told of the sandbox as it will be.

@@ -1,9 +1,14 @@
 //! Routes follow phases. A catalog that is away stops no operation: the reconciler publishes and withdraws what was
 //! missed.
-use model::{Phase, Sandbox, SandboxId, Seat};
+use model::{Sandbox, SandboxId, Seat};
 use ports::{ManagerError, Route};
 
 use crate::orchestrator::Orchestrator;
+
+/// Whether a route to `seat` is what the sandbox is to have.
+fn is_reachable(sandbox: &Sandbox, seat: Seat) -> bool {
+    sandbox.phase.is_routable() && sandbox.phase.seat() == Some(seat)
+}
 
 impl Orchestrator {
     /// Makes a sandbox reachable at `seat`. The caller then writes what makes that true, or withdraws.
@@ -30,11 +35,23 @@ impl Orchestrator {
             return Ok(());
         };
         self.publish(sandbox, seat).await?;
-        let still = |phase: Phase| phase.is_routable() && phase.seat() == Some(seat);
-        if !self.stored(sandbox.id).await?.is_some_and(|now| still(now.phase)) {
+        if !self
+            .stored(sandbox.id)
+            .await?
+            .is_some_and(|now| is_reachable(&now, seat))
+        {
             self.withdraw(sandbox.id, seat).await;
         }
         Ok(())
+    }
+
+    /// Takes back a route that was published for a write that was refused. Where somebody else's write made it true, it
+    /// stays: taking it away would cut that one's streams.
+    pub(crate) async fn unpublish(&self, id: SandboxId, seat: Seat) {
+        let stored = self.stored(id).await;
+        if !stored.is_ok_and(|now| now.is_some_and(|now| is_reachable(&now, seat))) {
+            self.withdraw(id, seat).await;
+        }
     }
 
     /// Makes a sandbox unreachable at `seat`, and cuts its streams.

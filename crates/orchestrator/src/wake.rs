@@ -129,7 +129,7 @@ impl Orchestrator {
             timeout,
             mode: PauseMode::Full,
             remember: false,
-            lifecycle: None,
+            auto_pause: None,
         };
         self.bring_back(sandbox, wish).await?;
         Ok(())

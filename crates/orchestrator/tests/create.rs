@@ -3,7 +3,7 @@ mod world;
 
 use std::time::Duration;
 
-use model::{BuildId, KillReason, Kind, MiB, State};
+use model::{BuildId, KillReason, Kind, MiB, PauseMode, State};
 use ports::store::contract;
 use ports::{Bus, ManagerError, NodeError, NodeEvent, SandboxManager};
 
@@ -175,7 +175,7 @@ async fn a_template_is_found_by_name_namespace_id_and_tag() {
     assert_eq!(error.to_string(), "tag 'nope' does not exist for template 'base'");
     let error = create("nope").await.unwrap_err();
     assert_eq!(error.to_string(), "template 'nope' not found");
-    // Names can be guessed, so another team's are not there; ids cannot.
+    // What a team may not see is not there, however it is called.
     let error = create("other/private").await.unwrap_err();
     assert_eq!(error.to_string(), "template 'other/private' not found");
     assert!(matches!(
@@ -188,7 +188,7 @@ async fn a_template_is_found_by_name_namespace_id_and_tag() {
     ));
     assert!(matches!(
         create(private.id.as_str()).await,
-        Err(ManagerError::ForeignTemplate(_))
+        Err(ManagerError::NoTemplate(_))
     ));
     world.assert_agreed().await;
 }
@@ -239,6 +239,22 @@ async fn a_request_that_is_sent_twice_makes_one_sandbox() {
 }
 
 #[tokio::test]
+async fn a_key_whose_sandbox_is_forgotten_says_so_and_makes_no_second_one() {
+    let world = World::new().await;
+    let mut request = request();
+    request.idempotency = Some(("key".to_owned(), [1; 32]));
+    let id = world.try_create(request.clone()).await.unwrap().sandbox.id;
+    world.kill(id).await.unwrap();
+    assert_eq!(world.try_create(request.clone()).await.unwrap().sandbox.id, id);
+    world.clock.advance(Duration::from_secs(3700));
+    world.orchestrator.settle_now().await.unwrap();
+    assert_eq!(world.phase(id).await, "forgotten");
+    let error = world.try_create(request).await.unwrap_err();
+    assert!(matches!(error, ManagerError::IdempotencyOutcomeUnknown));
+    assert_eq!(world.store.live().await.unwrap(), []);
+}
+
+#[tokio::test]
 async fn a_keyed_request_that_failed_may_be_sent_again() {
     let world = World::new().await;
     let mut request = request();
@@ -261,14 +277,14 @@ async fn concurrent_sandboxes_are_limited_and_pauses_and_kills_give_back() {
     // A resume needs a share again, and without one it stays paused.
     let resumed = world
         .orchestrator
-        .resume(world.team.id, two, Duration::from_secs(60), None)
+        .resume(world.team.id, two, Duration::from_secs(60), PauseMode::Full, None)
         .await;
     assert_eq!(resumed.unwrap_err().kind(), Kind::Exhausted);
     assert_eq!(world.phase(two).await, "paused");
     world.kill(three).await.unwrap();
     world
         .orchestrator
-        .resume(world.team.id, two, Duration::from_secs(60), None)
+        .resume(world.team.id, two, Duration::from_secs(60), PauseMode::Full, None)
         .await
         .unwrap();
     world.assert_agreed().await;
@@ -286,6 +302,20 @@ async fn quotas_hold_among_creates_at_the_same_time_and_over_a_restart() {
     assert_eq!(created, 3);
     world.reborn(None);
     world.orchestrator.settle_now().await.unwrap();
+    assert_eq!(
+        world.try_create(request()).await.unwrap_err().kind(),
+        Kind::Exhausted
+    );
+}
+
+#[tokio::test]
+async fn a_pass_counts_what_is_stored_and_was_not_counted() {
+    let mut world = World::with_team(|team| team.quota.sandboxes = 1).await;
+    let id = world.create().await.sandbox.id;
+    // A new process whose first word with its store failed.
+    world.reborn(None);
+    let _running = world.run();
+    world::eventually(async || world.route(id).await.is_some()).await;
     assert_eq!(
         world.try_create(request()).await.unwrap_err().kind(),
         Kind::Exhausted

@@ -4,7 +4,7 @@ mod world;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{KillReason, Kind, NetworkPolicy, PauseMode, Phase, SandboxId, State, TeamId};
+use model::{BuildId, KillReason, Kind, NetworkPolicy, PauseMode, Phase, SandboxId, State, TeamId};
 use orchestrator::Orchestrator;
 use ports::manager::Connected;
 use ports::node::{HeldState, OrderOrigin};
@@ -12,7 +12,7 @@ use ports::store::{SandboxQuery, contract};
 use ports::{Bus, LogQuery, ManagerError, NodeError, SandboxManager};
 
 use tokio::task::JoinHandle;
-use world::{World, stranger};
+use world::{World, stranger, wakes};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const FULL: PauseMode = PauseMode::Full;
@@ -113,7 +113,7 @@ async fn a_pause_of_the_disk_alone_is_never_resumed_with_memory() {
         .unwrap();
     world
         .orchestrator
-        .resume(world.team.id, id, MINUTE, None)
+        .resume(world.team.id, id, MINUTE, FULL, None)
         .await
         .unwrap();
     assert!(matches!(
@@ -150,7 +150,8 @@ async fn a_pause_without_a_clear_answer_is_settled_by_what_the_node_holds() {
     assert_eq!(error.kind(), Kind::Timeout);
     world.assert_agreed().await;
     world.node.meddle(std::collections::BTreeMap::clear);
-    world.pause(id).await.unwrap_err();
+    let ended = world.pause(id).await;
+    assert!(matches!(ended, Err(ManagerError::NotFound(_))), "{ended:?}");
     assert_eq!(
         world.stored(id).await.phase,
         Phase::Gone {
@@ -284,7 +285,7 @@ async fn a_resume_of_what_runs_is_refused() {
     let id = world.create().await.sandbox.id;
     let error = world
         .orchestrator
-        .resume(world.team.id, id, MINUTE, None)
+        .resume(world.team.id, id, MINUTE, FULL, None)
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), format!("Sandbox {id} is already running"));
@@ -301,6 +302,75 @@ async fn a_restart_keeps_id_tokens_and_time_and_changes_the_execution() {
     let old = before.sandbox.phase.seat().unwrap().execution;
     assert_eq!(world.node.held()[&id].order.origin, OrderOrigin::Reboot(old));
     world.assert_agreed().await;
+}
+
+#[tokio::test]
+async fn a_restart_that_meets_a_pause_of_its_node_keeps_what_was_paused() {
+    for (held, phase) in [
+        (HeldState::Paused as fn(BuildId, PauseMode) -> HeldState, "paused"),
+        (HeldState::Pausing, "starting"),
+    ] {
+        let world = World::new().await;
+        let id = world.create().await.sandbox.id;
+        let gate = world.node.hold_back("start");
+        let restart = spawn(&world, move |orchestrator, team| async move {
+            orchestrator.restart(team, id).await
+        });
+        gate.reached().await;
+        let into = BuildId::random();
+        world.node.set_state(id, held(into, FULL));
+        drop(gate);
+        let error = restart.await.unwrap().unwrap_err();
+        assert!(matches!(error, ManagerError::Busy { .. }), "{error}");
+        assert_eq!(world.phase(id).await, phase);
+        world.node.set_state(id, HeldState::Paused(into, FULL));
+        world.settle().await;
+        let kept = world.stored(id).await.phase;
+        assert!(
+            matches!(kept, Phase::Paused { snapshot, .. } if snapshot == into),
+            "{kept:?}"
+        );
+        world
+            .orchestrator
+            .connect(world.team.id, id, MINUTE, FULL)
+            .await
+            .unwrap();
+        world.assert_agreed().await;
+    }
+}
+
+#[tokio::test]
+async fn a_restart_that_was_not_begun_leaves_what_runs() {
+    for error in [NodeError::Busy("being changed"), NodeError::Timeout("the start")] {
+        let world = World::with_team(|team| team.quota.sandboxes = 1).await;
+        let id = world.create().await.sandbox.id;
+        let before = world.stored(id).await;
+        world.node.fail("start", error);
+        world.orchestrator.restart(world.team.id, id).await.unwrap_err();
+        let after = world.stored(id).await;
+        assert_eq!((after.phase, after.end_at), (before.phase, before.end_at));
+        world.assert_agreed().await;
+        let more = world.try_create(world::request()).await;
+        assert_eq!(more.unwrap_err().kind(), Kind::Exhausted);
+    }
+}
+
+#[tokio::test]
+async fn a_resume_sets_whether_it_is_paused_at_its_end_and_nothing_else() {
+    let world = World::new().await;
+    let lifecycle = wakes();
+    let id = world.created_with(|r| r.lifecycle = lifecycle).await;
+    for auto_pause in [None, Some(true), Some(false)] {
+        world.pause(id).await.unwrap();
+        world
+            .orchestrator
+            .resume(world.team.id, id, MINUTE, FULL, auto_pause)
+            .await
+            .unwrap();
+        let expected = lifecycle.with_auto_pause(auto_pause != Some(false));
+        assert_eq!(world.stored(id).await.lifecycle, expected);
+        assert_eq!(world.node.held()[&id].order.lifecycle, expected);
+    }
 }
 
 #[tokio::test]
@@ -369,7 +439,7 @@ async fn a_kill_does_not_wait_for_a_resume_and_wins() {
     world.pause(id).await.unwrap();
     let gate = world.node.hold_back("start");
     let resume = spawn(&world, move |orchestrator, team| async move {
-        orchestrator.resume(team, id, MINUTE, None).await
+        orchestrator.resume(team, id, MINUTE, FULL, None).await
     });
     gate.reached().await;
     let mut late = world.node.held()[&id].clone();
@@ -524,7 +594,7 @@ async fn another_teams_sandbox_is_an_unknown_sandbox() {
         };
         unknown(it.get(they, id).await.map(drop));
         unknown(it.connect(they, id, MINUTE, FULL).await.map(drop));
-        unknown(it.resume(they, id, MINUTE, None).await.map(drop));
+        unknown(it.resume(they, id, MINUTE, FULL, None).await.map(drop));
         unknown(it.restart(they, id).await.map(drop));
         unknown(it.pause(they, id, FULL, false).await);
         unknown(it.kill(they, id).await);

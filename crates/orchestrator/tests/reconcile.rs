@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use model::{BuildId, ExecutionId, KillReason, OnTimeout, PauseMode, Phase, SandboxId, Seat};
 use ports::node::{Held, HeldState};
 use ports::store::contract;
-use ports::{Catalog, NodeError, SandboxManager};
+use ports::{Catalog, ManagerError, NodeError, SandboxManager};
 
 use world::{Fuse, World, request};
 
@@ -43,7 +43,10 @@ async fn act(world: &World, doing: Doing, id: SandboxId) -> bool {
     match doing {
         Doing::Create => orchestrator.create(team, request()).await.is_ok(),
         Doing::Pause => orchestrator.pause(team, id, PauseMode::Full, false).await.is_ok(),
-        Doing::Resume => orchestrator.resume(team, id, minute, None).await.is_ok(),
+        Doing::Resume => orchestrator
+            .resume(team, id, minute, PauseMode::Full, None)
+            .await
+            .is_ok(),
         Doing::Restart => orchestrator.restart(team, id).await.is_ok(),
         Doing::Kill | Doing::KillPaused => orchestrator.kill(team, id).await.is_ok(),
         Doing::SetTimeout => orchestrator.set_timeout(team, id, minute).await.is_ok(),
@@ -88,7 +91,7 @@ async fn die_everywhere(doing: Doing) {
             if phase == "paused" {
                 world
                     .orchestrator
-                    .resume(world.team.id, id, Duration::from_secs(60), None)
+                    .resume(world.team.id, id, Duration::from_secs(60), PauseMode::Full, None)
                     .await
                     .expect(&context);
             }
@@ -354,5 +357,140 @@ async fn down_ends_everything_whatever_its_phase() {
     world.store.insert(&starting).await.unwrap();
     assert_eq!(world.orchestrator.down().await.unwrap(), 22);
     assert_eq!(world.store.live().await.unwrap(), []);
+    world.assert_agreed().await;
+}
+
+/// Runs an operation between a pass's reading of the store and its node's report.
+async fn within_a_pass<T>(world: &World, act: impl Future<Output = T>) -> T {
+    let report = world.node.hold_back("report");
+    let pass = tokio::spawn({
+        let orchestrator = world.orchestrator.clone();
+        async move { orchestrator.settle_now().await }
+    });
+    report.reached().await;
+    let outcome = act.await;
+    drop(report);
+    pass.await.unwrap().unwrap();
+    outcome
+}
+
+#[tokio::test]
+async fn what_came_up_during_a_pass_keeps_its_route() {
+    for doing in [Doing::Create, Doing::Resume, Doing::Restart] {
+        let world = World::new().await;
+        let known = world.create().await.sandbox.id;
+        if matches!(doing, Doing::Resume) {
+            world.pause(known).await.unwrap();
+        }
+        let start = world.node.hold_back("start");
+        let world = std::sync::Arc::new(world);
+        let under_way = tokio::spawn({
+            let world = world.clone();
+            async move { act(&world, doing, known).await }
+        });
+        start.reached().await;
+        let finish = async {
+            drop(start);
+            assert!(under_way.await.unwrap());
+        };
+        within_a_pass(&world, finish).await;
+        // Withdrawn in between, its streams would be cut.
+        world.assert_agreed().await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_set_during_a_pass_stays_in_force() {
+    for doing in [Doing::SetTimeout, Doing::SetNetwork] {
+        let world = World::new().await;
+        let id = world.create().await.sandbox.id;
+        assert!(within_a_pass(&world, act(&world, doing, id)).await);
+        world.assert_agreed().await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_resumed_during_a_pass_counts_against_the_quota() {
+    let world = World::with_team(|team| team.quota.sandboxes = 1).await;
+    let id = world.create().await.sandbox.id;
+    world.pause(id).await.unwrap();
+    assert!(within_a_pass(&world, act(&world, Doing::Resume, id)).await);
+    world.assert_agreed().await;
+    let more = world.try_create(request()).await;
+    assert_eq!(more.unwrap_err().kind(), model::Kind::Exhausted);
+}
+
+#[tokio::test]
+async fn what_was_killed_during_a_pass_does_not_count_against_the_quota() {
+    let world = World::with_team(|team| team.quota.sandboxes = 1).await;
+    let id = world.create().await.sandbox.id;
+    assert!(within_a_pass(&world, act(&world, Doing::Kill, id)).await);
+    world.create().await;
+    world.assert_agreed().await;
+}
+
+#[tokio::test]
+async fn what_a_node_paused_under_another_name_is_kept() {
+    let world = World::new().await;
+    let id = world.create().await.sandbox.id;
+    world.pause(id).await.unwrap();
+    let other = BuildId::random();
+    world
+        .node
+        .set_state(id, HeldState::Paused(other, PauseMode::Filesystem));
+    world.settle().await;
+    assert!(act(&world, Doing::Resume, id).await);
+    world.assert_agreed().await;
+}
+
+#[tokio::test]
+async fn an_end_of_time_that_its_node_could_not_carry_out_is_carried_out() {
+    let world = World::new().await;
+    let id = world.create().await.sandbox.id;
+    world.node.set_state(id, HeldState::Stopping);
+    world.orchestrator.settle_now().await.unwrap();
+    assert_eq!(world.phase(id).await, "running", "its node is at it");
+    world.clock.advance(Duration::from_secs(301));
+    world.settle().await;
+    assert_eq!(
+        world.stored(id).await.phase,
+        Phase::Gone {
+            why: KillReason::Timeout
+        }
+    );
+}
+
+#[tokio::test]
+async fn down_lets_nothing_start_and_ends_what_is_being_started() {
+    let world = World::new().await;
+    let (running, paused) = (world.create().await.sandbox.id, world.create().await.sandbox.id);
+    world.pause(paused).await.unwrap();
+    let start = world.node.hold_back("start");
+    let (orchestrator, team) = (world.orchestrator.clone(), world.team.id);
+    let create = tokio::spawn({
+        let orchestrator = orchestrator.clone();
+        async move { orchestrator.create(team, request()).await }
+    });
+    start.reached().await;
+    let down = tokio::spawn(async move { orchestrator.down().await });
+    world.until(running, "gone").await;
+    let refused = world.try_create(request()).await;
+    assert!(matches!(refused, Err(ManagerError::ShuttingDown)), "{refused:?}");
+    assert!(!down.is_finished(), "a start is under way");
+    drop(start);
+    create.await.unwrap().unwrap_err();
+    assert_eq!(down.await.unwrap().unwrap(), 3);
+    assert_eq!(world.store.live().await.unwrap(), []);
+    world.assert_agreed().await;
+}
+
+#[tokio::test]
+async fn a_kill_that_fails_once_stops_no_down() {
+    let world = World::new().await;
+    for _ in 0..3 {
+        world.create().await;
+    }
+    world.node.fail("kill", NodeError::Timeout("the kill"));
+    assert_eq!(world.orchestrator.down().await.unwrap(), 3);
     world.assert_agreed().await;
 }

@@ -8,7 +8,7 @@ use model::{
 };
 
 use crate::logs::{LogLine, LogQuery, MetricSample};
-use crate::store::{Cursor, SandboxQuery};
+use crate::store::{Cursor, SandboxQuery, StoreError};
 
 /// A sandbox to be created. Everything is parsed and within bounds.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,13 +76,16 @@ pub trait SandboxManager: Send + Sync {
         timeout: Duration,
         mode: PauseMode,
     ) -> Result<Connected, ManagerError>;
-    /// Resumes a paused one; [`ManagerError::AlreadyRunning`] for a running one.
+    /// Resumes a paused one; [`ManagerError::AlreadyRunning`] for a running one. `auto_pause`: whether it is paused at
+    /// its end from now on (see [`model::Lifecycle::with_auto_pause`]); as before, where it is not given. `mode`:
+    /// [`PauseMode::Filesystem`] boots it from disk.
     async fn resume(
         &self,
         team: TeamId,
         id: SandboxId,
         timeout: Duration,
-        lifecycle: Option<Lifecycle>,
+        mode: PauseMode,
+        auto_pause: Option<bool>,
     ) -> Result<Granted, ManagerError>;
     /// Pauses it; when this returns it can be resumed.
     async fn pause(
@@ -131,7 +134,7 @@ pub enum ManagerError {
     /// No such sandbox for this team.
     #[error("Sandbox \"{0}\" doesn't exist or you don't have access to it")]
     NotFound(SandboxId),
-    /// No such template for this team.
+    /// No such template for this team; another team's private one is none, for nobody else sees it.
     #[error("template '{0}' not found")]
     NoTemplate(String),
     /// The template is there, the tag is not.
@@ -142,9 +145,6 @@ pub enum ManagerError {
         /// The tag.
         tag: String,
     },
-    /// The template is visible and another team's.
-    #[error("you don't have access to template '{0}'")]
-    ForeignTemplate(String),
     /// Pausing what is paused.
     #[error("Error pausing sandbox - sandbox '{0}' is already paused")]
     AlreadyPaused(SandboxId),
@@ -192,10 +192,18 @@ pub enum ManagerError {
     /// The first request with this idempotency key is under way.
     #[error("A request with this Idempotency-Key is in progress")]
     IdempotencyInProgress,
+    /// The first request with this idempotency key made a sandbox that is forgotten by now.
+    #[error(
+        "The sandbox that was created with this Idempotency-Key is over and forgotten; use a new key to create another"
+    )]
+    IdempotencyOutcomeUnknown,
+    /// Nothing is started any more.
+    #[error("The server is shutting down")]
+    ShuttingDown,
     /// It took too long.
     #[error("{0} took too long")]
     Timeout(&'static str),
-    /// A fault of ours, or of what we stand on.
+    /// A fault of ours, or of what we stand on. The manager has logged it.
     #[error("{step} failed; the error is in the server's log")]
     Failed {
         /// At what.
@@ -215,16 +223,15 @@ impl ManagerError {
         use ManagerError as E;
         match self {
             E::NotFound(_) | E::NoTemplate(_) | E::NoTag { .. } => Kind::NotFound,
-            E::ForeignTemplate(_) => Kind::Forbidden,
             E::AlreadyPaused(_)
             | E::AlreadyRunning(_)
             | E::Busy { .. }
             | E::MemoryLost(_)
             | E::GuestUnresponsive(_) => Kind::Conflict,
-            E::IdempotencyMismatch | E::IdempotencyInProgress => Kind::Conflict,
-            E::Invalid(_) => Kind::Invalid,
+            E::IdempotencyInProgress | E::IdempotencyOutcomeUnknown => Kind::Conflict,
+            E::Invalid(_) | E::IdempotencyMismatch => Kind::Invalid,
             E::Exhausted { .. } => Kind::Exhausted,
-            E::NoCapacity(_) | E::GuestUnhealthy(_) => Kind::Unavailable,
+            E::NoCapacity(_) | E::GuestUnhealthy(_) | E::ShuttingDown => Kind::Unavailable,
             E::Timeout(_) => Kind::Timeout,
             E::Failed { kind, .. } => *kind,
         }
@@ -238,6 +245,8 @@ impl ManagerError {
             ManagerError::MemoryLost(_) => Some("sandbox_memory_lost"),
             ManagerError::IdempotencyMismatch => Some("idempotency_request_mismatch"),
             ManagerError::IdempotencyInProgress => Some("idempotency_in_progress"),
+            ManagerError::IdempotencyOutcomeUnknown => Some("idempotency_outcome_unknown"),
+            ManagerError::NoCapacity(_) => Some("sandbox_capacity_unavailable"),
             _ => None,
         }
     }
@@ -248,8 +257,15 @@ impl ManagerError {
         match self {
             ManagerError::Exhausted { retry_after, .. } => *retry_after,
             ManagerError::NoCapacity(_) => Some(Duration::from_secs(1)),
+            ManagerError::Failed { source, .. } => source.downcast_ref().and_then(StoreError::retry_after),
             _ => None,
         }
+    }
+
+    /// Whether it is a fault of the server, which is in its log.
+    #[must_use]
+    pub fn is_fault(&self) -> bool {
+        matches!(self, ManagerError::Failed { .. } | ManagerError::Timeout(_))
     }
 }
 

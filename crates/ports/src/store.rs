@@ -1,6 +1,6 @@
 //! What must not be lost: sandboxes, templates, teams and their keys.
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use model::{
@@ -9,8 +9,10 @@ use model::{
 
 pub mod contract;
 mod memory;
+mod resolve;
 
 pub use memory::Memory;
+pub use resolve::find_template;
 
 /// The store could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,12 @@ impl StoreError {
             StoreError::Conflict => Kind::Conflict,
             StoreError::Away(_) => Kind::Unavailable,
         }
+    }
+
+    /// When another try may help: a store is away for moments, such as those of a checkpoint.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        matches!(self, StoreError::Away(_)).then_some(Duration::from_secs(1))
     }
 }
 

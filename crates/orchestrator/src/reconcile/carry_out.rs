@@ -145,7 +145,7 @@ impl Orchestrator {
         self.publish(&sandbox, at).await?;
         let stored = self.edit(&sandbox, edit).await;
         if !matches!(stored, Ok(Some(_))) {
-            self.withdraw(sandbox.id, at).await;
+            self.unpublish(sandbox.id, at).await;
         }
         Ok(stored?.is_some())
     }
@@ -164,14 +164,17 @@ impl Orchestrator {
             node: home,
             execution,
         };
-        self.ledger.hold(sandbox.id, sandbox.team, sandbox.resources);
+        let is_new = self.ledger.hold(execution, sandbox.team, sandbox.resources);
         let resuming = self
             .edit(&sandbox, |sandbox| apply(sandbox, Event::Resume(at, mode)))
             .await;
         match resuming {
             Ok(Some(resuming)) => self.settle_running(resuming, Event::Ready, held).await,
             not_resuming => {
-                self.ledger.release(sandbox.id);
+                // A client's own resume may have claimed it meanwhile.
+                if is_new {
+                    self.ledger.release(execution);
+                }
                 not_resuming.map(|_| false)
             }
         }

@@ -75,9 +75,9 @@ fn starting(execution: ExecutionId, from: Origin, held: Option<(ExecutionId, Hel
         (Some((old, HeldState::Running)), Origin::Snapshot { build, .. }) if build.0 == execution.0 => {
             Verdict::Reboot(old)
         }
-        (Some((present, HeldState::Paused(into, mode))), Origin::Snapshot { build, .. })
-            if present == execution && into != build =>
-        {
+        // Its time came before its node heard of the restart or the resume, or right after it came up.
+        (Some((_, HeldState::Pausing(..))), Origin::Snapshot { .. }) => Verdict::Wait,
+        (Some((_, HeldState::Paused(into, mode))), Origin::Snapshot { build, .. }) if into != build => {
             Verdict::Paused(into, mode)
         }
         _ => Verdict::NotStarted,
@@ -88,6 +88,8 @@ fn running(execution: ExecutionId, held: Option<(ExecutionId, HeldState)>, lost:
     match held {
         Some((present, state)) if present == execution => match state {
             HeldState::Running => Verdict::Agreed,
+            // Its node ends it by itself at its time, and where that fails it is not tried again.
+            HeldState::Stopping if lost == KillReason::Timeout => Verdict::Lost(lost),
             HeldState::Starting | HeldState::Stopping => Verdict::Wait,
             HeldState::Pausing(into, mode) => Verdict::Pausing(into, mode),
             HeldState::Paused(into, mode) => Verdict::Paused(into, mode),
@@ -105,7 +107,9 @@ fn paused(snapshot: BuildId, held: Option<(ExecutionId, HeldState)>) -> Verdict 
         // A resume that took too long, and came up after all. It holds what the user made: it is not thrown away.
         Some((execution, HeldState::Running)) => Verdict::Adopt(execution),
         Some((_, HeldState::Starting | HeldState::Stopping | HeldState::Pausing(..))) => Verdict::Wait,
-        Some((_, HeldState::Paused(..))) | None => Verdict::Lost(KillReason::NodeLost),
+        // It was paused again, and nobody was told. It holds what the user made, whatever it is called.
+        Some((_, HeldState::Paused(into, mode))) => Verdict::Paused(into, mode),
+        None => Verdict::Lost(KillReason::NodeLost),
     }
 }
 

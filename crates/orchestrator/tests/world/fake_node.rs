@@ -60,7 +60,7 @@ impl FakeNode {
         self.inner.lock().unwrap()
     }
 
-    /// The next call of a kind fails and changes nothing; a failed reboot leaves the disk.
+    /// The next call of a kind fails and changes nothing; a reboot that failed on its way leaves the disk.
     pub(crate) fn fail(&self, what: &'static str, error: NodeError) {
         self.inner().failures.entry(what).or_default().push_back(error);
     }
@@ -179,11 +179,11 @@ impl Node for FakeNode {
             _ => false,
         };
         if !there {
-            return Err(NodeError::Unknown);
+            return Err(held.map_or(NodeError::Unknown, |_| NodeError::Busy("something else")));
         }
         let state = match (&entered, order.origin) {
             (Ok(()), _) => HeldState::Running,
-            (Err(_), OrderOrigin::Reboot(_)) => {
+            (Err(NodeError::Failed { .. }), OrderOrigin::Reboot(_)) => {
                 HeldState::Paused(BuildId(order.execution.0), PauseMode::Filesystem)
             }
             (Err(_), _) => return entered,

@@ -149,6 +149,30 @@ fn a_restart_that_was_stored_and_not_begun_is_begun() {
 }
 
 #[test]
+fn a_restart_that_met_a_pause_of_its_node_follows_the_pause() {
+    let s = scene();
+    let (old, into) = (ExecutionId::random(), BuildId::random());
+    let restarting = s.running().on(Event::Restart(s.at)).unwrap();
+    s.check(
+        restarting,
+        Some((old, HeldState::Pausing(into, FULL))),
+        Verdict::Wait,
+    );
+    s.check(
+        restarting,
+        Some((old, HeldState::Paused(into, FULL))),
+        Verdict::Paused(into, FULL),
+    );
+    // What a failed reboot leaves bears the name that is stored.
+    let left = BuildId(s.at.execution.0);
+    s.check(
+        restarting,
+        Some((s.at.execution, HeldState::Paused(left, PauseMode::Filesystem))),
+        Verdict::NotStarted,
+    );
+}
+
+#[test]
 fn a_running_sandbox_follows_its_node() {
     let s = scene();
     let (own, into) = (s.at.execution, BuildId::random());
@@ -164,6 +188,13 @@ fn a_running_sandbox_follows_its_node() {
         Verdict::Paused(into, FULL),
     );
     s.check(s.running(), Some((own, HeldState::Stopping)), Verdict::Wait);
+    // A node tries to end it once.
+    s.check_at(
+        s.running(),
+        Some((own, HeldState::Stopping)),
+        Duration::from_secs(2),
+        Verdict::Lost(KillReason::Timeout),
+    );
     s.check(
         s.running(),
         Some((ExecutionId::random(), HeldState::Running)),
@@ -218,6 +249,17 @@ fn a_paused_sandbox_is_kept_as_long_as_its_node_has_anything_of_it() {
     let disk = HeldState::Paused(s.build, PauseMode::Filesystem);
     s.check(s.paused(), Some((s.at.execution, disk)), Verdict::Agreed);
     s.check(s.paused(), Some((late, HeldState::Running)), Verdict::Adopt(late));
+    let other = BuildId::random();
+    s.check(
+        s.paused(),
+        Some((late, HeldState::Paused(other, FULL))),
+        Verdict::Paused(other, FULL),
+    );
+    s.check(
+        s.paused(),
+        Some((late, HeldState::Pausing(other, FULL))),
+        Verdict::Wait,
+    );
     s.check(s.paused(), Some((late, HeldState::Starting)), Verdict::Wait);
     s.check(s.paused(), None, Verdict::Lost(KillReason::NodeLost));
 }
