@@ -59,10 +59,11 @@ class Machine:
             "loops": {int(slot) for _, backing in loops() if str(data) in backing for slot in re.findall(r"/slots/(\d+)\.img", backing)},
         }
 
-    def assert_accounted(self, sandboxes, what):
+    def assert_accounted(self, sandboxes, what, lost=()):
         """Eventually every slot that has anything is on record; there are as many as these sandboxes have, and those that
-        are prepared for others; and what is kept on files belongs to these sandboxes."""
+        are prepared for others; and what is kept on files belongs to these sandboxes, or to lost ones of which that is all."""
         wanted = {sandbox.sandbox_id for sandbox in sandboxes}
+        filed = wanted | {sandbox.sandbox_id for sandbox in lost}
 
         def settled():
             slots = self.slots()
@@ -72,8 +73,8 @@ class Machine:
             mismatch = {kind: sorted(found ^ slots["records"]) for kind, found in slots.items() if kind != "firewall" and found != slots["records"]}
             stray = sorted(slots["firewall"] - slots["records"]) or self.rules_without_address()
             owners = {owner for owner in specs.values() if owner}
-            self.fault = {"slots apart from records": mismatch, "firewall without record": stray, "on file": kept ^ wanted, "claimed for others": owners - wanted, "prepared": len(ready)}
-            return not mismatch and not stray and kept == wanted and owners <= wanted and len(ready) == self.house.pool
+            self.fault = {"slots apart from records": mismatch, "firewall without record": stray, "on file": kept ^ filed, "claimed for others": owners - wanted, "prepared": len(ready)}
+            return not mismatch and not stray and kept == filed and owners <= wanted and len(ready) == self.house.pool
 
         try:
             eventually(settled, what)

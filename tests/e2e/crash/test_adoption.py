@@ -174,25 +174,45 @@ def test_a_sandbox_without_a_usable_record_is_cleared_away(house, machine, damag
     machine.assert_accounted([alive], f"a record with {damage}")
 
 
-@pytest.mark.parametrize("damage", ["garbage", "nothing"])
-def test_a_sandbox_without_a_usable_entry_in_the_journal_is_cleared_away(house, machine, damage):
-    sandbox, alive = house.create(), house.create()
-    paused = house.create()
+def entry(house, sandbox):
+    return house.dir / f"node/sandboxes/{sandbox.sandbox_id}.json"
+
+
+def test_a_sandbox_without_an_entry_in_the_journal_is_cleared_away(house, machine):
+    sandbox, paused, alive = house.create(), house.create(), house.create()
     paused.pause(mode="filesystem")
     house.kill()
     for each in (sandbox, paused):
-        entry = house.dir / f"node/sandboxes/{each.sandbox_id}.json"
-        if damage == "garbage":
-            entry.write_text("{")
-        else:
-            entry.unlink()
+        entry(house, each).unlink()
     house.start()
     assert_gone(house, sandbox)
     assert_gone(house, paused)
     assert alive.commands.run("echo alive").stdout == "alive\n"
-    for each in (sandbox, paused):
-        (house.dir / f"node/sandboxes/{each.sandbox_id}.json").unlink(missing_ok=True)
-    machine.assert_accounted([alive], f"an entry with {damage}")
+    machine.assert_accounted([alive], "no entry")
+
+
+@pytest.mark.parametrize("damage", ["garbage", "a later version"])
+def test_a_sandbox_whose_entry_is_not_understood_is_lost_and_its_disk_is_kept(house, machine, damage):
+    sandbox, paused, alive = house.create(), house.create(), house.create()
+    paused.pause(mode="filesystem")
+    lost = (sandbox, paused)
+    text = "{" if damage == "garbage" else '{"version": 1000000}'
+    house.kill()
+    for each in lost:
+        entry(house, each).write_text(text)
+    for _ in range(2):
+        house.start()
+        for each in lost:
+            assert_gone(house, each)
+            assert each.sandbox_id in house.log(1 << 20)
+            assert entry(house, each).read_text() == text
+        assert alive.commands.run("echo alive").stdout == "alive\n"
+        machine.assert_accounted([alive], f"an entry with {damage}", lost=lost)
+        house.kill()
+    for each in lost:
+        entry(house, each).unlink()
+    house.start()
+    machine.assert_accounted([alive], "entries that were taken away")
 
 
 def test_what_nobody_has_on_record_is_cleared_away(house, machine):
