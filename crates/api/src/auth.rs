@@ -35,7 +35,14 @@ const REQUESTS: Rate = Rate {
 
 /// Keys that were looked up a moment ago.
 #[derive(Default)]
-pub(crate) struct Known(Mutex<HashMap<String, Found>>);
+pub(crate) struct Known(Mutex<Keys>);
+
+#[derive(Default)]
+struct Keys {
+    found: HashMap<String, Found>,
+    /// Moves with every deletion: what was looked up before one is not remembered after it.
+    deletions: u64,
+}
 
 #[derive(Clone)]
 struct Found {
@@ -50,23 +57,32 @@ impl Known {
         self.0
             .lock()
             .expect(UNPOISONED)
+            .found
             .get(hash)
             .filter(|found| found.until > now)
             .cloned()
     }
 
-    fn remember(&self, hash: &str, found: Found) {
+    fn deletions(&self) -> u64 {
+        self.0.lock().expect(UNPOISONED).deletions
+    }
+
+    /// Keeps a key that was looked up after so many deletions.
+    fn remember(&self, hash: &str, found: Found, deletions: u64) {
         let mut known = self.0.lock().expect(UNPOISONED);
-        if known.len() >= KNOWN_MAX {
-            known.clear();
+        if known.deletions != deletions {
+            return;
         }
-        known.insert(hash.to_owned(), found);
+        if known.found.len() >= KNOWN_MAX {
+            known.found.clear();
+        }
+        known.found.insert(hash.to_owned(), found);
     }
 
     /// Whether this use is to be noted.
     fn is_to_be_noted(&self, hash: &str, now: Instant) -> bool {
         let mut known = self.0.lock().expect(UNPOISONED);
-        let Some(found) = known.get_mut(hash) else {
+        let Some(found) = known.found.get_mut(hash) else {
             return false;
         };
         let due = found
@@ -78,9 +94,11 @@ impl Known {
         due
     }
 
-    /// Forgets everything: a key was deleted or renamed.
+    /// Forgets everything: a key was deleted.
     pub(crate) fn forget(&self) {
-        self.0.lock().expect(UNPOISONED).clear();
+        let mut known = self.0.lock().expect(UNPOISONED);
+        known.found.clear();
+        known.deletions += 1;
     }
 }
 
@@ -120,13 +138,38 @@ impl FromRequestParts<Arc<Api>> for Caller {
     }
 }
 
+/// Whoever may look at what is no team's.
+pub(crate) struct Operator;
+
+impl FromRequestParts<Arc<Api>> for Operator {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
+        if is_operator(api, &parts.headers)? {
+            return Ok(Self);
+        }
+        // A stranger is told no more than that he is one.
+        Caller::from_request_parts(parts, api).await?;
+        Err(ApiError::new(
+            Kind::Forbidden,
+            "this is for operators: send the header X-Admin-Token",
+        ))
+    }
+}
+
+/// Whether the request carries the admin token, where there is one.
+fn is_operator(api: &Api, headers: &HeaderMap) -> Result<bool, ApiError> {
+    match (&api.parts.admin_token, headers.get("x-admin-token")) {
+        (Some(expected), Some(given)) if expected.matches(given.as_bytes()) => Ok(true),
+        (Some(_), Some(_)) => Err(ApiError::new(Kind::Unauthenticated, "Invalid admin token")),
+        _ => Ok(false),
+    }
+}
+
 /// The team for which an operator acts.
 async fn admin_team(api: &Api, headers: &HeaderMap) -> Result<Option<Arc<Team>>, ApiError> {
-    let (Some(expected), Some(given)) = (&api.parts.admin_token, headers.get("x-admin-token")) else {
+    if !is_operator(api, headers)? {
         return Ok(None);
-    };
-    if !expected.matches(given.as_bytes()) {
-        return Err(ApiError::new(Kind::Unauthenticated, "Invalid admin token"));
     }
     let id = headers
         .get("x-team-id")
@@ -168,6 +211,7 @@ async fn team_of(api: &Arc<Api>, key: &str) -> Result<Arc<Team>, ApiError> {
     let found = match api.known.find(&hash, now) {
         Some(found) => found,
         None => {
+            let deletions = api.known.deletions();
             let (key, team) = api
                 .parts
                 .teams
@@ -184,7 +228,7 @@ async fn team_of(api: &Arc<Api>, key: &str) -> Result<Arc<Team>, ApiError> {
                 until: now + KNOWN_FOR,
                 noted: noted.and_then(|past| now.checked_sub(past)),
             };
-            api.known.remember(&hash, found.clone());
+            api.known.remember(&hash, found.clone(), deletions);
             found
         }
     };
@@ -215,4 +259,28 @@ pub(crate) fn hash_of(key: &str) -> Option<String> {
         .strip_prefix(KEY_PREFIX)
         .filter(|digits| !digits.is_empty() && digits.len() <= KEY_CHARS_MAX)?;
     Some(hex::encode(Sha256::digest(hex::decode(bytes).ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_key_that_was_looked_up_before_a_deletion_is_not_remembered_after_it() {
+        let known = Known::default();
+        let found = Found {
+            id: KeyId::random(),
+            team: Arc::new(ports::store::contract::team("t")),
+            until: Instant::now() + KNOWN_FOR,
+            noted: None,
+        };
+        let before = known.deletions();
+        known.remember("kept", found.clone(), before);
+        assert!(known.find("kept", Instant::now()).is_some());
+        known.forget();
+        known.remember("late", found.clone(), before);
+        assert!(known.find("kept", Instant::now()).is_none() && known.find("late", Instant::now()).is_none());
+        known.remember("new", found, known.deletions());
+        assert!(known.find("new", Instant::now()).is_some());
+    }
 }

@@ -1,4 +1,6 @@
 //! Requests as typed values, or a 400 that names the field.
+use std::time::Duration;
+
 use axum::extract::{FromRequest, FromRequestParts, RawQuery, Request};
 use bytes::Bytes;
 use http::request::Parts;
@@ -13,6 +15,8 @@ use crate::form;
 
 /// No body of the API is larger: metadata and environment are bounded far below.
 pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
+/// A body comes within this time. At 1 MiB that is no more than 35 KiB/s.
+const BODY_WITHIN: Duration = Duration::from_secs(30);
 /// No query needs more.
 const QUERY_BYTES_MAX: usize = 32 * 1024;
 
@@ -25,6 +29,13 @@ pub(crate) struct MaybeBody<T>(pub(crate) T);
 /// Characters of a value that are shown to whoever sent it.
 const SHOWN_CHARS_MAX: usize = 64;
 
+/// Characters of what a parser says, and of the path at which it says it: both repeat what was sent.
+const COMPLAINT_CHARS_MAX: usize = 256;
+
+fn complaint(text: &impl ToString) -> String {
+    text.to_string().chars().take(COMPLAINT_CHARS_MAX).collect()
+}
+
 /// As much of a value as is shown to whoever sent it.
 pub(crate) fn shown(text: &str) -> String {
     text.chars().take(SHOWN_CHARS_MAX).collect()
@@ -32,7 +43,13 @@ pub(crate) fn shown(text: &str) -> String {
 
 async fn read(request: Request) -> Result<Bytes, ApiError> {
     let told = content_type(request.headers());
-    let limited = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
+    let limited = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
+    let limited = tokio::time::timeout(BODY_WITHIN, limited).await.map_err(|_| {
+        ApiError::http(
+            StatusCode::REQUEST_TIMEOUT,
+            format!("the body did not come within {BODY_WITHIN:?}"),
+        )
+    })?;
     let bytes = limited
         .map(http_body_util::Collected::to_bytes)
         .map_err(|error| {
@@ -79,8 +96,8 @@ fn content_type(headers: &HeaderMap) -> Result<(), ApiError> {
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let Object(value) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        let wrong = error.into_inner();
+        let path = complaint(error.path());
+        let wrong = complaint(error.inner());
         match path.as_str() {
             "." => ApiError::invalid(format!("the body is not what is expected: {wrong}")),
             path => ApiError::invalid(format!("'{path}' is not what is expected: {wrong}")),
@@ -88,7 +105,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     })?;
     deserializer
         .end()
-        .map_err(|error| ApiError::invalid(format!("something follows the body: {error}")))?;
+        .map_err(|error| ApiError::invalid(format!("something follows the body: {}", complaint(&error))))?;
     Ok(value)
 }
 
@@ -184,16 +201,24 @@ impl<S: Send + Sync> FromRequestParts<S> for PathText {
 }
 
 pub(crate) fn sandbox_id(text: &str) -> Result<SandboxId, ApiError> {
-    let plain = |part: &str| part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    let (id, client) = text.split_once('-').unwrap_or((text, ""));
-    if id.is_empty() || !plain(id) || !plain(client) {
-        return Err(ApiError::invalid("Invalid sandbox ID"));
-    }
-    // A text that could be an id of somebody's, and is none of ours.
-    id.parse().map_err(|_| {
+    known_sandbox_id(text)?.ok_or_else(|| {
+        let id = text.split('-').next().unwrap_or_default();
         ApiError::not_found(format!(
             "Sandbox \"{}\" doesn't exist or you don't have access to it",
             shown(id)
         ))
     })
 }
+
+/// The id that a text stands for; `None`: it could be an id of somebody's, and is none of ours.
+pub(crate) fn known_sandbox_id(text: &str) -> Result<Option<SandboxId>, ApiError> {
+    let plain = |part: &str| part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let (id, client) = text.split_once('-').unwrap_or((text, ""));
+    if id.is_empty() || !plain(id) || !plain(client) {
+        return Err(ApiError::invalid("Invalid sandbox ID"));
+    }
+    Ok(id.parse().ok())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! From what is stored to what is told.
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use model::{OnTimeout, PauseMode, Phase, Sandbox, State};
+use model::{OnTimeout, Origin, PauseMode, Phase, Sandbox, State};
 use ports::manager::Granted;
 use wire::rest;
 
@@ -43,7 +43,13 @@ impl Api {
     pub(crate) fn detail(&self, granted: &Granted) -> rest::SandboxDetail {
         let sandbox = &granted.sandbox;
         let pause_mode = match sandbox.phase {
-            Phase::Paused { mode, .. } | Phase::Pausing { mode, .. } => Some(mode),
+            Phase::Paused { mode, .. }
+            | Phase::Pausing { mode, .. }
+            // Paused for its clients, until it runs.
+            | Phase::Starting {
+                from: Origin::Snapshot { mode, .. },
+                ..
+            } => Some(mode),
             _ => None,
         };
         rest::SandboxDetail {

@@ -75,3 +75,6 @@ impl Api {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,11 +108,21 @@ pub(crate) fn metadata(text: Option<&str>) -> Result<BTreeMap<String, String>, A
 
 /// Where the next page begins, as clients carry it.
 pub(crate) fn token(cursor: Cursor, ascending: bool) -> String {
-    let order = if ascending { "__asc" } else { "" };
-    URL_SAFE_NO_PAD.encode(format!("{}__{}{order}", time(cursor.started_at), cursor.id))
+    place_token(cursor.started_at, &cursor.id, ascending)
 }
 
 pub(crate) fn cursor(token: &str, ascending: bool) -> Result<Cursor, ApiError> {
+    let (started_at, id) = place(token, ascending)?;
+    Ok(Cursor { started_at, id })
+}
+
+/// A place in a list that is ordered by a time, and then by an id.
+pub(crate) fn place_token(at: SystemTime, id: &impl std::fmt::Display, ascending: bool) -> String {
+    let order = if ascending { "__asc" } else { "" };
+    URL_SAFE_NO_PAD.encode(format!("{}__{id}{order}", time(at)))
+}
+
+pub(crate) fn place<T: std::str::FromStr>(token: &str, ascending: bool) -> Result<(SystemTime, T), ApiError> {
     let wrong = || ApiError::invalid("Invalid next token");
     let text = URL_SAFE_NO_PAD
         .decode(token.trim_end_matches('='))
@@ -124,11 +134,11 @@ pub(crate) fn cursor(token: &str, ascending: bool) -> Result<Cursor, ApiError> {
     if (order == Some("asc")) != ascending || !matches!(order, None | Some("asc")) || parts.next().is_some() {
         return Err(wrong());
     }
-    let started_at = at
+    let at = at
         .and_then(|at| humantime::parse_rfc3339(at).ok())
         .ok_or_else(wrong)?;
     let id = id.and_then(|id| id.parse().ok()).ok_or_else(wrong)?;
-    Ok(Cursor { started_at, id })
+    Ok((at, id))
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ pub(crate) async fn v1(
 /// Logs of a sandbox.
 #[utoipa::path(get, path = "/v2/sandboxes/{sandboxID}/logs", tag = "sandboxes",
     params(("sandboxID" = String, Path), ("cursor" = Option<i64>, Query, minimum = 0, description = "milliseconds since the epoch"), ("limit" = Option<u32>, Query, maximum = 1000),
-        ("direction" = Option<LogDirection>, Query), ("level" = Option<LogLevel>, Query, description = "this and above"), ("search" = Option<String>, Query)),
+        ("direction" = Option<LogDirection>, Query), ("level" = Option<LogLevel>, Query, description = "this and above"), ("search" = Option<String>, Query, max_length = 256)),
     responses((status = 200, description = "Lines.", body = LogsV2)))]
 pub(crate) async fn v2(
     State(api): State<Arc<Api>>,
@@ -113,9 +113,15 @@ pub(crate) async fn v2(
             ));
         }
     };
-    let search = query
-        .get("search")
-        .map(|text| text.chars().take(SEARCH_CHARS_MAX).collect());
+    let search = query.get("search").map(str::to_owned);
+    if search
+        .as_ref()
+        .is_some_and(|text| text.chars().count() > SEARCH_CHARS_MAX)
+    {
+        return Err(ApiError::invalid(format!(
+            "query parameter 'search' is longer than {SEARCH_CHARS_MAX} characters"
+        )));
+    }
     let wanted = LogQuery {
         from: millisecond(&query, "cursor")?,
         limit: limit(&query)?,

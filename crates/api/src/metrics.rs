@@ -5,12 +5,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::State;
-use model::SandboxId;
+use model::Kind;
 use ports::MetricSample;
 use wire::rest::{SandboxMetric, SandboxesMetrics};
 
 use crate::auth::Caller;
-use crate::body::{PathSandbox, Query, sandbox_id};
+use crate::body::{PathSandbox, Query, known_sandbox_id};
 use crate::error::ApiError;
 use crate::{Api, convert};
 
@@ -64,12 +64,13 @@ pub(crate) async fn of_several(
     }
     let mut sandboxes = BTreeMap::new();
     for id in ids {
-        let Ok(id): Result<SandboxId, _> = sandbox_id(id) else {
-            continue;
+        let Some(id) = known_sandbox_id(id)? else { continue };
+        let samples = match api.parts.manager.metrics(caller.team.id, id, None, None).await {
+            Ok(samples) => samples,
+            Err(error) if error.kind() == Kind::NotFound => continue,
+            Err(error) => return Err(error.into()),
         };
-        if let Ok(samples) = api.parts.manager.metrics(caller.team.id, id, None, None).await
-            && let Some(newest) = samples.last()
-        {
+        if let Some(newest) = samples.last() {
             sandboxes.insert(id.to_string(), shown(newest));
         }
     }

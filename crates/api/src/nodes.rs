@@ -2,28 +2,57 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
-use ports::node::{HeldState, Report};
+use axum::extract::{FromRequestParts, State};
+use http::request::Parts;
+use model::TeamId;
+use ports::node::{Held, HeldState, Report};
 use wire::rest::{Node, NodeDetail};
 
 use crate::Api;
-use crate::auth::Caller;
+use crate::auth::{Caller, Operator};
 use crate::body::PathText;
 use crate::convert::time;
 use crate::error::ApiError;
 
-/// All nodes.
-#[utoipa::path(get, path = "/nodes", tag = "nodes", responses((status = 200, description = "All nodes.", body = Vec<Node>)))]
-pub(crate) async fn list(State(api): State<Arc<Api>>, _: Caller) -> Result<Json<Vec<Node>>, ApiError> {
-    Ok(Json(api.parts.manager.nodes().await?.iter().map(shown).collect()))
+/// Who looks at the nodes: an operator, who sees all, or where the house knows no operators a team, which sees of others
+/// not even how many sandboxes they have.
+pub(crate) struct Onlooker(Option<TeamId>);
+
+impl FromRequestParts<Arc<Api>> for Onlooker {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
+        if api.parts.admin_token.is_some() {
+            Operator::from_request_parts(parts, api).await?;
+            return Ok(Self(None));
+        }
+        let caller = Caller::from_request_parts(parts, api).await?;
+        Ok(Self(Some(caller.team.id)))
+    }
 }
 
-/// One node with what it holds of the caller's team.
+impl Onlooker {
+    fn sees(&self, held: &Held) -> bool {
+        self.0.is_none_or(|team| held.order.team == team)
+    }
+}
+
+/// All nodes.
+#[utoipa::path(get, path = "/nodes", tag = "nodes", responses((status = 200, description = "All nodes.", body = Vec<Node>)))]
+pub(crate) async fn list(
+    State(api): State<Arc<Api>>,
+    onlooker: Onlooker,
+) -> Result<Json<Vec<Node>>, ApiError> {
+    let nodes = api.parts.manager.nodes().await?;
+    Ok(Json(nodes.iter().map(|node| shown(node, &onlooker)).collect()))
+}
+
+/// One node with what it holds.
 #[utoipa::path(get, path = "/nodes/{nodeID}", tag = "nodes", params(("nodeID" = String, Path)),
     responses((status = 200, description = "The node.", body = NodeDetail)))]
 pub(crate) async fn get(
     State(api): State<Arc<Api>>,
-    caller: Caller,
+    onlooker: Onlooker,
     PathText(id): PathText,
 ) -> Result<Json<NodeDetail>, ApiError> {
     let id: model::NodeId = id
@@ -34,34 +63,26 @@ pub(crate) async fn get(
         .iter()
         .find(|report| report.node == id)
         .ok_or_else(|| ApiError::not_found(format!("node {id} does not exist")))?;
-    let own = report
-        .held
-        .iter()
-        .filter(|held| held.order.team == caller.team.id);
+    let seen = report.held.iter().filter(|held| onlooker.sees(held));
     Ok(Json(NodeDetail {
-        node: shown(report),
-        sandboxes: own.map(|held| held.order.sandbox.to_string()).collect(),
+        node: shown(report, &onlooker),
+        sandboxes: seen.map(|held| held.order.sandbox.to_string()).collect(),
     }))
 }
 
-fn shown(report: &Report) -> Node {
-    let paused = report
-        .held
-        .iter()
-        .filter(|held| matches!(held.state, HeldState::Paused(..)))
-        .count();
-    let running = report
-        .held
-        .iter()
-        .filter(|held| held.state == HeldState::Running)
-        .count();
+fn shown(report: &Report, onlooker: &Onlooker) -> Node {
+    let count = |wanted: fn(HeldState) -> bool| {
+        let seen = report.held.iter().filter(|held| onlooker.sees(held));
+        seen.filter(|held| wanted(held.state)).count()
+    };
+    let starting = count(|state| state == HeldState::Starting);
     Node {
         node_id: report.node.to_string(),
         status: if report.accepts { "ready" } else { "draining" }.to_owned(),
         runtime: report.runtime.clone(),
-        sandbox_count: running,
-        paused_count: paused,
-        sandbox_starting_count: report.starting,
+        sandbox_count: count(|state| state == HeldState::Running),
+        paused_count: count(|state| matches!(state, HeldState::Paused(..))),
+        sandbox_starting_count: u32::try_from(starting).unwrap_or(u32::MAX),
         slots_ready: report.slots_ready,
         cpu_count: report.cpu_total,
         memory_total_mb: report.memory_total.0,

@@ -8,7 +8,7 @@ use utoipa::{Modify, OpenApi};
 use crate::{create, keys, lifecycle, logs, metrics, network, nodes, sandboxes, serve, templates};
 
 /// What every operation may answer, beside what it says itself.
-const ERRORS: [(&str, &str); 13] = [
+const ERRORS: [(&str, &str); 14] = [
     (
         "400",
         "The request cannot be carried out as written; the message names the field.",
@@ -17,6 +17,7 @@ const ERRORS: [(&str, &str); 13] = [
     ("403", "The caller may not."),
     ("404", "There is no such object, or it is another team's."),
     ("405", "The route has no such method."),
+    ("408", "The body did not come in time."),
     ("409", "The object is in a state that does not allow this."),
     ("413", "The body is too long."),
     ("415", "The body is not told to be JSON."),

@@ -5,10 +5,12 @@ use std::time::Duration;
 use axum::routing::{get, patch, post, put};
 use axum::{Json, Router, middleware};
 use http::{Method, StatusCode, Uri};
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,8 +21,13 @@ use crate::{
     unsupported,
 };
 
+/// Connections at once; more wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 8192;
 /// A client that does not finish its headers in this time is not one.
 const HEADERS_WITHIN: Duration = Duration::from_secs(30);
+/// How long a connection is kept on which no request is under way: one that begins neither protocol, an HTTP/2 client
+/// that asks for nothing, one that does not read its answer.
+const IDLE: Duration = Duration::from_secs(60);
 /// What is under way at the end is given this long.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -75,9 +82,14 @@ impl Api {
     pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
         let router = self.router();
         let connections = TaskTracker::new();
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let next = async {
+                let place = Arc::clone(&places).acquire_owned().await.expect("never closed");
+                (place, listener.accept().await)
+            };
+            let (place, accepted) = tokio::select! {
+                next = next => next,
                 () = shutdown.cancelled() => break,
             };
             let Ok((stream, _)) = accepted else {
@@ -88,24 +100,70 @@ impl Api {
             let _ = stream.set_nodelay(true);
             let (router, shutdown) = (router.clone(), shutdown.clone());
             connections.spawn(async move {
-                let mut builder = auto::Builder::new(TokioExecutor::new());
-                builder
-                    .http1()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADERS_WITHIN);
-                builder.http2().timer(TokioTimer::new());
-                let connection =
-                    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-                tokio::pin!(connection);
-                tokio::select! {
-                    _ = &mut connection => return,
-                    () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
-                }
-                let _ = connection.await;
+                serve_one(stream, router, shutdown).await;
+                drop(place);
             });
         }
         connections.close();
         let _ = tokio::time::timeout(GRACE, connections.wait()).await;
+    }
+}
+
+/// Serves one connection until its client leaves, nothing has been under way for long, or `shutdown`.
+async fn serve_one(stream: TcpStream, router: Router, shutdown: CancellationToken) {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WITHIN);
+    builder.http2().timer(TokioTimer::new());
+    // Moves with every request that begins or ends; its value is how many are under way.
+    let (under_way, mut watched) = watch::channel(0_usize);
+    let under_way = Arc::new(under_way);
+    let routes = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        let (under_way, answer) = (UnderWay::new(&under_way), routes.call(request));
+        async move {
+            let answer = answer.await;
+            drop(under_way);
+            answer
+        }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let idle = async {
+        loop {
+            let nothing = *watched.borrow_and_update() == 0;
+            let changed = watched.changed();
+            if !nothing {
+                let _ = changed.await;
+            } else if tokio::time::timeout(IDLE, changed).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        _ = &mut connection => return,
+        () = shutdown.cancelled() => {}
+        () = idle => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(GRACE, connection).await;
+}
+
+/// A request that is being answered.
+struct UnderWay(Arc<watch::Sender<usize>>);
+
+impl UnderWay {
+    fn new(counter: &Arc<watch::Sender<usize>>) -> Self {
+        counter.send_modify(|count| *count += 1);
+        Self(Arc::clone(counter))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 

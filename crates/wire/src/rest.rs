@@ -20,7 +20,7 @@ pub use sandbox::{
     AutoResume, ConnectSandbox, Lifecycle, ListedSandbox, NewSandbox, OnTimeout, PauseMode, PauseSandbox,
     RefreshSandbox, ResumeSandbox, Sandbox, SandboxDetail, SandboxState, SetTimeout, VolumeMount,
 };
-pub use template::{Alias, Template, TemplateDetail, TemplateTag};
+pub use template::{Alias, Template, TemplateBuild, TemplateDetail, TemplateTag};
 
 /// What clients of old expect as the id of who runs a sandbox (contract 1.3).
 pub const CLIENT_ID: &str = "6532622b";

@@ -44,6 +44,6 @@ pub struct NodeDetail {
     /// The node.
     #[serde(flatten)]
     pub node: Node,
-    /// Ids of all sandboxes that it holds.
+    /// Ids of the sandboxes that it holds: the team's, or all of them for an operator.
     pub sandboxes: Vec<String>,
 }

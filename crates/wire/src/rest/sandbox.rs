@@ -214,9 +214,9 @@ pub struct ConnectSandbox {
 pub struct ResumeSandbox {
     /// Seconds; 15 by default.
     pub timeout: Option<i64>,
-    /// Pause it when its time is over.
+    /// Whether it is paused when its time is over from now on; as before, where it is not given.
     pub auto_pause: Option<bool>,
-    /// Not supported here: connect has it. Refused where it is `false`.
+    /// `false` boots it from disk.
     pub memory: Option<bool>,
 }
 

@@ -49,8 +49,37 @@ pub struct TemplateDetail {
     /// The template.
     #[serde(flatten)]
     pub template: Template,
-    /// Its builds by tag.
-    pub builds: Vec<TemplateTag>,
+    /// Its builds.
+    pub builds: Vec<TemplateBuild>,
+}
+
+/// A build of a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TemplateBuild {
+    /// Its id.
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+    /// `ready`.
+    pub status: String,
+    /// RFC 3339.
+    pub created_at: String,
+    /// RFC 3339.
+    pub updated_at: String,
+    /// RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<String>,
+    /// vCPUs of its sandboxes.
+    pub cpu_count: u32,
+    /// MiB.
+    #[serde(rename = "memoryMB")]
+    pub memory_mb: u32,
+    /// MiB.
+    #[serde(rename = "diskSizeMB", skip_serializing_if = "Option::is_none")]
+    pub disk_size_mb: Option<u32>,
+    /// What envd in its sandboxes can do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envd_version: Option<String>,
 }
 
 /// A tag.
