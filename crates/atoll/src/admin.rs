@@ -1,23 +1,30 @@
 //! Health and metrics, for machines that watch.
+use std::sync::{Arc, OnceLock};
+
 use axum::Router;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use http::StatusCode;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Serves until `shutdown`. That it serves says that recovery is over: it is started after it.
-pub(crate) async fn serve(listener: TcpListener, metrics: PrometheusHandle, shutdown: CancellationToken) {
+use crate::house::House;
+
+/// The house, once it is recovered and serves.
+pub(crate) type Opened = Arc<OnceLock<Arc<House>>>;
+
+/// Serves until `shutdown`: from before recovery on, so that whoever watches can tell a long recovery from a dead daemon.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    metrics: PrometheusHandle,
+    opened: Opened,
+    shutdown: CancellationToken,
+) {
     let routes = Router::new()
         .route("/health/live", get(async || StatusCode::NO_CONTENT))
-        .route("/health/ready", get(async || StatusCode::NO_CONTENT))
-        .route(
-            "/metrics",
-            get(async move || {
-                metrics.run_upkeep();
-                metrics.render()
-            }),
-        );
+        .route("/health/ready", get(async move || ready(opened.get()).await))
+        .route("/metrics", get(async move || metrics.render()));
     let served = axum::serve(listener, routes)
         .with_graceful_shutdown(shutdown.cancelled_owned())
         .await;
@@ -26,5 +33,49 @@ pub(crate) async fn serve(listener: TcpListener, metrics: PrometheusHandle, shut
             error = &error as &dyn std::error::Error,
             "the admin listener ended"
         );
+    }
+}
+
+async fn ready(house: Option<&Arc<House>>) -> Response {
+    let outcome = match house {
+        Some(house) => house.ready().await,
+        None => Err("what earlier daemons left is being recovered"),
+    };
+    match outcome {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    async fn ask(address: std::net::SocketAddr, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_recovers_is_alive_and_not_ready() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let stop = CancellationToken::new();
+        let served = tokio::spawn(serve(listener, metrics.handle(), Opened::default(), stop.clone()));
+        assert!(ask(address, "/health/live").await.starts_with("HTTP/1.1 204 "));
+        let ready = ask(address, "/health/ready").await;
+        assert!(
+            ready.starts_with("HTTP/1.1 503 ") && ready.contains("recovered"),
+            "{ready}"
+        );
+        stop.cancel();
+        served.await.unwrap();
     }
 }

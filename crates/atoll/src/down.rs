@@ -1,4 +1,5 @@
 //! `atoll down`.
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,13 @@ pub(crate) fn run(settings: Resolved, json: bool) -> Result<ExitCode> {
     if let Some(error) = ended.error {
         bail!("not all sandboxes could be ended: {error}");
     }
+    let left = records_left(&settings.data_dir);
+    if left > 0 {
+        bail!(
+            "ended {} sandboxes, and {left} slots are not given back yet; `atoll down` once more gives them back",
+            ended.ended
+        );
+    }
     out::say(format_args!("ended {} sandboxes; all is given back", ended.ended));
     told(ended.ended, json)
 }
@@ -54,6 +62,14 @@ fn told(ended: usize, json: bool) -> Result<ExitCode> {
         out::json(&serde_json::json!({ "ended": ended }))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Slots that are on record still: whatever a sandbox holds on this machine is found from there, and a record is the last of
+/// it that goes.
+fn records_left(data: &Path) -> usize {
+    let records = std::fs::read_dir(data.join("container/slots"));
+    let is_record = |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|end| end == "json");
+    records.map_or(0, |records| records.flatten().filter(is_record).count())
 }
 
 fn wait_until_gone(settings: &Resolved) -> Result<()> {
@@ -66,4 +82,22 @@ fn wait_until_gone(settings: &Resolved) -> Result<()> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_that_is_on_record_is_not_given_back() {
+        let data = std::env::temp_dir().join(format!("atoll-down-{}", std::process::id()));
+        let slots = data.join("container/slots");
+        assert_eq!(records_left(&data), 0);
+        std::fs::create_dir_all(&slots).unwrap();
+        std::fs::write(slots.join("1.json.new"), "").unwrap();
+        assert_eq!(records_left(&data), 0);
+        std::fs::write(slots.join("1.json"), "").unwrap();
+        assert_eq!(records_left(&data), 1);
+        std::fs::remove_dir_all(&data).unwrap();
+    }
 }

@@ -1,17 +1,17 @@
 //! Every role in one process: the one place where parts are chosen and put together.
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use api::{Api, ApiParts};
 use container::Containers;
 use edge::{Edge, EdgeParts};
-use model::Team;
+use model::{Team, TeamId};
 use node::LocalNode;
 use orchestrator::{Orchestrator, Parts, bootstrap};
 use ports::node::{HeldState, Node};
-use ports::{Clock, Runtime as _, SandboxManager};
+use ports::{Clock, Runtime as _, SandboxManager, TeamStore};
 use sql::Sqlite;
 
 use crate::control::{Ended, Status};
@@ -29,8 +29,15 @@ pub(crate) struct House {
     pub(crate) api: Arc<Api>,
     pub(crate) edge: Arc<Edge>,
     runtime: Arc<Containers>,
+    store: Arc<dyn TeamStore>,
+    team: TeamId,
     started_at: SystemTime,
 }
+
+/// The store and the node answer in milliseconds; whoever asks for health waits for a few seconds.
+const READY_WITHIN: Duration = Duration::from_secs(2);
+/// The reconciler passes every five seconds, and one pass may end many sandboxes.
+const PASS_WITHIN: Duration = Duration::from_secs(60);
 
 impl House {
     /// Opens everything, and settles what earlier daemons left, before anybody is served.
@@ -85,7 +92,7 @@ impl House {
         let api = Api::new(ApiParts {
             manager: Arc::clone(&orchestrator) as Arc<dyn SandboxManager>,
             teams: Arc::clone(&store) as _,
-            templates: store,
+            templates: Arc::clone(&store) as _,
             limits,
             clock: Arc::clone(&clock),
             domain: None,
@@ -106,8 +113,26 @@ impl House {
             api,
             edge,
             runtime,
+            store,
+            team: team.id,
             started_at: SystemTime::now(),
         })
+    }
+
+    /// Whether it can do what it is there for; if not, what keeps it.
+    pub(crate) async fn ready(&self) -> Result<(), &'static str> {
+        let known = tokio::time::timeout(READY_WITHIN, self.store.team(self.team)).await;
+        if !matches!(known, Ok(Ok(Some(_)))) {
+            return Err("the store does not answer");
+        }
+        let report = tokio::time::timeout(READY_WITHIN, self.node.report()).await;
+        if !matches!(report, Ok(Ok(_))) {
+            return Err("the node does not report");
+        }
+        match self.orchestrator.last_pass() {
+            Some(past) if past <= PASS_WITHIN => Ok(()),
+            _ => Err("the reconciler has not come to an end for long"),
+        }
     }
 
     /// What it is at.
@@ -131,7 +156,10 @@ impl House {
     /// Ends every sandbox.
     pub(crate) async fn end_sandboxes(&self) -> Ended {
         match self.orchestrator.down().await {
-            Ok(ended) => Ended { ended, error: None },
+            Ok(ended) => Ended {
+                ended,
+                error: self.still_held().await,
+            },
             Err(error) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
@@ -142,6 +170,15 @@ impl House {
                     error: Some(error.to_string()),
                 }
             }
+        }
+    }
+
+    /// What is still there once everything was ended: nothing, or a fault.
+    async fn still_held(&self) -> Option<String> {
+        match self.node.report().await {
+            Ok(report) if report.held.is_empty() => None,
+            Ok(report) => Some(format!("the node still holds {}", report.held.len())),
+            Err(_) => Some("the node does not report".to_owned()),
         }
     }
 

@@ -22,6 +22,7 @@ mod house;
 mod out;
 mod settings;
 mod status;
+mod tasks;
 mod telemetry;
 mod tls;
 mod traces;

@@ -1,7 +1,10 @@
 //! Logs, metrics and traces.
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
@@ -42,6 +45,21 @@ pub(crate) fn start(settings: &Resolved) -> Result<Telemetry> {
         .install_recorder()
         .context("metrics cannot be started")?;
     Ok(Telemetry { metrics, traces })
+}
+
+/// How often what was measured is put into its histogram: until then, every sample is kept by itself.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Keeps the memory of the metrics bounded, also where nobody reads them; until `stop`.
+pub(crate) async fn upkeep(metrics: PrometheusHandle, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => metrics.run_upkeep(),
+        }
+    }
 }
 
 impl Telemetry {

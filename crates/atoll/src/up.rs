@@ -6,12 +6,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use crate::admin::Opened;
 use crate::data::DataDir;
 use crate::house::House;
 use crate::settings::Resolved;
+use crate::tasks::Tasks;
 use crate::{admin, control, data, out, telemetry};
 
 /// Starts everything and serves until a signal, or `atoll down`.
@@ -37,25 +37,39 @@ async fn serve(settings: Resolved, json: bool) -> Result<()> {
         Some(address) => Some(listen("tls", address).await?),
         None => None,
     };
+    let (mut tasks, opened) = (Tasks::default(), Opened::default());
+    let (metrics, stop) = (telemetry.metrics.clone(), tasks.stop());
+    tasks.spawn("the upkeep of metrics", telemetry::upkeep(metrics, stop));
+    let (metrics, stop) = (telemetry.metrics.clone(), tasks.stop());
+    tasks.spawn(
+        "the admin listener",
+        admin::serve(admin_listener, metrics, Arc::clone(&opened), stop),
+    );
     let house = Arc::new(House::open(settings, data).await?);
-    let shutdown = CancellationToken::new();
-    let tasks = TaskTracker::new();
-    let token = || shutdown.clone();
-    tasks.spawn(Arc::clone(&house.orchestrator).run(token()));
-    tokio::spawn(Arc::clone(&house.node).watch_use());
-    tasks.spawn(Arc::clone(&house.api).serve(api, token()));
-    tasks.spawn(Arc::clone(&house.edge).serve(edge, token()));
+    let stop = tasks.stop();
+    tasks.spawn("the orchestrator", Arc::clone(&house.orchestrator).run(stop));
+    let (node, stop) = (Arc::clone(&house.node), tasks.stop());
+    tasks.spawn("the watch over use", async move {
+        stop.run_until_cancelled(node.watch_use()).await;
+    });
+    let stop = tasks.stop();
+    tasks.spawn("the API", Arc::clone(&house.api).serve(api, stop));
+    let stop = tasks.stop();
+    tasks.spawn("the edge", Arc::clone(&house.edge).serve(edge, stop));
     if let (Some(listener), Some(config)) = (tls, house.tls()?) {
-        let api = house.settings.api_listen;
-        tasks.spawn(Arc::clone(&house.edge).serve_tls(listener, config, Some(api), token()));
+        let (edge, api, stop) = (Arc::clone(&house.edge), house.settings.api_listen, tasks.stop());
+        tasks.spawn(
+            "the edge's TLS",
+            edge.serve_tls(listener, config, Some(api), stop),
+        );
     }
-    tasks.spawn(admin::serve(admin_listener, telemetry.metrics.clone(), token()));
-    let (controlled, stop) = (Arc::clone(&house), token());
-    tasks.spawn(async move {
+    let (controlled, stop) = (Arc::clone(&house), tasks.stop());
+    tasks.spawn("the control socket", async move {
         if let Err(error) = control::serve(controlled, stop).await {
             tracing::error!("the control socket: {error:#}");
         }
     });
+    let _ = opened.set(Arc::clone(&house));
     out::say(format_args!(
         "ready; API on {}, sandboxes on {}",
         house.credentials.api_url, house.credentials.sandbox_url
@@ -64,18 +78,18 @@ async fn serve(settings: Resolved, json: bool) -> Result<()> {
     let _ = data::show(&house.credentials, json);
 
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        () = shutdown.cancelled() => {}
-    }
+    let told = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    let lasted = tasks.until(told).await;
     out::say("stopping; running sandboxes live on, `atoll down` ends them");
-    shutdown.cancel();
-    tasks.close();
-    tasks.wait().await;
+    let ended = tasks.end().await;
     house.close().await;
     telemetry.flush();
-    Ok(())
+    Ok(lasted.and(ended)?)
 }
 
 async fn listen(name: &str, address: SocketAddr) -> Result<TcpListener> {
