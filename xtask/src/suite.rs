@@ -91,10 +91,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn one(ring: Ring) -> Result<Tally> {
     match ring {
-        Ring::Check => check::run().map(|()| Tally {
-            passed: 1,
-            ..Tally::default()
-        }),
+        Ring::Check => check::run(),
         Ring::Rust => rust(),
         Ring::Python => with_house("python", &[], |env| python(&["tests/e2e/python"], env)),
         Ring::Js => with_house("js", &[], javascript),

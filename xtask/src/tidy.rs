@@ -1,4 +1,9 @@
-//! What no compiler checks: the arrows between crates, where `unsafe` may stand, which files nobody uses.
+//! What no compiler checks: the arrows between crates, who may touch what, files that nothing compiles, links and
+//! paths in the documents that lead nowhere, and the page of limits.
+mod links;
+mod modules;
+mod source;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,17 +34,26 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Whoever may use everything, and is used by tests and chores alone.
 const FREE: &[&str] = &["atoll", "testkit", "xtask"];
 
-/// Longer files have grown a second noun. Tests of any length sit in files of their own.
-const LINES_MAX: usize = 700;
+/// Libraries that one crate of the house has to itself, in tests too.
+const OWNED: &[(&str, &str)] = &[("sqlx", "sql")];
 
 /// Runs every check and reports all that is wrong at once.
 pub(crate) fn run() -> Result<()> {
-    let mut wrong = arrows()?;
-    wrong.extend(limits::wrong(&root())?);
-    for file in sources(&root())? {
+    let root = root();
+    let packages = packages()?;
+    let mut wrong = arrows(&packages)?;
+    wrong.extend(limits::wrong(&root)?);
+    wrong.extend(links::wrong(&root)?);
+    let targets = targets(&packages);
+    let compiled = modules::of(targets.iter().map(|target| target.path.as_path()))?;
+    for file in sources(&root)? {
         let text = fs::read_to_string(&file)?;
-        let name = file.strip_prefix(root()).unwrap_or(&file).display().to_string();
-        wrong.extend(source(&name, &text));
+        let name = file.strip_prefix(&root).unwrap_or(&file).display().to_string();
+        let is_shipped_root = targets.iter().any(|target| target.ships && target.path == file);
+        wrong.extend(source::wrong(&name, &text, is_shipped_root));
+        if !compiled.contains(&file) {
+            wrong.push(format!("{name} is compiled by nobody: no module declares it"));
+        }
     }
     if wrong.is_empty() {
         return Ok(());
@@ -47,15 +61,40 @@ pub(crate) fn run() -> Result<()> {
     bail!("tidy:\n  {}", wrong.join("\n  "));
 }
 
-fn arrows() -> Result<Vec<String>> {
+/// What cargo says of the workspace's packages.
+fn packages() -> Result<Vec<Value>> {
     let metadata: Value = serde_json::from_str(&read(cargo().args([
         "metadata",
         "--format-version=1",
         "--no-deps",
     ]))?)?;
-    let packages = metadata["packages"]
-        .as_array()
-        .context("cargo metadata lists packages")?;
+    let packages = metadata["packages"].as_array();
+    Ok(packages.context("cargo metadata lists packages")?.clone())
+}
+
+/// A file that cargo compiles as the root of a crate.
+struct Target {
+    path: PathBuf,
+    /// A library or a program; not a test, an example, a benchmark or a build script.
+    ships: bool,
+}
+
+fn targets(packages: &[Value]) -> Vec<Target> {
+    let all = packages
+        .iter()
+        .filter_map(|package| package["targets"].as_array())
+        .flatten();
+    all.filter_map(|target| {
+        let kinds = target["kind"].as_array()?;
+        Some(Target {
+            path: target["src_path"].as_str()?.into(),
+            ships: kinds.iter().any(|kind| kind == "lib" || kind == "bin"),
+        })
+    })
+    .collect()
+}
+
+fn arrows(packages: &[Value]) -> Result<Vec<String>> {
     let house: BTreeSet<&str> = packages
         .iter()
         .filter_map(|package| package["name"].as_str())
@@ -63,6 +102,17 @@ fn arrows() -> Result<Vec<String>> {
     let mut wrong = Vec::new();
     for package in packages {
         let from = package["name"].as_str().unwrap_or_default();
+        let dependencies = package["dependencies"]
+            .as_array()
+            .context("a package lists dependencies")?;
+        for (library, owner) in OWNED {
+            let uses = dependencies
+                .iter()
+                .any(|dependency| dependency["name"] == *library);
+            if uses && from != *owner {
+                wrong.push(format!("{from} uses {library}, which only {owner} may"));
+            }
+        }
         if FREE.contains(&from) {
             continue;
         }
@@ -72,9 +122,6 @@ fn arrows() -> Result<Vec<String>> {
             ));
             continue;
         };
-        let dependencies = package["dependencies"]
-            .as_array()
-            .context("a package lists dependencies")?;
         // Tests may reach for the testkit; what ships may not.
         let ships = dependencies
             .iter()
@@ -95,61 +142,25 @@ fn arrows() -> Result<Vec<String>> {
 
 /// Rust files of the workspace.
 fn sources(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = files(&root.join("crates"), "rs")?;
+    found.extend(files(&root.join("xtask"), "rs")?);
+    found.sort();
+    Ok(found)
+}
+
+/// Files below a directory whose names end so.
+fn files(dir: &Path, ending: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    let mut open = vec![root.join("crates"), root.join("xtask")];
+    let mut open = vec![dir.to_owned()];
     while let Some(dir) = open.pop() {
         for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
             let path = entry?.path();
             if path.is_dir() {
                 open.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|extension| extension == ending) {
                 found.push(path);
             }
         }
     }
-    found.sort();
     Ok(found)
-}
-
-fn source(name: &str, text: &str) -> Vec<String> {
-    let mut wrong = Vec::new();
-    let is_test = name.contains("/tests/") || name.ends_with("tests.rs") || name.contains("/benches/");
-    let is_generated = text.starts_with("// @generated");
-    let lines = text.lines().count();
-    if lines > LINES_MAX && !is_test && !is_generated {
-        wrong.push(format!(
-            "{name} has {lines} lines: split it by its nouns (at most {LINES_MAX})"
-        ));
-    }
-    let is_root = name.ends_with("src/lib.rs") || name.ends_with("src/main.rs");
-    if is_root && !name.starts_with("crates/linux/") && !text.contains("#![forbid(unsafe_code)]") {
-        wrong.push(format!("{name} does not open with #![forbid(unsafe_code)]"));
-    }
-    let first = text.lines().next().unwrap_or_default();
-    if is_root && !first.starts_with("//!") {
-        wrong.push(format!("{name} does not say in its first line what it is"));
-    }
-    wrong
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_root_without_the_ban_on_unsafe_is_found() {
-        assert_eq!(
-            source("crates/api/src/lib.rs", "//! x\n#![forbid(unsafe_code)]\n"),
-            Vec::<String>::new()
-        );
-        assert_eq!(source("crates/api/src/lib.rs", "//! x\n").len(), 1);
-        assert_eq!(source("crates/linux/src/lib.rs", "//! x\n").len(), 0);
-    }
-
-    #[test]
-    fn a_file_that_grew_too_long_is_found() {
-        let long = "x\n".repeat(LINES_MAX + 1);
-        assert_eq!(source("crates/api/src/thing.rs", &long).len(), 1);
-        assert_eq!(source("crates/api/tests/thing.rs", &long).len(), 0);
-    }
 }

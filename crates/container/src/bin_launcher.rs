@@ -1,4 +1,5 @@
 //! `atoll-launcher`: started by the daemon with a socket as standard input; of no use to anybody else.
+#![forbid(unsafe_code)]
 #![expect(clippy::print_stderr, reason = "its standard error is the daemon's")]
 use std::process::ExitCode;
 
