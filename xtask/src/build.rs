@@ -5,7 +5,8 @@ use anyhow::{Context, Result};
 
 use crate::shell::{cargo, read, run, target_dir};
 
-const MUSL: &str = "x86_64-unknown-linux-musl";
+/// The target that envd is built for where it is installed.
+pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
 const GNU: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds envd and Atoll in release mode and returns Atoll's path, with envd beside it.
@@ -59,12 +60,16 @@ fn place(from: &Path, programs: &[&str], to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether the musl target is installed.
+pub(crate) fn has_musl() -> bool {
+    read(std::process::Command::new("rustc").args(["--print", "target-libdir", "--target", MUSL]))
+        .is_ok_and(|dir| Path::new(dir.trim()).is_dir())
+}
+
 /// Builds the in-sandbox programs as static binaries and returns their directory. Against musl where its target is
 /// installed, because such a program starts ten times faster; against static glibc otherwise.
 fn envd() -> Result<PathBuf> {
-    let musl = read(std::process::Command::new("rustc").args(["--print", "target-libdir", "--target", MUSL]))
-        .is_ok_and(|dir| Path::new(dir.trim()).is_dir());
-    let target = if musl { MUSL } else { GNU };
+    let target = if has_musl() { MUSL } else { GNU };
     eprintln!("build: envd, static, for {target}");
     let mut build = cargo();
     build.args([

@@ -1,11 +1,16 @@
 //! What the machine must have, and how it gets it: by apt on Debian and its kin, as a clear list elsewhere.
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, bail};
 
+use crate::build::{MUSL, has_musl};
 use crate::shell::{command, has, run};
 
 /// One thing that the machine must have.
 struct Need {
-    /// A program that shows that it is there.
+    /// A program, or a file by its whole path, that shows that it is there.
     program: &'static str,
     /// Debian's package.
     package: &'static str,
@@ -19,6 +24,11 @@ const TO_RUN: &[Need] = &[
         program: "cc",
         package: "gcc",
         why: "links Rust programs and compiles SQLite",
+    },
+    Need {
+        program: "/usr/include/stdio.h",
+        package: "libc6-dev",
+        why: "is what SQLite is compiled with and programs are linked to",
     },
     Need {
         program: "mkfs.ext4",
@@ -88,16 +98,52 @@ const TO_BENCH: &[Need] = &[
         package: "bubblewrap",
         why: "is a peer in the benchmark",
     },
+    Need {
+        program: "wrk",
+        package: "wrk",
+        why: "asks the edge in the benchmark",
+    },
 ];
+
+/// How long rustup may take to fetch the musl target, which is nice to have: a tenth of the start-up time of envd.
+const MUSL_WITHIN: Duration = Duration::from_secs(10);
 
 /// Has what building and running needs.
 pub(crate) fn to_run() -> Result<()> {
-    have(TO_RUN)
+    have(TO_RUN)?;
+    try_musl();
+    Ok(())
+}
+
+/// Gets the musl target where rustup is there and reaches its server in time. Nothing depends on it.
+fn try_musl() {
+    if has_musl() || !has("rustup") {
+        return;
+    }
+    let mut rustup = command("rustup");
+    rustup
+        .args(["target", "add", MUSL])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let Ok(mut rustup) = rustup.spawn() else {
+        return;
+    };
+    let until = Instant::now() + MUSL_WITHIN;
+    while matches!(rustup.try_wait(), Ok(None)) {
+        if Instant::now() > until {
+            let _ = rustup.kill();
+            let _ = rustup.wait();
+            return;
+        }
+        #[expect(clippy::disallowed_methods, reason = "there is no runtime here")]
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Has what the test suite needs.
 pub(crate) fn to_test() -> Result<()> {
-    have(TO_RUN)?;
+    to_run()?;
     have(TO_TEST)?;
     // Debian's python3 comes without venv; other systems' comes with it.
     let venv = command("python3")
@@ -122,11 +168,19 @@ pub(crate) fn to_bench() -> Result<()> {
 }
 
 fn have(needs: &'static [Need]) -> Result<()> {
-    let missing: Vec<&Need> = needs.iter().filter(|need| !has(need.program)).collect();
+    let missing: Vec<&Need> = needs.iter().filter(|need| !is_there(need.program)).collect();
     if missing.is_empty() {
         Ok(())
     } else {
         install(&missing)
+    }
+}
+
+fn is_there(program: &str) -> bool {
+    if program.starts_with('/') {
+        Path::new(program).exists()
+    } else {
+        has(program)
     }
 }
 

@@ -9,6 +9,10 @@ use crate::{build, setup};
 pub(crate) fn run(rest: &[String]) -> Result<()> {
     setup::to_run()?;
     let atoll = build::release()?;
+    eprintln!(
+        "up: the program is {}; a PATH of yours may name its directory",
+        atoll.display()
+    );
     let failed = std::process::Command::new(&atoll).arg("up").args(rest).exec();
     Err(failed).with_context(|| format!("cannot start {}", atoll.display()))
 }
