@@ -81,7 +81,7 @@ def found_by(attacker):
     """What the next tenant of a slot finds of anybody."""
     return attacker.shell(
         f"grep -rslF {MARK}- /home /tmp /dev/shm /var /root /run /etc /usr/local /dev/mqueue /proc/[0-9]*/environ /proc/[0-9]*/cmdline | grep -v '/proc/\\(self\\|[0-9]*\\)/cmdline'; "
-        f"find / -xdev -name '*{MARK}-*'; ls -A /tmp /dev/shm /dev/mqueue /home/user | grep {MARK}; ipcs -m | grep 0x00001337; ss -ltn | grep :8000; "
+        f"find / -xdev -name '*{MARK}-*'; ls -A /tmp /dev/shm /dev/mqueue /home/user | grep {MARK}; ipcs -m | grep 0x00001337; ss -ltn 2>&1 | grep :8000; "
         # What a disk gives before anybody wrote to it, and memory likewise.
         f"fallocate -l 64M /var/blank && grep -c {MARK}- /var/blank | grep -v '^0$'; "
         f"python3 -c \"import mmap; m = mmap.mmap(-1, 100 << 20); print('memory') if m.find(b'{MARK}-') >= 0 else None\"",

@@ -77,7 +77,7 @@ def test_a_machine_keeps_its_identity_through_a_reboot(fresh):
     before = sandbox.files.read("/etc/machine-id")
     boot = sandbox.commands.run("cat /proc/sys/kernel/random/boot_id").stdout
     sandbox.pause(mode="filesystem")
-    sandbox = sandbox.connect(sandbox.sandbox_id)
+    sandbox = sandbox.connect()
     assert sandbox.files.read("/etc/machine-id") == before
     assert sandbox.commands.run("cat /proc/sys/kernel/random/boot_id").stdout != boot
 
@@ -91,7 +91,7 @@ def test_what_lies_in_wait_for_a_reboot_is_replaced(fresh, line):
     sandbox = fresh()
     sandbox.commands.run(line, user="root")
     sandbox.pause(mode="filesystem")
-    sandbox = sandbox.connect(sandbox.sandbox_id)
+    sandbox = sandbox.connect()
     assert sandbox.commands.run("stat -c '%F %s' /etc/machine-id; stat -c %F /etc/resolv.conf").stdout == "regular file 33\nregular file\n"
 
 

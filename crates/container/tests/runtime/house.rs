@@ -37,7 +37,8 @@ pub(crate) fn with_house_in(dir: &Path, pool: usize, test: impl AsyncFnOnce(&Hou
         return;
     }
     let tokio = tokio::runtime::Runtime::new().expect("a runtime");
-    let house = tokio.block_on(House::open(dir, &bin, pool));
+    let base = base(&tokio, &bin);
+    let house = tokio.block_on(House::open(dir, &bin, pool, base));
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| tokio.block_on(test(&house))));
     tokio.block_on(house.close());
     if let Err(panic) = outcome {
@@ -45,20 +46,42 @@ pub(crate) fn with_house_in(dir: &Path, pool: usize, test: impl AsyncFnOnce(&Hou
     }
 }
 
+/// The base of all houses of this run, imported once: it is copied from half of `/etc`, and no machine changes it.
+fn base(tokio: &tokio::runtime::Runtime, bin: &Path) -> BuildId {
+    static BASE: Mutex<Option<BuildId>> = Mutex::new(None);
+    let mut made = BASE.lock().expect("a base can be made");
+    *made.get_or_insert_with(|| {
+        let _ = std::fs::remove_dir_all(base_dir());
+        let runtime = Containers::open(config(&base_dir(), bin, 0)).expect("a runtime");
+        let build = BuildId::random();
+        tokio.block_on(runtime.import_host(build)).expect("a base");
+        tokio.block_on(runtime.close());
+        build
+    })
+}
+
+fn base_dir() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("base")
+}
+
+fn config(data: &Path, bin: &Path, pool: usize) -> Config {
+    Config {
+        data: data.to_owned(),
+        envd: bin.join("atoll-envd"),
+        sudo: bin.join("atoll-sudo"),
+        launcher: bin.join("atoll-launcher"),
+        pool,
+    }
+}
+
 impl House {
-    async fn open(dir: &Path, bin: &Path, pool: usize) -> Self {
-        let runtime = Containers::open(Config {
-            data: dir.to_owned(),
-            envd: bin.join("atoll-envd"),
-            sudo: bin.join("atoll-sudo"),
-            launcher: bin.join("atoll-launcher"),
-            pool,
-        })
-        .expect("a runtime");
+    async fn open(dir: &Path, bin: &Path, pool: usize, build: BuildId) -> Self {
+        let runtime = Containers::open(config(dir, bin, pool)).expect("a runtime");
         let recovered = runtime.recover().await.expect("recovery");
         assert!(recovered.machines.is_empty());
-        let build = BuildId::random();
-        runtime.import_host(build).await.expect("a base");
+        // It names its layers by their paths.
+        let known = format!("builds/{build}.json");
+        std::fs::copy(base_dir().join(&known), dir.join(&known)).expect("the base is known");
         Self {
             runtime,
             build,

@@ -8,7 +8,10 @@ from kernel import tell
 UEVENT, CONNECTOR = 15, 11
 lines, heard = [], []
 for protocol, groups in ((UEVENT, 1 | 2 | 4), (CONNECTOR, 1)):
-    line = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, protocol)
+    try:
+        line = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, protocol)
+    except OSError:
+        continue
     try:
         line.bind((0, groups))
         lines.append(line)
