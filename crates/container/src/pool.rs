@@ -115,6 +115,7 @@ impl Pool {
 
     /// Fills the shelves until the pool is closed. One slot at a time: whoever waits for an answer comes first.
     pub(crate) async fn fill(self: Arc<Self>, house: Arc<House>) {
+        let mut refusal = None;
         loop {
             while let Some(shape) = self.missing().filter(|_| !self.closed.is_cancelled()) {
                 let (pool, house) = (Arc::clone(&self), Arc::clone(&house));
@@ -129,12 +130,17 @@ impl Pool {
                     Ok::<_, ports::RuntimeError>(())
                 });
                 match made.await {
-                    Ok(Ok(())) => {}
+                    Ok(Ok(())) => refusal = None,
                     Ok(Err(error)) => {
-                        tracing::warn!(
-                            error = &error as &dyn std::error::Error,
-                            "a slot could not be prepared"
-                        );
+                        // Told once, however long the machine is out of it.
+                        let why = error.to_string();
+                        if refusal.as_ref() != Some(&why) {
+                            tracing::warn!(
+                                error = &error as &dyn std::error::Error,
+                                "a slot could not be prepared; it is tried again"
+                            );
+                            refusal = Some(why);
+                        }
                         let _ = tokio::time::timeout(REST, self.closed.cancelled()).await;
                     }
                     Err(_) => return,
