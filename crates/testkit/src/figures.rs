@@ -1,4 +1,4 @@
-//! What was measured.
+//! What was measured, and what it is held against.
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ pub(crate) struct Figures(Vec<Figure>);
 struct Figure {
     name: String,
     value: Value,
+    goal: Goal,
 }
 
 enum Value {
@@ -17,65 +18,151 @@ enum Value {
     One(f64, &'static str),
 }
 
+/// What a figure is to reach. A benchmark says whether it does, and fails nothing: machines differ.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Goal {
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+    least: Option<f64>,
+    most: Option<f64>,
+}
+
+impl Goal {
+    /// None: the figure is there to be read beside the others.
+    pub(crate) const NONE: Goal = Goal {
+        p50_ms: None,
+        p99_ms: None,
+        least: None,
+        most: None,
+    };
+
+    pub(crate) fn p50_ms(limit: f64) -> Self {
+        Self {
+            p50_ms: Some(limit),
+            ..Self::NONE
+        }
+    }
+
+    pub(crate) fn and_p99_ms(self, limit: f64) -> Self {
+        Self {
+            p99_ms: Some(limit),
+            ..self
+        }
+    }
+
+    pub(crate) fn p99_ms(limit: f64) -> Self {
+        Self::NONE.and_p99_ms(limit)
+    }
+
+    pub(crate) fn at_least(limit: f64) -> Self {
+        Self {
+            least: Some(limit),
+            ..Self::NONE
+        }
+    }
+
+    pub(crate) fn at_most(limit: f64) -> Self {
+        Self {
+            most: Some(limit),
+            ..Self::NONE
+        }
+    }
+
+    /// Each limit in words, and whether the value keeps it.
+    fn judge(self, value: &Value) -> Vec<(String, bool)> {
+        match value {
+            Value::Times(times) => [("p50", 0.50, self.p50_ms), ("p99", 0.99, self.p99_ms)]
+                .into_iter()
+                .filter_map(|(name, share, limit)| {
+                    let limit = limit?;
+                    Some((format!("{name} ≤ {limit} ms"), millis(at(times, share)) <= limit))
+                })
+                .collect(),
+            Value::One(value, unit) => {
+                let least = self
+                    .least
+                    .map(|limit| (format!("≥ {limit:.0} {unit}"), *value >= limit));
+                let most = self
+                    .most
+                    .map(|limit| (format!("≤ {limit:.1} {unit}"), *value <= limit));
+                least.into_iter().chain(most).collect()
+            }
+        }
+    }
+}
+
 impl Figures {
     /// Durations of one thing done many times.
-    pub(crate) fn times(&mut self, name: impl Into<String>, mut times: Vec<Duration>) {
+    pub(crate) fn times(&mut self, name: impl Into<String>, goal: Goal, mut times: Vec<Duration>) {
         times.sort_unstable();
-        let name = name.into();
-        eprintln!("bench: {name}");
-        self.0.push(Figure {
-            name,
-            value: Value::Times(times),
-        });
+        self.put(name.into(), Value::Times(times), goal);
     }
 
     /// A single number.
-    pub(crate) fn one(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
-        let name = name.into();
-        eprintln!("bench: {name}");
-        self.0.push(Figure {
-            name,
-            value: Value::One(value, unit),
-        });
+    pub(crate) fn one(&mut self, name: impl Into<String>, goal: Goal, value: f64, unit: &'static str) {
+        self.put(name.into(), Value::One(value, unit), goal);
+    }
+
+    fn put(&mut self, name: String, value: Value, goal: Goal) {
+        let figure = Figure { name, value, goal };
+        eprintln!("bench: {}", figure.line());
+        self.0.push(figure);
     }
 
     /// Markdown.
     pub(crate) fn table(&self) -> String {
-        let mut table = String::from("| what | p50 | p95 | p99 | n |\n|---|---|---|---|---|\n");
-        for Figure { name, value } in &self.0 {
-            let _ = match value {
-                Value::Times(times) => writeln!(
-                    table,
-                    "| {name} | {} | {} | {} | {} |",
-                    shown(at(times, 0.50)),
-                    shown(at(times, 0.95)),
-                    shown(at(times, 0.99)),
-                    times.len()
-                ),
-                Value::One(value, unit) => writeln!(table, "| {name} | {value:.1} {unit} | | | |"),
-            };
+        let mut table = String::from("| what | p50 | p95 | p99 | n | goal |\n|---|---|---|---|---|---|\n");
+        for figure in &self.0 {
+            let _ = writeln!(table, "{}", figure.line());
         }
         table
     }
 
     /// The same for programs; times in microseconds.
     pub(crate) fn json(&self) -> serde_json::Value {
-        let micros = |times: &[Duration], share| at(times, share).as_secs_f64() * 1e6;
-        let entry = |figure: &Figure| match &figure.value {
+        self.0.iter().map(Figure::json).collect()
+    }
+}
+
+impl Figure {
+    fn line(&self) -> String {
+        let verdicts: Vec<String> = self
+            .goal
+            .judge(&self.value)
+            .into_iter()
+            .map(|(limit, holds)| format!("{limit}: {}", if holds { "holds" } else { "**missed**" }))
+            .collect();
+        let (name, goal) = (&self.name, verdicts.join("; "));
+        match &self.value {
+            Value::Times(times) => format!(
+                "| {name} | {} | {} | {} | {} | {goal} |",
+                shown(at(times, 0.50)),
+                shown(at(times, 0.95)),
+                shown(at(times, 0.99)),
+                times.len()
+            ),
+            Value::One(value, unit) => format!("| {name} | {value:.1} {unit} | | | | {goal} |"),
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let micros = |times: &[Duration], share| millis(at(times, share)) * 1e3;
+        let holds = self.goal.judge(&self.value);
+        let holds = (!holds.is_empty()).then(|| holds.iter().all(|(_, holds)| *holds));
+        match &self.value {
             Value::Times(times) => serde_json::json!({
-                "name": figure.name, "n": times.len(), "unit": "us",
+                "name": self.name, "n": times.len(), "unit": "us", "holds": holds,
                 "p50": micros(times, 0.50), "p95": micros(times, 0.95), "p99": micros(times, 0.99),
             }),
             Value::One(value, unit) => {
-                serde_json::json!({ "name": figure.name, "value": value, "unit": unit })
+                serde_json::json!({ "name": self.name, "value": value, "unit": unit, "holds": holds })
             }
-        };
-        self.0.iter().map(entry).collect()
+        }
     }
 }
 
 /// The time below which this share of all lies (nearest rank).
-fn at(sorted: &[Duration], share: f64) -> Duration {
+pub(crate) fn at(sorted: &[Duration], share: f64) -> Duration {
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -86,8 +173,12 @@ fn at(sorted: &[Duration], share: f64) -> Duration {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
 fn shown(time: Duration) -> String {
-    format!("{:.2} ms", time.as_secs_f64() * 1e3)
+    format!("{:.2} ms", millis(time))
 }
 
 #[cfg(test)]
@@ -101,5 +192,20 @@ mod tests {
         assert_eq!(at(&times, 0.99), Duration::from_millis(99));
         assert_eq!(at(&times[..1], 0.99), Duration::from_millis(1));
         assert_eq!(at(&[], 0.5), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_goal_says_which_limit_was_missed() {
+        let times = Value::Times(vec![Duration::from_millis(2), Duration::from_millis(20)]);
+        let verdicts: Vec<bool> = Goal::p50_ms(3.0)
+            .and_p99_ms(15.0)
+            .judge(&times)
+            .into_iter()
+            .map(|(_, holds)| holds)
+            .collect();
+        assert_eq!(verdicts, [true, false]);
+        assert!(Goal::NONE.judge(&times).is_empty());
+        assert!(!Goal::at_least(200.0).judge(&Value::One(199.9, "/s"))[0].1);
+        assert!(Goal::at_most(2.5).judge(&Value::One(2.5, "MiB"))[0].1);
     }
 }

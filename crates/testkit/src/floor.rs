@@ -1,48 +1,131 @@
-//! What the machine itself takes: the floor under every other figure.
+//! What the machine itself takes, and what others take on it: the floor and the peers beside every other figure.
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::figures::Figures;
+use crate::figures::{Figures, Goal};
 
 const RUNS: usize = 100;
 /// As much as the file figures move.
 pub(crate) const FILE_BYTES: usize = 100 << 20;
+/// A root like the `base` template's: the machine's own `/usr`, and links to what is in it.
+const LINKS: [(&str, &str); 4] = [
+    ("usr/bin", "bin"),
+    ("usr/sbin", "sbin"),
+    ("usr/lib", "lib"),
+    ("usr/lib64", "lib64"),
+];
 
-pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
+pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
     figures.times(
         "floor: fork, exec and wait of `true`",
-        (0..RUNS).map(|_| timed(&["true"])).collect::<Result<_>>()?,
+        Goal::NONE,
+        repeat(&mut Command::new("true"))?,
     );
-    let bwrap = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"];
-    if let Ok(first) = timed(&bwrap) {
-        let rest = (1..RUNS).map(|_| timed(&bwrap)).collect::<Result<Vec<_>>>()?;
-        figures.times(
-            "peer: `bwrap --unshare-all` of `true` (no disk, network, limits or filter)",
-            [vec![first], rest].concat(),
-        );
-    } else {
-        eprintln!("bench: SKIPPED bwrap: it is not installed");
+    let mut bwrap = Command::new("bwrap");
+    bwrap.args(["--unshare-all", "--ro-bind", "/usr", "/usr"]);
+    for (target, link) in LINKS {
+        bwrap.args(["--symlink", target, &format!("/{link}")]);
     }
-    figures.one("floor: 100 MiB through loopback TCP", loopback().await?, "MiB/s");
+    bwrap.args(["--proc", "/proc", "--dev", "/dev", "true"]);
+    figures.times(
+        "peer: `bwrap --unshare-all … true` (no disk, network, limits or filter)",
+        Goal::NONE,
+        repeat(&mut bwrap)?,
+    );
+    figures.times(
+        "peer: `crun run` of `true` (no disk, network, limits or filter)",
+        Goal::NONE,
+        crun_apart()?,
+    );
     Ok(())
 }
 
-fn timed(command: &[&str]) -> Result<Duration> {
+/// Times a program from its start to its end, many times.
+fn repeat(program: &mut Command) -> Result<Vec<Duration>> {
+    program.stdin(Stdio::null()).stdout(Stdio::null());
+    (0..RUNS).map(|_| timed(program)).collect()
+}
+
+fn timed(program: &mut Command) -> Result<Duration> {
     let begun = Instant::now();
-    let status = Command::new(command[0])
-        .args(&command[1..])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()?;
-    ensure!(status.success(), "{} ended with {status}", command[0]);
+    let status = program
+        .status()
+        .with_context(|| format!("cannot run {program:?}: run `cargo xtask bench`"))?;
+    ensure!(status.success(), "{program:?} ended with {status}");
     Ok(begun.elapsed())
 }
 
-async fn loopback() -> Result<f64> {
+/// crun refuses machines on which both versions of cgroups are in use, also where it is to make none: it runs where only
+/// the first can be seen, in a mount namespace that is made once for all runs.
+fn crun_apart() -> Result<Vec<Duration>> {
+    let me = std::env::current_exe()?;
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c"])
+        .args(["umount -l /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" crun"])
+        .arg(me)
+        .stderr(Stdio::inherit())
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "crun's runs ended with {}",
+        output.status
+    );
+    let seconds: Vec<f64> = serde_json::from_slice(&output.stdout)?;
+    Ok(seconds.into_iter().map(Duration::from_secs_f64).collect())
+}
+
+/// How long crun takes for `true` in a root like the `base` template's, in seconds, as JSON.
+pub(crate) fn crun() -> Result<String> {
+    let bundle = std::env::temp_dir().join(format!("atoll-bench-{}", std::process::id()));
+    let times = crun_in(&bundle);
+    fs::remove_dir_all(&bundle)?;
+    let seconds: Vec<f64> = times?.iter().map(Duration::as_secs_f64).collect();
+    Ok(serde_json::to_string(&seconds)?)
+}
+
+fn crun_in(bundle: &Path) -> Result<Vec<Duration>> {
+    let root = bundle.join("rootfs");
+    for dir in ["usr", "proc", "dev"] {
+        fs::create_dir_all(root.join(dir))?;
+    }
+    for (target, link) in LINKS {
+        symlink(target, root.join(link))?;
+    }
+    let namespaces =
+        ["pid", "mount", "network", "uts", "ipc"].map(|kind| serde_json::json!({ "type": kind }));
+    let config = serde_json::json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": "rootfs", "readonly": true },
+        "process": { "args": ["true"], "cwd": "/", "env": ["PATH=/usr/bin"], "user": { "uid": 0, "gid": 0 } },
+        "mounts": [
+            { "destination": "/usr", "source": "/usr", "type": "bind", "options": ["rbind", "ro"] },
+            { "destination": "/proc", "source": "proc", "type": "proc" },
+            { "destination": "/dev", "source": "tmpfs", "type": "tmpfs", "options": ["nosuid", "mode=755"] },
+        ],
+        "linux": { "namespaces": namespaces },
+    });
+    fs::write(bundle.join("config.json"), config.to_string())?;
+    let once = |run| {
+        let mut crun = Command::new("crun");
+        crun.args(["--cgroup-manager=disabled", "run", "--bundle"])
+            .arg(bundle)
+            .arg(format!("atoll-bench-{}-{run}", std::process::id()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        timed(&mut crun)
+    };
+    (0..RUNS).map(once).collect()
+}
+
+/// MiB per second of a plain copy through loopback TCP.
+pub(crate) async fn loopback() -> Result<f64> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let reading = tokio::spawn(async move {

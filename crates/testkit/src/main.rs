@@ -1,7 +1,8 @@
 //! `atoll-bench`: what a running Atoll takes, beside what the machine takes for the same without it.
 //!
-//! It is started by `cargo xtask bench` with the exports of a house in its environment. It prints a table and, with
-//! `--json FILE`, writes the same as JSON.
+//! It is started by `cargo xtask bench` with the exports of two houses in its environment: one with prepared slots, one
+//! without. It prints a table and, with `--json FILE`, writes the same as JSON. `atoll-bench serve PORT` is the small
+//! service that the edge's figures ask; it runs in a sandbox and beside it.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::print_stdout,
@@ -11,49 +12,37 @@
 
 mod figures;
 mod floor;
+mod house;
+mod memory;
+mod python;
 mod sandboxes;
+mod service;
 mod traffic;
+mod wrk;
 
 use anyhow::{Context as _, Result};
-use model::Secret;
-use sdk::Client;
 
 use crate::figures::Figures;
-
-/// The house under test.
-#[derive(Clone)]
-pub(crate) struct House {
-    pub(crate) api: Client,
-    pub(crate) sandbox_url: String,
-    /// The daemon's process.
-    pub(crate) daemon: u32,
-}
-
-impl House {
-    fn of_environment() -> Result<Self> {
-        let variable = |name: &str| {
-            std::env::var(name).with_context(|| format!("{name} is not set: run `cargo xtask bench`"))
-        };
-        let key = Secret::new(variable("E2B_API_KEY")?);
-        Ok(Self {
-            api: Client::new(&variable("E2B_API_URL")?, &key)?,
-            sandbox_url: variable("E2B_SANDBOX_URL")?,
-            daemon: variable("ATOLL_BENCH_DAEMON")?
-                .parse()
-                .context("ATOLL_BENCH_DAEMON is a process number")?,
-        })
-    }
-}
+use crate::house::House;
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let house = House::of_environment()?;
+    if arguments.first().is_some_and(|word| word == "serve") {
+        let port = arguments.get(1).context("serve needs a port")?;
+        return service::serve(port.parse()?).await;
+    }
+    if arguments.first().is_some_and(|word| word == "crun") {
+        println!("{}", floor::crun()?);
+        return Ok(());
+    }
+    let (house, cold) = (House::of("")?, House::of("COLD_")?);
     let mut figures = Figures::default();
-    floor::measure(&mut figures).await?;
-    sandboxes::measure(&house, &mut figures).await?;
+    floor::measure(&mut figures)?;
+    sandboxes::measure(&house, &cold, &mut figures).await?;
+    python::measure(&house, &mut figures)?;
     traffic::measure(&house, &mut figures).await?;
-    sandboxes::memory(&house, &mut figures).await?;
+    memory::measure(&house, &mut figures).await?;
     println!("{}", figures.table());
     if let Some(at) = arguments.iter().position(|argument| argument == "--json") {
         let path = arguments.get(at + 1).context("--json needs a file")?;

@@ -1,0 +1,74 @@
+//! A house under test.
+use anyhow::{Context as _, Result, ensure};
+use model::Secret;
+use sdk::{Client, Program, SandboxClient};
+use wire::rest::{NewSandbox, Sandbox};
+
+/// Longer than a run takes.
+const LIFE_SECONDS: u32 = 3600;
+
+/// A running Atoll, and the way in.
+#[derive(Clone)]
+pub(crate) struct House {
+    pub(crate) api: Client,
+    pub(crate) api_url: String,
+    pub(crate) sandbox_url: String,
+    pub(crate) key: String,
+    /// The daemon's process.
+    pub(crate) daemon: u32,
+}
+
+impl House {
+    /// The house that the environment names with this prefix.
+    pub(crate) fn of(prefix: &str) -> Result<Self> {
+        let variable = |name: &str| {
+            let name = format!("{prefix}{name}");
+            std::env::var(&name).with_context(|| format!("{name} is not set: run `cargo xtask bench`"))
+        };
+        let (api_url, key) = (variable("E2B_API_URL")?, variable("E2B_API_KEY")?);
+        Ok(Self {
+            api: Client::new(&api_url, &Secret::new(key.clone()))?,
+            api_url,
+            sandbox_url: variable("E2B_SANDBOX_URL")?,
+            key,
+            daemon: variable("ATOLL_BENCH_DAEMON")?
+                .parse()
+                .context("the daemon is a process number")?,
+        })
+    }
+
+    pub(crate) async fn create(&self) -> Result<Sandbox> {
+        let wanted = NewSandbox {
+            template_id: "base".to_owned(),
+            timeout: Some(LIFE_SECONDS.into()),
+            ..NewSandbox::default()
+        };
+        Ok(self.api.create(&wanted).await?)
+    }
+
+    pub(crate) fn inside(&self, sandbox: &Sandbox) -> Result<SandboxClient> {
+        let token = sandbox.envd_access_token.clone().map(Secret::new);
+        Ok(SandboxClient::new(
+            &self.sandbox_url,
+            &sandbox.sandbox_id,
+            token.as_ref(),
+        )?)
+    }
+
+    pub(crate) async fn kill(&self, sandbox: &Sandbox) -> Result<()> {
+        Ok(self.api.kill(&sandbox.sandbox_id).await?)
+    }
+}
+
+/// Runs a program and waits for its end.
+pub(crate) async fn command(inside: &SandboxClient, words: &[&str]) -> Result<()> {
+    let (cmd, args) = words.split_first().context("a command has a word")?;
+    let program = Program {
+        cmd: (*cmd).to_owned(),
+        args: args.iter().map(|word| (*word).to_owned()).collect(),
+        ..Program::default()
+    };
+    let exit = inside.start(program).await?.wait().await?;
+    ensure!(exit.exit_code == 0, "{words:?} ended with {}", exit.status);
+    Ok(())
+}
