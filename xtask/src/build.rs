@@ -27,25 +27,27 @@ pub(crate) fn release() -> Result<PathBuf> {
     Ok(bin.join("atoll"))
 }
 
-/// Builds the Atoll that dies where a test tells it to, and returns its path, in a directory of its own with all that
-/// belongs beside it. In the profile of the tests, which have compiled most of it.
+/// Builds targets of these kinds as the tests need them, and returns their directory. Whatever the kinds, the features are
+/// those of [`IN_TESTS`]: nothing is compiled twice.
+pub(crate) fn debug(kinds: &[&str]) -> Result<PathBuf> {
+    eprintln!("build: {}", kinds.join(" "));
+    run(cargo().arg("build").args(IN_TESTS).args(kinds))?;
+    Ok(target_dir().join("debug"))
+}
+
+/// What the tests are built of: everything, and an Atoll that dies where a test tells it to, and nowhere if none does.
+pub(crate) const IN_TESTS: [&str; 3] = ["--workspace", "--features", "atoll/failpoints"];
+
+/// Places the Atoll that dies where a test tells it to in a directory of its own, with all that belongs beside it, and
+/// returns its path.
 pub(crate) fn failpoints() -> Result<PathBuf> {
     let envd = envd()?;
-    eprintln!("build: atoll with failpoints");
-    run(cargo().args([
-        "build",
-        "--package",
-        "atoll",
-        "--package",
-        "container",
-        "--bins",
-        "--features",
-        "atoll/failpoints",
-    ]))?;
+    // With the examples come the features of tests.
+    let debug = debug(&["--bins", "--examples"])?;
     let bin = target_dir().join("failpoints");
     std::fs::create_dir_all(&bin)?;
     place(&envd, &["atoll-envd", "atoll-sudo"], &bin)?;
-    place(&target_dir().join("debug"), &["atoll", "atoll-launcher"], &bin)?;
+    place(&debug, &["atoll", "atoll-launcher"], &bin)?;
     Ok(bin.join("atoll"))
 }
 

@@ -3,29 +3,39 @@ use std::fs;
 
 use anyhow::{Result, bail};
 
-use crate::shell::{cargo, read, root};
+use crate::build;
+use crate::shell::{command, read, root};
 
-/// A file and the command that prints it.
+/// A file and what prints it: a program of the tests' profile, with its arguments.
 struct Generated {
     path: &'static str,
+    program: &'static str,
     arguments: &'static [&'static str],
 }
 
 const ALL: &[Generated] = &[
     Generated {
         path: "openapi/atoll.json",
-        arguments: &["run", "--quiet", "--package", "api", "--example", "openapi"],
+        program: "examples/openapi",
+        arguments: &[],
     },
     Generated {
         path: "docs/cli.md",
-        arguments: &["run", "--quiet", "--package", "atoll", "--", "gen-docs"],
+        program: "atoll",
+        arguments: &["gen-docs"],
     },
 ];
 
 /// Writes the files, or with `check` fails where they differ.
 pub(crate) fn run(check: bool) -> Result<()> {
-    for Generated { path, arguments } in ALL {
-        let fresh = read(cargo().args(*arguments))?;
+    let programs = build::debug(&["--bins", "--examples"])?;
+    for Generated {
+        path,
+        program,
+        arguments,
+    } in ALL
+    {
+        let fresh = read(command(programs.join(program)).args(*arguments))?;
         let file = root().join(path);
         if fs::read_to_string(&file).is_ok_and(|found| found == fresh) {
             continue;

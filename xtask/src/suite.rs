@@ -122,7 +122,10 @@ fn rust() -> Result<Tally> {
     let bin = atoll.parent().context("a program lies in a directory")?;
     let mut tests = cargo();
     tests
-        .args(["test", "--workspace", "--no-fail-fast"])
+        .args(["test", "--no-fail-fast"])
+        .args(build::IN_TESTS)
+        // No documentation has examples to run, and asking for them costs a run of rustdoc for each crate.
+        .args(["--lib", "--bins", "--tests", "--examples"])
         .env("ATOLL_TEST_BIN_DIR", bin);
     run_and_count("rust", &mut tests, tally::of_cargo)
 }
