@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::house::{Fate, House, Shape};
@@ -13,6 +14,9 @@ use crate::slot::Slot;
 const SHAPES_MAX: usize = 4;
 /// After a failure, so that a machine that is out of something is not kept busy with trying.
 const REST: Duration = Duration::from_secs(1);
+/// Preparing a slot wants the processors and the kernel's locks that whoever has just taken one still needs for its
+/// answer: a few milliseconds.
+const PEACE: Duration = Duration::from_millis(10);
 
 /// The pool of one node.
 #[derive(Debug)]
@@ -21,6 +25,7 @@ pub(crate) struct Pool {
     /// Slots for each shape.
     size: usize,
     wanted: Notify,
+    taken_at: Mutex<Instant>,
     pub(crate) closed: CancellationToken,
 }
 
@@ -38,6 +43,7 @@ impl Pool {
             shelves: Mutex::default(),
             size,
             wanted: Notify::new(),
+            taken_at: Mutex::new(Instant::now()),
             closed: CancellationToken::new(),
         }
     }
@@ -52,6 +58,7 @@ impl Pool {
             .slots
             .pop_front();
         drop(shelves);
+        *self.taken_at.lock().expect(UNPOISONED) = Instant::now();
         self.wanted.notify_one();
         slot
     }
@@ -96,6 +103,27 @@ impl Pool {
             .map(|shelf| shelf.shape)
     }
 
+    /// Whether so many of this shape are left that filling up can wait for a quieter moment.
+    fn has_many(&self, shape: Shape) -> bool {
+        let shelves = self.shelves.lock().expect(UNPOISONED);
+        let shelf = shelves.iter().find(|shelf| shelf.shape == shape);
+        shelf.is_some_and(|shelf| shelf.slots.len() * 2 > self.size)
+    }
+
+    /// Lets those who have taken a slot come to their answer, for as long as there are many more.
+    async fn rest(&self, shape: Shape) {
+        while self.has_many(shape) {
+            let until = *self.taken_at.lock().expect(UNPOISONED) + PEACE;
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => {}
+                () = self.closed.cancelled() => return,
+            }
+        }
+    }
+
     fn surplus(&self) -> Vec<Slot> {
         let mut shelves = self.shelves.lock().expect(UNPOISONED);
         let over = shelves.len().saturating_sub(SHAPES_MAX);
@@ -113,11 +141,13 @@ impl Pool {
         }
     }
 
-    /// Fills the shelves until the pool is closed. One slot at a time: whoever waits for an answer comes first.
+    /// Fills the shelves until the pool is closed. One slot at a time: whoever waits for an answer
+    /// comes first.
     pub(crate) async fn fill(self: Arc<Self>, house: Arc<House>) {
         let mut refusal = None;
         loop {
             while let Some(shape) = self.missing().filter(|_| !self.closed.is_cancelled()) {
+                self.rest(shape).await;
                 let (pool, house) = (Arc::clone(&self), Arc::clone(&house));
                 let made = tokio::task::spawn_blocking(move || {
                     for slot in pool.surplus() {
