@@ -89,8 +89,14 @@ pub fn inherited(fd: std::os::fd::RawFd) -> io::Result<std::os::fd::OwnedFd> {
 /// # Errors
 /// What close_range(2) answered: `EINVAL` before Linux 5.11.
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // By its number: musl's libc has no name for it.
     // SAFETY: no descriptor is closed now, only marked; its owner goes on owning it.
-    checked(unsafe { libc::close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) })
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Lets the kernel forget children as they end, for a process that watches them by pidfd. Children inherit it until
