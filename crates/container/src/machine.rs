@@ -132,6 +132,18 @@ impl Container {
         self.is_as_wanted(disk)
     }
 
+    /// Stops all of it where it is. Its disk is what is left if the host goes down: it is on the host's own disk before
+    /// this is done.
+    fn freeze(&self) -> Result<(), Step> {
+        self.slot.cgroup.freeze()?;
+        let safe = self.slot.write_back().at("writing a disk back");
+        let safe = safe.and_then(|()| self.house.disks.write_through(self.slot.number));
+        if safe.is_err() {
+            let _ = self.slot.cgroup.thaw();
+        }
+        safe
+    }
+
     fn is_as_wanted(&self, disk: Disk) -> Result<(), RuntimeError> {
         if disk == Disk::Keep && !self.house.disks.is_kept(self.spec.sandbox) {
             return Err(RuntimeError::NoDisk(self.spec.sandbox));
@@ -216,7 +228,7 @@ impl Machine for Handle {
     }
 
     async fn freeze(&self) -> Result<(), RuntimeError> {
-        self.0.blocking(|this| this.slot.cgroup.freeze()).await?;
+        self.0.blocking(Container::freeze).await?;
         self.0.frozen.store(true, Ordering::SeqCst);
         Ok(())
     }

@@ -88,6 +88,20 @@ impl Slot {
         ))
     }
 
+    /// Lets its file system write all that it holds back to the image. The overlay at its root hands that on to its disk
+    /// (syncfs(2)).
+    pub(crate) fn write_back(&self) -> io::Result<()> {
+        let root = open_root(self.pid, &self.pidfd)?;
+        // A descriptor of a place alone cannot be written back.
+        let root = rustix::fs::openat(
+            &root,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        Ok(rustix::fs::syncfs(&root)?)
+    }
+
     /// When its first process started, by the age of its directory in `/proc`.
     pub(crate) fn started_at(&self) -> std::time::SystemTime {
         fs::metadata(format!("/proc/{}", self.pid))
