@@ -1,15 +1,16 @@
 """Times sandboxes as a user of the official Python SDK sees them, and prints seconds as JSON.
 
-`cargo xtask bench` runs it against a house of its own. The SDK runs each command in a login shell.
+`cargo xtask bench` runs it against a house of its own, and says how many runs there are of what is done one after another. The SDK runs each command in a login shell.
 """
 
 import asyncio
 import json
+import sys
 import time
 
 from e2b import AsyncSandbox, Sandbox
 
-RUNS = 50
+RUNS = int(sys.argv[1])
 AT_ONCE = 50
 
 

@@ -3,31 +3,20 @@
 use anyhow::Result;
 
 use crate::house::House;
-use crate::shell::cargo;
+use crate::shell::command;
 use crate::{build, clients, setup, shell};
 
 /// Runs testkit's benchmark against houses of its own.
 pub(crate) fn run(rest: &[String]) -> Result<()> {
     setup::to_bench()?;
     let python = clients::python()?;
-    let atoll = build::release()?;
+    let (bench, atoll) = build::benchmark()?;
     let house = House::start(&atoll, "bench", &[])?;
     // Nothing is prepared here: what a create takes when the pool is empty.
     let cold = House::start(&atoll, "bench-cold", &[("ATOLL_POOL", "0".to_owned())])?;
-    let mut bench = cargo();
+    let mut bench = command(bench);
     bench
-        .args([
-            "run",
-            "--release",
-            "--quiet",
-            "--package",
-            "testkit",
-            "--bin",
-            "atoll-bench",
-            "--",
-        ])
-        .args(rest);
-    bench
+        .args(rest)
         .envs(house.env())
         .env("ATOLL_BENCH_PYTHON", python)
         .env("ATOLL_BENCH_DAEMON", house.pid().to_string())

@@ -11,17 +11,29 @@ const GNU: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds envd and Atoll in release mode and returns Atoll's path, with envd beside it.
 pub(crate) fn release() -> Result<PathBuf> {
+    release_with(&[])
+}
+
+/// Builds the benchmark as well, and returns its path and Atoll's.
+pub(crate) fn benchmark() -> Result<(PathBuf, PathBuf)> {
+    let atoll = release_with(&["--package", "testkit"])?;
+    Ok((atoll.with_file_name("atoll-bench"), atoll))
+}
+
+fn release_with(more: &[&str]) -> Result<PathBuf> {
     let envd = envd()?;
     eprintln!("build: atoll");
-    run(cargo().args([
+    let mut build = cargo();
+    build.args([
         "build",
         "--release",
+        "--bins",
         "--package",
         "atoll",
         "--package",
         "container",
-        "--bins",
-    ]))?;
+    ]);
+    run(build.args(more))?;
     let bin = target_dir().join("release");
     place(&envd, &["atoll-envd", "atoll-sudo"], &bin)?;
     Ok(bin.join("atoll"))

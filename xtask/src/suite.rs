@@ -10,6 +10,7 @@
 //! settings houses with settings of their own: traces, metrics, quotas
 //! crash    kill -9 at every step, restart, leaks, floods
 //! escape   code in a sandbox that means harm, canaries around it
+//! bench    every figure of the benchmark, in short: that it can be had, not what it is
 //! ```
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -22,7 +23,7 @@ use clap::{Args, ValueEnum};
 use crate::house::House;
 use crate::shell::{cargo, command, root};
 use crate::tally::{self, Tally};
-use crate::{build, check, clients, setup};
+use crate::{bench, build, check, clients, setup};
 
 /// What to run.
 #[derive(Args)]
@@ -43,9 +44,10 @@ enum Ring {
     Settings,
     Crash,
     Escape,
+    Bench,
 }
 
-const ALL: [Ring; 9] = [
+const ALL: [Ring; 10] = [
     Ring::Check,
     Ring::Rust,
     Ring::Python,
@@ -55,6 +57,7 @@ const ALL: [Ring; 9] = [
     Ring::Settings,
     Ring::Crash,
     Ring::Escape,
+    Ring::Bench,
 ];
 
 /// Where names below `localhost` lead, whoever is asked (RFC 6761, section 6.3).
@@ -113,6 +116,10 @@ fn one(ring: Ring) -> Result<Tally> {
             python(&["tests/e2e/crash"], &BTreeMap::from(env))
         }
         Ring::Escape => escape(),
+        Ring::Bench => bench::run(&["--short".to_owned()]).map(|()| Tally {
+            passed: 1,
+            ..Tally::default()
+        }),
     }
 }
 

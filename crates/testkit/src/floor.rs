@@ -10,8 +10,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::figures::{Figures, Goal};
+use crate::scale::Scale;
 
-const RUNS: usize = 100;
 /// As much as the file figures move.
 pub(crate) const FILE_BYTES: usize = 100 << 20;
 /// A root like the `base` template's: the machine's own `/usr`, and links to what is in it.
@@ -22,11 +22,11 @@ const LINKS: [(&str, &str); 4] = [
     ("usr/lib64", "lib64"),
 ];
 
-pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
+pub(crate) fn measure(scale: Scale, figures: &mut Figures) -> Result<()> {
     figures.times(
         "floor: fork, exec and wait of `true`",
         Goal::NONE,
-        repeat(&mut Command::new("true"))?,
+        repeat(scale.runs, &mut Command::new("true"))?,
     );
     let mut bwrap = Command::new("bwrap");
     bwrap.args(["--unshare-all", "--ro-bind", "/usr", "/usr"]);
@@ -37,20 +37,20 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
     figures.times(
         "peer: `bwrap --unshare-all … true` (no disk, network, limits or filter)",
         Goal::NONE,
-        repeat(&mut bwrap)?,
+        repeat(scale.runs, &mut bwrap)?,
     );
     figures.times(
         "peer: `crun run` of `true` (no disk, network, limits or filter)",
         Goal::NONE,
-        crun_apart()?,
+        crun_apart(scale.runs)?,
     );
     Ok(())
 }
 
 /// Times a program from its start to its end, many times.
-fn repeat(program: &mut Command) -> Result<Vec<Duration>> {
+fn repeat(runs: usize, program: &mut Command) -> Result<Vec<Duration>> {
     program.stdin(Stdio::null()).stdout(Stdio::null());
-    (0..RUNS).map(|_| timed(program)).collect()
+    (0..runs).map(|_| timed(program)).collect()
 }
 
 fn timed(program: &mut Command) -> Result<Duration> {
@@ -64,12 +64,13 @@ fn timed(program: &mut Command) -> Result<Duration> {
 
 /// crun refuses machines on which both versions of cgroups are in use, also where it is to make none: it runs where only
 /// the first can be seen, in a mount namespace that is made once for all runs.
-fn crun_apart() -> Result<Vec<Duration>> {
+fn crun_apart(runs: usize) -> Result<Vec<Duration>> {
     let me = std::env::current_exe()?;
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c"])
-        .args(["umount -l /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" crun"])
+        .args(["umount -l /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" crun \"$1\""])
         .arg(me)
+        .arg(runs.to_string())
         .stderr(Stdio::inherit())
         .output()?;
     ensure!(
@@ -82,15 +83,15 @@ fn crun_apart() -> Result<Vec<Duration>> {
 }
 
 /// How long crun takes for `true` in a root like the `base` template's, in seconds, as JSON.
-pub(crate) fn crun() -> Result<String> {
+pub(crate) fn crun(runs: usize) -> Result<String> {
     let bundle = std::env::temp_dir().join(format!("atoll-bench-{}", std::process::id()));
-    let times = crun_in(&bundle);
+    let times = crun_in(&bundle, runs);
     fs::remove_dir_all(&bundle)?;
     let seconds: Vec<f64> = times?.iter().map(Duration::as_secs_f64).collect();
     Ok(serde_json::to_string(&seconds)?)
 }
 
-fn crun_in(bundle: &Path) -> Result<Vec<Duration>> {
+fn crun_in(bundle: &Path, runs: usize) -> Result<Vec<Duration>> {
     let root = bundle.join("rootfs");
     for dir in ["usr", "proc", "dev"] {
         fs::create_dir_all(root.join(dir))?;
@@ -121,7 +122,7 @@ fn crun_in(bundle: &Path) -> Result<Vec<Duration>> {
             .stdout(Stdio::null());
         timed(&mut crun)
     };
-    (0..RUNS).map(once).collect()
+    (0..runs).map(once).collect()
 }
 
 /// MiB per second of a plain copy through loopback TCP.

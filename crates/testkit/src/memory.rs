@@ -8,9 +8,8 @@ use wire::rest::Sandbox;
 
 use crate::figures::{Figures, Goal};
 use crate::house::{House, command};
+use crate::scale::Scale;
 
-const FEW: u32 = 200;
-const MANY: u32 = 1000;
 /// Creates under way at a time.
 const AT_ONCE: u32 = 8;
 /// Until what was freed or prepared is counted.
@@ -19,7 +18,7 @@ const SETTLED: Duration = Duration::from_secs(5);
 const DAEMON_PER_SANDBOX_MIB: f64 = 50.0 / 1024.0;
 const DAEMON_MIB: f64 = 60.0;
 
-pub(crate) async fn measure(house: &House, figures: &mut Figures) -> Result<()> {
+pub(crate) async fn measure(scale: Scale, house: &House, figures: &mut Figures) -> Result<()> {
     tokio::time::sleep(SETTLED).await;
     figures.one(
         "daemon, resident, after the above",
@@ -28,7 +27,7 @@ pub(crate) async fn measure(house: &House, figures: &mut Figures) -> Result<()> 
         "MiB",
     );
     let (before, mut idle) = (available_mib()?, Vec::new());
-    for (count, goal) in [(FEW, Goal::at_most(2.5)), (MANY, Goal::NONE)] {
+    for count in scale.idle {
         while idle.len() < count as usize {
             let more: Vec<Sandbox> = try_join_all((0..AT_ONCE).map(|_| house.create())).await?;
             idle.extend(more);
@@ -36,7 +35,7 @@ pub(crate) async fn measure(house: &House, figures: &mut Figures) -> Result<()> 
         tokio::time::sleep(SETTLED).await;
         figures.one(
             format!("machine memory for each of {count} idle sandboxes"),
-            goal,
+            Goal::at_most(2.5),
             (before - available_mib()?) / f64::from(count),
             "MiB",
         );

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::figures::{Figures, Goal};
 use crate::house::House;
+use crate::scale::Scale;
 
 /// What `benches/python_sdk.py` prints, in seconds.
 #[derive(Deserialize)]
@@ -16,11 +17,12 @@ struct Seconds {
     command: Vec<f64>,
 }
 
-pub(crate) fn measure(house: &House, figures: &mut Figures) -> Result<()> {
+pub(crate) fn measure(scale: Scale, house: &House, figures: &mut Figures) -> Result<()> {
     let python = std::env::var("ATOLL_BENCH_PYTHON")
         .context("ATOLL_BENCH_PYTHON is not set: run `cargo xtask bench`")?;
     let output = Command::new(&python)
         .arg("benches/python_sdk.py")
+        .arg((scale.runs / 6).to_string())
         .env("E2B_API_URL", &house.api_url)
         .env("E2B_SANDBOX_URL", &house.sandbox_url)
         .env("E2B_API_KEY", &house.key)

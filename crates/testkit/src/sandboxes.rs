@@ -8,26 +8,24 @@ use futures_util::future::try_join_all;
 
 use crate::figures::{Figures, Goal};
 use crate::house::{House, command};
+use crate::scale::Scale;
 
-const RUNS: usize = 300;
 /// Between two creates one after another: a pool has time to prepare a slot.
 const PAUSE: Duration = Duration::from_millis(30);
 const AT_ONCE: usize = 50;
-const BURSTS: usize = 4;
 /// Between two bursts.
 const BREATH: Duration = Duration::from_secs(2);
-const SUSTAINED_FOR: Duration = Duration::from_secs(10);
 const WORKERS: usize = 4;
 
-pub(crate) async fn measure(house: &House, cold: &House, figures: &mut Figures) -> Result<()> {
-    let (created, killed) = one_after_another(house).await?;
+pub(crate) async fn measure(scale: Scale, house: &House, cold: &House, figures: &mut Figures) -> Result<()> {
+    let (created, killed) = one_after_another(scale, house).await?;
     figures.times(
         "create → 201, prepared slots, one after another",
         Goal::p50_ms(3.0).and_p99_ms(15.0),
         created,
     );
     figures.times("kill → 204", Goal::NONE, killed);
-    let (created, _) = one_after_another(cold).await?;
+    let (created, _) = one_after_another(scale, cold).await?;
     figures.times(
         "create → 201, empty pool, one after another",
         Goal::p50_ms(8.0),
@@ -35,7 +33,7 @@ pub(crate) async fn measure(house: &House, cold: &House, figures: &mut Figures) 
     );
 
     let mut first_commands = Vec::new();
-    for _ in 0..RUNS {
+    for _ in 0..scale.runs {
         tokio::time::sleep(PAUSE).await;
         let begun = Instant::now();
         let sandbox = house.create().await?;
@@ -50,7 +48,7 @@ pub(crate) async fn measure(house: &House, cold: &House, figures: &mut Figures) 
     );
 
     let (mut created, mut first_commands) = (Vec::new(), Vec::new());
-    for _ in 0..BURSTS {
+    for _ in 0..scale.bursts {
         let burst = burst(house).await?;
         created.extend(burst.iter().map(|(created, _)| *created));
         first_commands.extend(burst.iter().map(|(_, done)| *done));
@@ -65,20 +63,20 @@ pub(crate) async fn measure(house: &House, cold: &House, figures: &mut Figures) 
     figures.one(
         "create + kill, 4 at a time, sustained",
         Goal::NONE,
-        sustained(house, false).await?,
+        sustained(scale, house, false).await?,
         "/s",
     );
     figures.one(
         "create + command + kill, 4 at a time, sustained",
         Goal::at_least(200.0),
-        sustained(house, true).await?,
+        sustained(scale, house, true).await?,
         "/s",
     );
 
     let sandbox = house.create().await?;
     let inside = house.inside(&sandbox)?;
     let mut trips = Vec::new();
-    for _ in 0..RUNS * 2 {
+    for _ in 0..scale.runs * 2 {
         let begun = Instant::now();
         command(&inside, &["/bin/true"]).await?;
         trips.push(begun.elapsed());
@@ -92,9 +90,9 @@ pub(crate) async fn measure(house: &House, cold: &House, figures: &mut Figures) 
 }
 
 /// How long creates and kills take.
-async fn one_after_another(house: &House) -> Result<(Vec<Duration>, Vec<Duration>)> {
+async fn one_after_another(scale: Scale, house: &House) -> Result<(Vec<Duration>, Vec<Duration>)> {
     let (mut created, mut killed) = (Vec::new(), Vec::new());
-    for _ in 0..RUNS {
+    for _ in 0..scale.runs {
         tokio::time::sleep(PAUSE).await;
         let begun = Instant::now();
         let sandbox = house.create().await?;
@@ -124,10 +122,10 @@ async fn burst(house: &House) -> Result<Vec<(Duration, Duration)>> {
         .collect())
 }
 
-async fn sustained(house: &House, with_command: bool) -> Result<f64> {
+async fn sustained(scale: Scale, house: &House, with_command: bool) -> Result<f64> {
     tokio::time::sleep(BREATH).await;
     let done = Arc::new(AtomicUsize::new(0));
-    let until = Instant::now() + SUSTAINED_FOR;
+    let until = Instant::now() + scale.sustained;
     let workers = (0..WORKERS).map(|_| {
         let (house, done) = (house.clone(), Arc::clone(&done));
         async move {

@@ -10,9 +10,9 @@ use crate::figures::{Figures, Goal, at};
 use crate::floor::{self, FILE_BYTES, rate};
 use crate::house::{House, command};
 use crate::memory;
+use crate::scale::Scale;
 use crate::wrk;
 
-const ECHOES: usize = 200;
 /// Each copy is made so often, one kind after the other, and its median told: the machine's own speed varies.
 const COPIES: usize = 5;
 /// What a copy through the edge is to reach of a plain one.
@@ -22,16 +22,16 @@ const PORT: u16 = 18_080;
 /// What the daemon may grow by while files pass through it.
 const FLAT_MIB: f64 = 8.0;
 
-pub(crate) async fn measure(house: &House, figures: &mut Figures) -> Result<()> {
+pub(crate) async fn measure(scale: Scale, house: &House, figures: &mut Figures) -> Result<()> {
     let sandbox = house.create().await?;
     let inside = house.inside(&sandbox)?;
-    echoes(&inside, figures).await?;
+    echoes(scale, &inside, figures).await?;
     files(house, &inside, figures).await?;
-    requests(house, &inside, &sandbox.sandbox_id, figures).await?;
+    requests(scale, house, &inside, &sandbox.sandbox_id, figures).await?;
     house.kill(&sandbox).await
 }
 
-async fn echoes(inside: &SandboxClient, figures: &mut Figures) -> Result<()> {
+async fn echoes(scale: Scale, inside: &SandboxClient, figures: &mut Figures) -> Result<()> {
     let program = Program {
         cmd: "/bin/cat".to_owned(),
         terminal: Some(TerminalSize { cols: 80, rows: 24 }),
@@ -40,7 +40,7 @@ async fn echoes(inside: &SandboxClient, figures: &mut Figures) -> Result<()> {
     let mut cat = inside.start(program).await?;
     let control = cat.control();
     let mut echoes = Vec::new();
-    for _ in 0..ECHOES {
+    for _ in 0..scale.runs {
         let begun = Instant::now();
         control.type_in(b"x").await?;
         while !matches!(cat.next().await?, Event::Terminal(_)) {}
@@ -106,7 +106,13 @@ fn median(mut rates: Vec<f64>) -> f64 {
 }
 
 /// The same program answers in the sandbox and beside it; one of the two at a time.
-async fn requests(house: &House, inside: &SandboxClient, sandbox: &str, figures: &mut Figures) -> Result<()> {
+async fn requests(
+    scale: Scale,
+    house: &House,
+    inside: &SandboxClient,
+    sandbox: &str,
+    figures: &mut Figures,
+) -> Result<()> {
     let me = std::env::current_exe()?;
     let program = Bytes::from(std::fs::read(&me)?);
     inside.write_file("/home/user/service", None, program).await?;
@@ -127,9 +133,14 @@ async fn requests(house: &House, inside: &SandboxClient, sandbox: &str, figures:
     ];
     for connections in [1, 64] {
         let (mut plain, mut through) = (Vec::new(), Vec::new());
-        for _ in 0..3 {
-            plain.push(wrk::load(&direct, &[], connections)?);
-            through.push(wrk::load(&house.sandbox_url, &routed, connections)?);
+        for _ in 0..scale.loads {
+            plain.push(wrk::load(&direct, &[], connections, scale.load_seconds)?);
+            through.push(wrk::load(
+                &house.sandbox_url,
+                &routed,
+                connections,
+                scale.load_seconds,
+            )?);
         }
         let rates = |loads: &[wrk::Load]| median(loads.iter().map(|load| load.per_second).collect());
         let p50 = |loads: &[wrk::Load]| {

@@ -10,11 +10,17 @@ pub(crate) struct Load {
     pub(crate) p50: Duration,
 }
 
-/// Asks `url` on so many connections for five seconds.
-pub(crate) fn load(url: &str, headers: &[String], connections: u32) -> Result<Load> {
+/// Asks `url` on so many connections for so many seconds.
+pub(crate) fn load(url: &str, headers: &[String], connections: u32, seconds: u32) -> Result<Load> {
     let mut wrk = Command::new("wrk");
-    wrk.args(["--threads", "1", "--latency", "--duration", "5s"])
-        .args(["--connections", &connections.to_string()]);
+    wrk.args([
+        "--threads",
+        "1",
+        "--latency",
+        "--duration",
+        &format!("{seconds}s"),
+    ])
+    .args(["--connections", &connections.to_string()]);
     for header in headers {
         wrk.args(["--header", header]);
     }

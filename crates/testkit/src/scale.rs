@@ -1,0 +1,38 @@
+//! How much is done for each figure.
+use std::time::Duration;
+
+/// Enough for figures that mean something, or, in short, just enough to see that each can still be had.
+#[derive(Clone, Copy)]
+pub(crate) struct Scale {
+    /// Of what is done one after another.
+    pub(crate) runs: usize,
+    /// Of what is done 50 times at once.
+    pub(crate) bursts: usize,
+    /// For what is done as often as it goes.
+    pub(crate) sustained: Duration,
+    /// Loads of the edge, of which the median is told.
+    pub(crate) loads: usize,
+    /// Seconds of each of these.
+    pub(crate) load_seconds: u32,
+    /// Sandboxes that do nothing.
+    pub(crate) idle: [u32; 2],
+}
+
+impl Scale {
+    pub(crate) const WHOLE: Self = Self {
+        runs: 300,
+        bursts: 4,
+        sustained: Duration::from_secs(10),
+        loads: 3,
+        load_seconds: 5,
+        idle: [200, 1000],
+    };
+    pub(crate) const SHORT: Self = Self {
+        runs: 6,
+        bursts: 1,
+        sustained: Duration::from_secs(1),
+        loads: 1,
+        load_seconds: 1,
+        idle: [8, 16],
+    };
+}
