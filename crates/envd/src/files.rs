@@ -19,6 +19,7 @@ pub(crate) mod form;
 mod incoming;
 mod media_type;
 mod metadata;
+mod pieces;
 mod signature;
 mod upload;
 mod writing;

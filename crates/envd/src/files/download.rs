@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::conditions::{self, Sent};
 use super::encoding::{self, Encoding};
+use super::pieces::Pieces;
 use super::signature::Operation;
 use super::{Caller, PIECE_BYTES, Query, base_name, blocking, failed, media_type, regular};
 use crate::access::Refusal;
@@ -202,6 +203,7 @@ struct Reader {
     /// Up to where; `None`: up to its end, wherever that is.
     end: Option<u64>,
     gzip: Option<GzEncoder<Vec<u8>>>,
+    pieces: Pieces,
     is_over: bool,
 }
 
@@ -215,6 +217,7 @@ impl Reader {
             offset,
             end: range.map(|range| range.end),
             gzip,
+            pieces: Pieces::default(),
             is_over: false,
         }
     }
@@ -224,9 +227,10 @@ impl Reader {
         while !self.is_over {
             let plain = self.read()?;
             let Some(gzip) = &mut self.gzip else {
-                return Ok(Some(plain).filter(|plain| !plain.is_empty()).map(Bytes::from));
+                return Ok((!plain.is_empty()).then(|| self.pieces.lend(plain)));
             };
             gzip.write_all(&plain)?;
+            self.pieces.put(plain);
             if self.is_over {
                 gzip.try_finish()?;
             }
@@ -240,7 +244,7 @@ impl Reader {
     fn read(&mut self) -> io::Result<Vec<u8>> {
         let left = self.end.map_or(u64::MAX, |end| end - self.offset);
         let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE_BYTES);
-        let mut piece = Vec::with_capacity(wanted);
+        let mut piece = self.pieces.take(wanted);
         while piece.len() < wanted {
             let read = match rustix::io::pread(
                 &self.file,
