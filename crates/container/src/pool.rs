@@ -141,8 +141,7 @@ impl Pool {
         }
     }
 
-    /// Fills the shelves until the pool is closed. One slot at a time: whoever waits for an answer
-    /// comes first.
+    /// Fills the shelves until the pool is closed. One slot at a time: whoever waits for an answer comes first.
     pub(crate) async fn fill(self: Arc<Self>, house: Arc<House>) {
         let mut refusal = None;
         loop {

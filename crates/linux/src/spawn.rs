@@ -63,8 +63,9 @@ pub fn spawn(mut command: Command, identity: &Identity, manner: Manner) -> io::R
     command.spawn()
 }
 
-fn checked(rc: libc::c_int) -> io::Result<()> {
-    if rc < 0 {
+/// A system call's answer, whichever of the two types it has.
+fn checked(rc: impl Into<i64>) -> io::Result<()> {
+    if rc.into() < 0 {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
@@ -91,12 +92,7 @@ pub fn inherited(fd: std::os::fd::RawFd) -> io::Result<std::os::fd::OwnedFd> {
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // By its number: musl's libc has no name for it.
     // SAFETY: no descriptor is closed now, only marked; its owner goes on owning it.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    checked(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })
 }
 
 /// Lets the kernel forget children as they end, for a process that watches them by pidfd. Children inherit it until

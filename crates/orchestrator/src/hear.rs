@@ -78,6 +78,27 @@ impl Orchestrator {
         Ok(sandbox.and_then(|sandbox| seat(&sandbox).map(|at| (sandbox, at))))
     }
 
+    /// Changes the sandbox, where `execution` is its present one when it is written, and takes its route back.
+    async fn leave(
+        &self,
+        id: SandboxId,
+        execution: ExecutionId,
+        mut edit: impl FnMut(&mut Sandbox) -> Result<(), ManagerError> + Send,
+    ) -> Result<(), ManagerError> {
+        let Some((sandbox, at)) = self.present(id, execution).await? else {
+            return Ok(());
+        };
+        let edit = |sandbox: &mut Sandbox| {
+            if sandbox.phase.seat() == Some(at) {
+                edit(sandbox)?;
+            }
+            Ok(())
+        };
+        self.change(sandbox, edit).await?;
+        self.withdraw(id, at).await;
+        Ok(())
+    }
+
     /// Its streams are cut before its node ends them, so that none of them seems to end well.
     async fn ending(
         &self,
@@ -85,20 +106,12 @@ impl Orchestrator {
         execution: ExecutionId,
         why: KillReason,
     ) -> Result<(), ManagerError> {
-        let Some((sandbox, at)) = self.present(id, execution).await? else {
-            return Ok(());
-        };
-        self.withdraw(id, at).await;
-        let edit = |sandbox: &mut Sandbox| {
-            if sandbox.phase.seat() == Some(at) {
-                apply(sandbox, Event::Kill(why))?;
-            }
-            Ok(())
-        };
-        self.change(sandbox, edit).await?;
-        // Whoever published it again in between did not know.
-        self.withdraw(id, at).await;
-        Ok(())
+        if let Some((_, at)) = self.present(id, execution).await? {
+            self.withdraw(id, at).await;
+        }
+        // Whoever published it again in between did not know: it is taken back once more.
+        self.leave(id, execution, |sandbox| apply(sandbox, Event::Kill(why)))
+            .await
     }
 
     async fn ended(
@@ -107,19 +120,11 @@ impl Orchestrator {
         execution: ExecutionId,
         why: KillReason,
     ) -> Result<(), ManagerError> {
-        let Some((sandbox, at)) = self.present(id, execution).await? else {
-            return Ok(());
-        };
-        let edit = |sandbox: &mut Sandbox| {
-            if sandbox.phase.seat() == Some(at) {
-                apply(sandbox, Event::Kill(why))?;
-                apply(sandbox, Event::Reaped)?;
-            }
-            Ok(())
-        };
-        self.change(sandbox, edit).await?;
-        self.withdraw(id, at).await;
-        Ok(())
+        self.leave(id, execution, |sandbox| {
+            apply(sandbox, Event::Kill(why))?;
+            apply(sandbox, Event::Reaped)
+        })
+        .await
     }
 
     async fn pausing(
@@ -129,18 +134,11 @@ impl Orchestrator {
         into: BuildId,
         mode: PauseMode,
     ) -> Result<(), ManagerError> {
-        let Some((sandbox, at)) = self.present(id, execution).await? else {
-            return Ok(());
-        };
-        let edit = |sandbox: &mut Sandbox| {
-            if sandbox.phase.seat() == Some(at) {
-                sandbox.phase = pausing(sandbox.phase, into, mode).map_err(failure::refused(id))?;
-            }
+        self.leave(id, execution, |sandbox| {
+            sandbox.phase = pausing(sandbox.phase, into, mode).map_err(failure::refused(id))?;
             Ok(())
-        };
-        self.change(sandbox, edit).await?;
-        self.withdraw(id, at).await;
-        Ok(())
+        })
+        .await
     }
 
     async fn paused(
