@@ -128,6 +128,10 @@ uuid_id! {
     TeamId, "team id"
 }
 uuid_id! {
+    /// A volume.
+    VolumeId, "volume id"
+}
+uuid_id! {
     /// An API key or access token, by name; never the key itself.
     KeyId, "key id"
 }

@@ -4,7 +4,8 @@
 //! id ── Secret ── units (MiB)           names, parsed once at the edge
 //! Phase ── Event ── Refused             the life of a sandbox, one pure table
 //! NetworkPolicy ── Lifecycle ── Resources   what a user asks of a sandbox
-//! Sandbox ── Template ── Team ── ApiKey     what is stored
+//! Sandbox ── Template ── Build ── Volume ── Team ── ApiKey   what is stored
+//! Recipe ──plan──▶ Planned                  what a template is built from
 //! Kind                                  the closed list of ways to fail
 //! ```
 //!
@@ -12,18 +13,22 @@
 //! be compared, cloned and tested by value.
 #![forbid(unsafe_code)]
 
+mod build;
 mod id;
 mod kind;
 mod lifecycle;
 mod network;
 mod phase;
+pub mod recipe;
 mod resources;
 mod sandbox;
 mod secret;
 mod team;
 mod template;
+mod volume;
 
-pub use id::{BuildId, ExecutionId, IdError, KeyId, NodeId, SandboxId, TeamId, TemplateId, UserId};
+pub use build::{Build, BuildFailure, BuildStatus, BuildStep};
+pub use id::{BuildId, ExecutionId, IdError, KeyId, NodeId, SandboxId, TeamId, TemplateId, UserId, VolumeId};
 pub use kind::Kind;
 pub use lifecycle::{Lifecycle, OnTimeout, PauseMode};
 pub use network::{Cidr, CidrError, MaskHost, MaskHostError, NetworkPolicy};
@@ -32,4 +37,5 @@ pub use resources::{MiB, Quota, Resources};
 pub use sandbox::Sandbox;
 pub use secret::Secret;
 pub use team::{ApiKey, Team};
-pub use template::{StartCommand, Template, TemplateRef, TemplateRefError};
+pub use template::{Memory, Settings, StartCommand, Template, TemplateOrigin, TemplateRef, TemplateRefError};
+pub use volume::{Volume, VolumeMount};

@@ -3,7 +3,10 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BuildId, Lifecycle, NetworkPolicy, Phase, Resources, SandboxId, TeamId, TemplateId};
+use crate::{
+    BuildId, Lifecycle, Memory, NetworkPolicy, Phase, Resources, SandboxId, Settings, TeamId, TemplateId,
+    VolumeMount,
+};
 
 /// A sandbox as it is stored: desired state and the last settled fact about it.
 ///
@@ -39,6 +42,15 @@ pub struct Sandbox {
     pub env: BTreeMap<String, String>,
     /// What it does without being asked.
     pub lifecycle: Lifecycle,
+    /// What it began as: the template may have other builds by now, or be gone.
+    #[serde(default)]
+    pub settings: Settings,
+    /// What is mounted into it.
+    #[serde(default)]
+    pub volumes: Vec<VolumeMount>,
+    /// How much of its memory the last pause kept; of use while it is paused.
+    #[serde(default)]
+    pub kept: Memory,
     /// What it may reach.
     pub network: NetworkPolicy,
     /// Whether envd asks for the sandbox's access token.

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BuildId, Resources, TeamId, TemplateId};
+use crate::{BuildId, Resources, SandboxId, TeamId, TemplateId};
 
 /// What runs in a template's sandboxes from the start on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,19 +17,9 @@ pub struct StartCommand {
     pub cwd: Option<String>,
 }
 
-/// A machine that sandboxes are copies of.
+/// What sandboxes of a build begin as, beside its disk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Template {
-    /// Its name for ever.
-    pub id: TemplateId,
-    /// Who owns it; everybody may use a public one.
-    pub team: TeamId,
-    /// Whether other teams may use it.
-    pub public: bool,
-    /// Its names, without the namespace.
-    pub names: Vec<String>,
-    /// The build of each tag; `default` is what is meant when no tag is given.
-    pub tags: BTreeMap<String, BuildId>,
+pub struct Settings {
     /// The size of its sandboxes.
     pub resources: Resources,
     /// Environment of all processes in its sandboxes.
@@ -40,6 +30,70 @@ pub struct Template {
     pub workdir: Option<String>,
     /// What runs from the start on.
     pub start: Option<StartCommand>,
+    /// Whether its sandboxes begin with processes that run, or boot.
+    #[serde(default)]
+    pub memory: Memory,
+    /// When it was made.
+    pub created_at: SystemTime,
+}
+
+impl Default for Settings {
+    /// Of the default size, with nothing set.
+    fn default() -> Self {
+        Self {
+            resources: Resources::default(),
+            env: BTreeMap::new(),
+            user: "user".to_owned(),
+            workdir: None,
+            start: None,
+            memory: Memory::None,
+            created_at: SystemTime::UNIX_EPOCH,
+        }
+    }
+}
+
+/// How much of the memory of processes a copy holds. What is not held is told, never passed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Memory {
+    /// It is on disk: it outlives the machine that it was taken on.
+    Durable,
+    /// It stays in the machine's memory: it is lost when the machine goes down.
+    Volatile,
+    /// None: what starts from it boots, and runs its start command again.
+    #[default]
+    None,
+}
+
+/// Where a template comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TemplateOrigin {
+    /// It was built, or is being built for the first time.
+    #[default]
+    Build,
+    /// It is a snapshot of a sandbox: of this one, when it was last taken.
+    Snapshot(SandboxId),
+}
+
+/// A machine that sandboxes are copies of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Template {
+    /// Its name for ever.
+    pub id: TemplateId,
+    /// Who owns it; everybody may use a public one.
+    pub team: TeamId,
+    /// Whether other teams may use it.
+    pub public: bool,
+    /// Where it comes from.
+    #[serde(default)]
+    pub origin: TemplateOrigin,
+    /// Its names, without the namespace.
+    pub names: Vec<String>,
+    /// The build of each tag; `default` is what is meant when no tag is given. Empty until the first build is ready.
+    pub tags: BTreeMap<String, BuildId>,
+    /// What is known of each build that a tag names. No other build is in it.
+    pub builds: BTreeMap<BuildId, Settings>,
     /// When it was made.
     pub created_at: SystemTime,
     /// When it last changed.
@@ -50,10 +104,60 @@ pub struct Template {
     pub spawn_count: u64,
     /// How many builds it had.
     pub build_count: u64,
+    /// Counts the writes; a write names the version that it read.
+    #[serde(default)]
+    pub version: u64,
+}
+
+impl Template {
+    /// The tag that is meant when none is given.
+    pub const DEFAULT_TAG: &str = "default";
+
+    /// The build that a tag names, with what is known of it.
+    #[must_use]
+    pub fn tagged(&self, tag: Option<&str>) -> Option<(BuildId, &Settings)> {
+        let build = *self.tags.get(tag.unwrap_or(Self::DEFAULT_TAG))?;
+        Some((build, self.builds.get(&build)?))
+    }
+
+    /// Lets tags name a build. Builds that no tag names any more are forgotten here, and returned.
+    pub fn tag(
+        &mut self,
+        tags: impl IntoIterator<Item = String>,
+        build: BuildId,
+        settings: Settings,
+    ) -> Vec<BuildId> {
+        self.builds.insert(build, settings);
+        for tag in tags {
+            self.tags.insert(tag, build);
+        }
+        self.prune()
+    }
+
+    /// Takes tags away. Builds that no tag names any more are forgotten here, and returned.
+    pub fn untag<'a>(&mut self, tags: impl IntoIterator<Item = &'a str>) -> Vec<BuildId> {
+        for tag in tags {
+            self.tags.remove(tag);
+        }
+        self.prune()
+    }
+
+    fn prune(&mut self) -> Vec<BuildId> {
+        let tags = &self.tags;
+        let is_named = |build: &BuildId| tags.values().any(|named| named == build);
+        let forgotten = self
+            .builds
+            .keys()
+            .copied()
+            .filter(|build| !is_named(build))
+            .collect();
+        self.builds.retain(|build, _| is_named(build));
+        forgotten
+    }
 }
 
 /// How a user names a template: `[namespace/]name[:tag]`, or an id.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TemplateRef {
     /// The owner's slug, where it was given.
     pub namespace: Option<String>,

@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! SandboxManager   api ──▶ orchestrator      what clients may do with sandboxes
+//! TemplateManager, VolumeManager   api ──▶ orchestrator   what clients may do with templates and volumes
 //! Wake             edge ──▶ orchestrator     resume on traffic
-//! SandboxStore, TemplateStore, TeamStore     what must not be lost          (SQLite; PostgreSQL)
+//! SandboxStore, TemplateStore, BuildStore, VolumeStore, TeamStore   what must not be lost   (SQLite; PostgreSQL)
+//! Blobs            bytes under names         (local disk; S3)
 //! Catalog          who serves which sandbox  (memory; Redis)
 //! Limits           rates of each team        (memory; Redis)
 //! Bus              what has happened         (memory; Redis Streams)
 //! Fleet ── Node    orchestrator ──▶ a machine that runs sandboxes (in-process; RPC)
 //! Guest            edge ──▶ the ports inside a sandbox, through its node
+//! VolumeFiles      api ──▶ node              the files in volumes
 //! Runtime ── Machine   node ──▶ containers or microVMs
 //! ```
 //!
@@ -19,6 +22,8 @@
 //! **Invariants.** This crate knows no SQL, no HTTP, no socket and no kernel object beyond byte streams.
 #![forbid(unsafe_code)]
 
+pub mod blobs;
+pub mod builds;
 pub mod bus;
 pub mod catalog;
 pub mod clock;
@@ -30,9 +35,13 @@ pub mod manager;
 pub mod node;
 pub mod runtime;
 pub mod store;
+pub mod templates;
 pub mod trace;
+pub mod volumes;
 pub mod wake;
 
+pub use blobs::{BlobError, Blobs};
+pub use builds::BuildStore;
 pub use bus::{Bus, Happening};
 pub use catalog::{Catalog, CatalogError, Route, RouteChange};
 pub use clock::Clock;
@@ -44,4 +53,6 @@ pub use manager::{CreateSandbox, ManagerError, SandboxManager};
 pub use node::{Node, NodeError, NodeEvent};
 pub use runtime::{Machine, MachineSpec, Runtime, RuntimeError};
 pub use store::{SandboxStore, StoreError, TeamStore, TemplateStore};
+pub use templates::{TemplateError, TemplateManager, VolumeError, VolumeManager};
+pub use volumes::{VolumeFiles, VolumeStore};
 pub use wake::{Presented, Wake, WakeRefused};

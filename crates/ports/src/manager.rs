@@ -27,6 +27,8 @@ pub struct CreateSandbox {
     pub metadata: BTreeMap<String, String>,
     /// Environment of all of its processes.
     pub env: BTreeMap<String, String>,
+    /// Volumes to be mounted into it: their names, and where.
+    pub volumes: Vec<(String, String)>,
     /// The client's `Idempotency-Key`, and a digest of the request that it came with.
     pub idempotency: Option<(String, [u8; 32])>,
 }
@@ -97,6 +99,24 @@ pub trait SandboxManager: Send + Sync {
     ) -> Result<(), ManagerError>;
     /// Reboots a running one from its disk: same id, same tokens.
     async fn restart(&self, team: TeamId, id: SandboxId) -> Result<Granted, ManagerError>;
+    /// Copies a running one at this instant into a template that sandboxes start from; it goes on. `name`: of a new
+    /// template, or of one of which this becomes a new build; `memory`: whether its processes are copied too, where the
+    /// runtime can do that: what was copied is in the answer's settings.
+    async fn snapshot(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        name: Option<TemplateRef>,
+        memory: bool,
+    ) -> Result<crate::templates::SnapshotInfo, ManagerError>;
+    /// Starts copies of a running one, which goes on. Each comes up, or fails, by itself.
+    async fn fork(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        count: u32,
+        timeout: Duration,
+    ) -> Result<Vec<Result<Granted, ManagerError>>, ManagerError>;
     /// Ends it, running or paused. When this returns nothing of it is reachable.
     async fn kill(&self, team: TeamId, id: SandboxId) -> Result<(), ManagerError>;
     /// A sandbox that clients see.
@@ -169,6 +189,17 @@ pub enum ManagerError {
         "The guest agent of sandbox {0} did not answer when it was paused; connect with memory:false to boot it from disk"
     )]
     GuestUnresponsive(SandboxId),
+    /// It is paused, and only what runs can be copied.
+    #[error("Sandbox '{0}' is paused and cannot be forked; resume it first")]
+    ForkPaused(SandboxId),
+    /// Its processes cannot be written down; it runs on.
+    #[error("The memory of sandbox {id} cannot be saved: {why}; it runs on")]
+    CannotCheckpoint {
+        /// Which.
+        id: SandboxId,
+        /// What stands in the way, and what to do.
+        why: String,
+    },
     /// A healthy guest was asked for.
     #[error("The guest agent of sandbox {0} does not answer")]
     GuestUnhealthy(SandboxId),
@@ -227,6 +258,8 @@ impl ManagerError {
             | E::AlreadyRunning(_)
             | E::Busy { .. }
             | E::MemoryLost(_)
+            | E::ForkPaused(_)
+            | E::CannotCheckpoint { .. }
             | E::GuestUnresponsive(_) => Kind::Conflict,
             E::IdempotencyInProgress | E::IdempotencyOutcomeUnknown => Kind::Conflict,
             E::Invalid(_) | E::IdempotencyMismatch => Kind::Invalid,
@@ -243,6 +276,7 @@ impl ManagerError {
         match self {
             ManagerError::GuestUnresponsive(_) => Some("sandbox_snapshot_guest_agent_unresponsive"),
             ManagerError::MemoryLost(_) => Some("sandbox_memory_lost"),
+            ManagerError::CannotCheckpoint { .. } => Some("sandbox_memory_not_saved"),
             ManagerError::IdempotencyMismatch => Some("idempotency_request_mismatch"),
             ManagerError::IdempotencyInProgress => Some("idempotency_in_progress"),
             ManagerError::IdempotencyOutcomeUnknown => Some("idempotency_outcome_unknown"),

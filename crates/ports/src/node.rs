@@ -4,12 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use model::{
-    BuildId, ExecutionId, KillReason, Kind, Lifecycle, MiB, NetworkPolicy, NodeId, PauseMode, Resources,
-    SandboxId, Secret, StartCommand, TeamId, TemplateId,
+    BuildId, ExecutionId, KillReason, Kind, Lifecycle, Memory, MiB, NetworkPolicy, NodeId, PauseMode,
+    Resources, SandboxId, Secret, StartCommand, TeamId, TemplateId, VolumeMount,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+use crate::builds::{BuildError, BuildOrder, BuildTalk, Built};
 use crate::logs::{LogLine, LogQuery, MetricSample};
 
 /// Everything that a node must know of a sandbox to run it with nobody's help: also its deadline and what then.
@@ -45,13 +46,16 @@ pub struct Order {
     pub lifecycle: Lifecycle,
     /// From what.
     pub origin: OrderOrigin,
+    /// What is mounted into it.
+    #[serde(default)]
+    pub volumes: Vec<VolumeMount>,
 }
 
 /// What an incarnation starts from, on its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OrderOrigin {
-    /// A fresh disk over the build.
+    /// The build: its processes go on where it holds their memory, else it boots.
     Fresh,
     /// What the pause of this name left. [`PauseMode::Full`]: memory too, or [`NodeError::MemoryLost`];
     /// [`PauseMode::Filesystem`]: boots from the disk, whatever else was kept.
@@ -65,6 +69,8 @@ pub enum OrderOrigin {
 pub struct PauseOutcome {
     /// What can be resumed.
     pub mode: PauseMode,
+    /// How safe the memory is that it kept: [`Memory::None`] for [`PauseMode::Filesystem`].
+    pub memory: Memory,
     /// envd did not answer a health probe before the pause.
     pub envd_unresponsive: bool,
 }
@@ -92,6 +98,8 @@ pub struct Held {
     pub order: Order,
     /// What is true of it.
     pub state: HeldState,
+    /// What its pause kept, as [`Node::pause`] answered: of one that is paused.
+    pub pause: Option<PauseOutcome>,
 }
 
 /// What is true of an execution on its node.
@@ -117,6 +125,8 @@ pub struct Report {
     pub node: NodeId,
     /// `container`, `qemu` or `firecracker`.
     pub runtime: String,
+    /// What its runtime can do.
+    pub capabilities: crate::runtime::Capabilities,
     /// When the node's daemon started.
     pub started_at: SystemTime,
     /// Everything it holds.
@@ -156,6 +166,21 @@ pub trait Node: Send + Sync {
         into: BuildId,
         mode: PauseMode,
     ) -> Result<PauseOutcome, NodeError>;
+    /// Copies a running execution into a build that others start from; it goes on. Returns how much memory was copied.
+    async fn checkpoint(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        into: BuildId,
+        memory: bool,
+    ) -> Result<Memory, NodeError>;
+    /// Builds a template; returns when its result can be started from. On failure nothing of it is left but results of
+    /// steps that the shelf was told of.
+    async fn build(&self, order: BuildOrder, talk: BuildTalk) -> Result<Built, BuildError>;
+    /// Every build that is on the node.
+    async fn builds(&self) -> Result<Vec<BuildId>, NodeError>;
+    /// Removes builds that nobody starts from any more.
+    async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), NodeError>;
     /// Whether envd in an execution answers a probe, within a second or two. A node that cannot probe says `true`.
     async fn is_healthy(&self, sandbox: SandboxId, execution: ExecutionId) -> Result<bool, NodeError> {
         let _ = (sandbox, execution);
@@ -215,6 +240,9 @@ pub enum NodeError {
         /// When it may be worth another try.
         retry_after: Option<Duration>,
     },
+    /// What runs inside cannot be written down; it runs on.
+    #[error("its memory cannot be saved: {0}")]
+    CannotCheckpoint(String),
     /// It took too long.
     #[error("{0} took too long")]
     Timeout(&'static str),
@@ -237,7 +265,7 @@ impl NodeError {
     pub fn kind(&self) -> Kind {
         match self {
             NodeError::Unknown => Kind::NotFound,
-            NodeError::MemoryLost | NodeError::Busy(_) => Kind::Conflict,
+            NodeError::MemoryLost | NodeError::Busy(_) | NodeError::CannotCheckpoint(_) => Kind::Conflict,
             NodeError::Full { .. } => Kind::Unavailable,
             NodeError::Timeout(_) => Kind::Timeout,
             NodeError::Failed { kind, .. } => *kind,

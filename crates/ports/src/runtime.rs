@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use model::{BuildId, ExecutionId, Kind, NetworkPolicy, Resources, SandboxId};
+use model::{BuildId, ExecutionId, Kind, Memory, NetworkPolicy, Resources, SandboxId, VolumeMount};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -25,14 +25,22 @@ pub struct MachineSpec {
     pub network: NetworkPolicy,
     /// Which disk it writes to.
     pub disk: DiskOrigin,
+    /// Whether its processes go on where they were, if what it starts from holds their memory; else it boots.
+    #[serde(default)]
+    pub restore: bool,
+    /// What is mounted into it.
+    #[serde(default)]
+    pub volumes: Vec<VolumeMount>,
 }
 
 /// Where a machine's writable disk comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskOrigin {
-    /// A blank one.
+    /// As its build says: a blank one, or a copy of the disk that belongs to the build.
     Fresh,
+    /// As [`DiskOrigin::Fresh`], for a machine like which no other follows: none is prepared ahead for more of them.
+    Single,
     /// The one that this sandbox's last machine left by [`Machine::stop`] with [`Disk::Keep`].
     Kept,
 }
@@ -122,7 +130,47 @@ pub trait Runtime: Send + Sync {
     /// Starts a machine and returns when its envd listens. On failure nothing of it is left, and a kept disk is as it
     /// was. Uses a prepared slot when one is there, and works without.
     async fn start(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, RuntimeError>;
-    /// Deletes the disk kept for `sandbox`. No disk is no error.
+    /// Makes a build of read-only layers, each the unpacked form of an image's, the lowest first, with whiteouts as
+    /// overlayfs has them. They belong to whoever made them, and must stay as long as the build, or another that was made
+    /// from it, is there.
+    async fn import(&self, build: BuildId, layers: Vec<std::path::PathBuf>) -> Result<(), RuntimeError> {
+        let _ = (build, layers);
+        Err(self.cannot("images"))
+    }
+    /// Makes the build `into`, whose machines begin with blank disks over what lies on the disk of the build `from`: all
+    /// of them share it. Its memory is not in it.
+    async fn seal(&self, from: BuildId, into: BuildId) -> Result<(), RuntimeError> {
+        let _ = (from, into);
+        Err(self.cannot("template builds"))
+    }
+    /// Every build that is on this node.
+    async fn builds(&self) -> Vec<BuildId> {
+        Vec::new()
+    }
+    /// Removes builds that nobody starts from any more. What other builds and machines need of them stays. An unknown
+    /// one is no error.
+    async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), RuntimeError> {
+        let _ = builds;
+        Ok(())
+    }
+    /// What a build needs of layers that were given to [`Runtime::import`]; empty for an unknown one.
+    async fn layers_of(&self, build: BuildId) -> Vec<std::path::PathBuf> {
+        let _ = build;
+        Vec::new()
+    }
+    /// How much of machines' memory a build holds.
+    async fn memory_of(&self, build: BuildId) -> Memory {
+        let _ = build;
+        Memory::None
+    }
+    /// How a runtime refuses what it does not offer.
+    fn cannot(&self, what: &str) -> RuntimeError {
+        RuntimeError::Unsupported {
+            runtime: self.name(),
+            what: what.to_owned(),
+        }
+    }
+    /// Deletes the disk, and the memory, kept for `sandbox`. No disk is no error.
     async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError>;
     /// How many machines could be started from what is prepared ahead.
     fn slots_ready(&self) -> u32 {
@@ -155,6 +203,28 @@ pub trait Machine: Send + Sync {
     async fn thaw(&self) -> Result<(), RuntimeError>;
     /// Whether it is frozen.
     fn is_frozen(&self) -> bool;
+    /// Copies the machine at this instant into the build `into`: its disk and, with `memory`, its processes, both at the
+    /// same instant. It goes on: what it sees of this is a pause of some milliseconds without memory. What is copied is
+    /// durable when this returns. Returns how much memory was copied: a runtime that cannot copy memory copies none.
+    /// [`RuntimeError::CannotCheckpoint`]: memory could not be copied; nothing is, and the machine goes on.
+    async fn checkpoint(&self, into: BuildId, memory: bool) -> Result<Memory, RuntimeError> {
+        let _ = memory;
+        Err(RuntimeError::CannotCheckpoint {
+            why: format!("this runtime makes no copies, so there is no {into}"),
+        })
+    }
+    /// Writes disk and memory down under the sandbox's id, and ends: [`DiskOrigin::Kept`] with [`MachineSpec::restore`]
+    /// goes on from there. [`RuntimeError::CannotCheckpoint`], also where the runtime cannot do this at all: the machine
+    /// goes on.
+    async fn hibernate(&self) -> Result<(), RuntimeError> {
+        Err(RuntimeError::CannotCheckpoint {
+            why: "this runtime cannot write memory down".to_owned(),
+        })
+    }
+    /// Whether its processes went on from memory when it was started: its start command is among them.
+    fn is_restored(&self) -> bool {
+        false
+    }
     /// Ends every process and gives back everything but, with [`Disk::Keep`], the disk. Works on a frozen or dead
     /// machine, and again on a stopped one. When it returns, no process of the machine is left.
     async fn stop(&self, disk: Disk) -> Result<(), RuntimeError>;
@@ -177,6 +247,23 @@ pub enum RuntimeError {
     /// No disk is kept for the sandbox.
     #[error("no disk is kept for sandbox {0}")]
     NoDisk(SandboxId),
+    /// A volume is not on this node.
+    #[error("volume {0} is not on this node")]
+    NoVolume(model::VolumeId),
+    /// What runs inside cannot be written down; it runs on.
+    #[error("its memory cannot be saved: {why}")]
+    CannotCheckpoint {
+        /// What stands in the way, and what to do.
+        why: String,
+    },
+    /// The memory that was kept does not fit this machine any more: another kernel, CPU or CRIU, or a broken image.
+    #[error("the memory of {what} cannot be restored: {why}")]
+    CannotRestore {
+        /// Of what.
+        what: String,
+        /// Why not.
+        why: String,
+    },
     /// The option exists and this runtime does not offer it.
     #[error("the {runtime} runtime does not support {what}")]
     Unsupported {
@@ -212,7 +299,8 @@ impl RuntimeError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            RuntimeError::NoBuild(_) | RuntimeError::NoDisk(_) => Kind::NotFound,
+            RuntimeError::NoBuild(_) | RuntimeError::NoDisk(_) | RuntimeError::NoVolume(_) => Kind::NotFound,
+            RuntimeError::CannotCheckpoint { .. } | RuntimeError::CannotRestore { .. } => Kind::Conflict,
             RuntimeError::Unsupported { .. } => Kind::Invalid,
             RuntimeError::Exhausted(_) => Kind::Unavailable,
             RuntimeError::NotUp { .. } | RuntimeError::Step { .. } => Kind::Internal,

@@ -101,8 +101,10 @@ pub trait SandboxStore: Send + Sync {
 pub trait TemplateStore: Send + Sync {
     /// Stores a new template. [`StoreError::Conflict`] if its id, or one of its names in its team, is taken.
     async fn insert(&self, template: &Template) -> Result<(), StoreError>;
-    /// Replaces a template.
-    async fn update(&self, template: &Template) -> Result<(), StoreError>;
+    /// Replaces the one of the same id and of version `template.version`, but not its counters, and returns the new
+    /// version; [`StoreError::Conflict`] if the stored version is another, or one of its names is taken,
+    /// [`StoreError::Missing`] if there is none.
+    async fn update(&self, template: &Template) -> Result<u64, StoreError>;
     /// By id.
     async fn get(&self, id: TemplateId) -> Result<Option<Template>, StoreError>;
     /// By one of its names in a team.

@@ -6,6 +6,8 @@
 //!    │   └─ Checkpoints one that copies the log into the database, so that no writer waits for the disk
 //!    ├── SandboxStore   sandbox.rs
 //!    ├── TemplateStore  template.rs
+//!    ├── BuildStore     build.rs
+//!    ├── VolumeStore    volume.rs
 //!    └── TeamStore      team.rs
 //! ```
 //!
@@ -15,12 +17,14 @@
 //! together. Migrations are numbered and go forward only.
 #![forbid(unsafe_code)]
 
+mod build;
 mod checkpoint;
 mod micros;
 mod sandbox;
 mod sqlite;
 mod team;
 mod template;
+mod volume;
 mod writer;
 
 pub use sqlite::Sqlite;

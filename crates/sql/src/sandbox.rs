@@ -81,32 +81,33 @@ impl SandboxStore for Sqlite {
     async fn update(&self, sandbox: &Sandbox) -> Result<u64, StoreError> {
         let version = sandbox.version + 1;
         let new = columns(sandbox, version)?;
-        let update = sqlx::query(
-            "UPDATE sandboxes SET version = ?, state = ?, started_us = ?, gone_us = coalesce(gone_us, ?), body = ?
-             WHERE id = ? AND version = ?",
-        );
-        let changed = self
-            .write(
-                update
-                    .bind(new.version)
-                    .bind(new.state)
-                    .bind(new.started_us)
-                    .bind(new.gone_us)
-                    .bind(new.body)
-                    .bind(new.id.clone())
-                    .bind(new.version - 1),
+        // SQLite writes the indexes of every column that is set, changed or not: without `gone_us` the update of one that
+        // lives is a page shorter (benches/write_cost.rs).
+        let update = match new.gone_us {
+            None => sqlx::query(
+                "UPDATE sandboxes SET version = ?, state = ?, started_us = ?, body = ? WHERE id = ? AND version = ?",
             )
-            .await?;
+            .bind(new.version)
+            .bind(new.state)
+            .bind(new.started_us),
+            Some(gone_us) => sqlx::query(
+                "UPDATE sandboxes SET version = ?, state = ?, started_us = ?, gone_us = coalesce(gone_us, ?), body = ?
+                 WHERE id = ? AND version = ?",
+            )
+            .bind(new.version)
+            .bind(new.state)
+            .bind(new.started_us)
+            .bind(gone_us),
+        }
+        .bind(new.body)
+        .bind(new.id.clone())
+        .bind(new.version - 1);
+        let changed = self.write(update).await?;
         if changed > 0 {
             return Ok(version);
         }
         let select = sqlx::query("SELECT 1 FROM sandboxes WHERE id = ?").bind(new.id);
-        let exists = self.read_one(select).await?.is_some();
-        Err(if exists {
-            StoreError::Conflict
-        } else {
-            StoreError::Missing
-        })
+        Err(self.unchanged(select).await)
     }
 
     async fn list(&self, query: &SandboxQuery) -> Result<Vec<Sandbox>, StoreError> {

@@ -81,6 +81,15 @@ impl Sqlite {
         statement.fetch_all(&self.readers).await.map_err(away)
     }
 
+    /// Why a compare-and-set changed nothing: `select` finds the object whatever its version is.
+    pub(crate) async fn unchanged(&self, select: Statement) -> StoreError {
+        match self.read_one(select).await {
+            Ok(Some(_)) => StoreError::Conflict,
+            Ok(None) => StoreError::Missing,
+            Err(error) => error,
+        }
+    }
+
     /// Carries out one statement; returns how many rows it changed.
     pub(crate) async fn write(&self, statement: Statement) -> Result<u64, StoreError> {
         self.writer.write(vec![statement]).await
