@@ -1,0 +1,236 @@
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::StreamExt as _;
+use ports::blobs::{Blobs, Memory};
+use proptest::prelude::*;
+
+use super::manifest::BLOCK_BYTES;
+use super::*;
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// Bytes that do not compress, different for each seed.
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    std::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    })
+    .take(length)
+    .collect()
+}
+
+fn image(size: u64, writes: &[(u64, Vec<u8>)]) -> File {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(size).unwrap();
+    for (at, bytes) in writes {
+        file.write_all_at(bytes, *at).unwrap();
+    }
+    file
+}
+
+async fn restored(blobs: &dyn Blobs, manifest: &Manifest) -> (Vec<u8>, File) {
+    let file = tempfile::tempfile().unwrap();
+    restore(blobs, manifest, file.try_clone().unwrap()).await.unwrap();
+    (whole(&file), file)
+}
+
+fn whole(file: &File) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut from_start = file.try_clone().unwrap();
+    std::io::Seek::rewind(&mut from_start).unwrap();
+    from_start.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn a_disk_comes_back_as_it_was_with_its_holes() {
+    let blobs = Memory::default();
+    let size = 40 * BLOCK + 5000;
+    let source = image(
+        size,
+        &[
+            (0, b"super".to_vec()),
+            (3 * BLOCK - 7, noise(1, 300_000)),
+            (20 * BLOCK, vec![7; BLOCK_BYTES * 3]),
+            (size - 4, b"tail".to_vec()),
+        ],
+    );
+    let manifest = publish(&blobs, source.try_clone().unwrap(), None).await.unwrap();
+    assert_eq!(manifest.size_bytes(), size);
+    let (bytes, file) = restored(&blobs, &manifest).await;
+    assert_eq!(bytes, whole(&source));
+    assert!(
+        file.metadata().unwrap().blocks() * 512 < size / 2,
+        "holes stay holes"
+    );
+    assert_eq!(load(&blobs, manifest.digest()).await.unwrap(), manifest);
+}
+
+#[tokio::test]
+async fn what_the_base_holds_is_not_brought_again() {
+    let blobs = Memory::default();
+    let base = image(64 * BLOCK, &[(0, noise(1, 32 * BLOCK_BYTES))]);
+    let first = publish(&blobs, base.try_clone().unwrap(), None).await.unwrap();
+    let before: u64 = blobs
+        .list("packs")
+        .await
+        .unwrap()
+        .iter()
+        .map(|pack| pack.bytes)
+        .sum();
+    base.write_all_at(&noise(2, BLOCK_BYTES), 5 * BLOCK).unwrap();
+    let second = publish(&blobs, base.try_clone().unwrap(), Some(&first))
+        .await
+        .unwrap();
+    let after: u64 = blobs
+        .list("packs")
+        .await
+        .unwrap()
+        .iter()
+        .map(|pack| pack.bytes)
+        .sum();
+    assert!(after - before <= BLOCK, "{before} {after}");
+    assert_eq!(restored(&blobs, &second).await.0, whole(&base));
+    assert_ne!(restored(&blobs, &first).await.0, whole(&base));
+    let again = publish(&blobs, base, Some(&second)).await.unwrap();
+    assert_eq!(again.blocks.len(), second.blocks.len());
+}
+
+#[tokio::test]
+async fn blocks_that_are_alike_are_kept_once() {
+    let blobs = Memory::default();
+    let block = noise(9, BLOCK_BYTES);
+    // More than a pack of them, so that the second half is found in the first.
+    let writes: Vec<_> = (0..400).map(|n| (n * BLOCK, block.clone())).collect();
+    let manifest = publish(&blobs, image(400 * BLOCK, &writes), None).await.unwrap();
+    let stored: u64 = blobs
+        .list("packs")
+        .await
+        .unwrap()
+        .iter()
+        .map(|pack| pack.bytes)
+        .sum();
+    assert!(stored <= 17 << 20, "{stored}");
+    assert_eq!(manifest.data_bytes(), 400 * BLOCK);
+    assert_eq!(restored(&blobs, &manifest).await.0.len(), 400 * BLOCK_BYTES);
+}
+
+#[tokio::test]
+async fn a_blob_that_was_changed_is_refused() {
+    let blobs = Memory::default();
+    let manifest = publish(&blobs, image(4 * BLOCK, &[(0, noise(1, 3 * BLOCK_BYTES))]), None)
+        .await
+        .unwrap();
+    let [pack] = &blobs.list("packs").await.unwrap()[..] else {
+        panic!("one pack")
+    };
+    for rubbish in [noise(2, usize::try_from(pack.bytes).unwrap()), b"short".to_vec()] {
+        let bytes = futures_util::stream::iter([Ok(rubbish.into())]).boxed();
+        blobs.put(&pack.key, bytes).await.unwrap();
+        let file = tempfile::tempfile().unwrap();
+        assert!(matches!(
+            restore(&blobs, &manifest, file).await,
+            Err(DiskError::Forged(_))
+        ));
+    }
+    let key = disk_key(manifest.digest());
+    blobs
+        .put(&key, futures_util::stream::iter([Ok("x".into())]).boxed())
+        .await
+        .unwrap();
+    assert!(matches!(
+        load(&blobs, manifest.digest()).await,
+        Err(DiskError::Forged(_))
+    ));
+    blobs.remove(&key).await.unwrap();
+    assert!(matches!(
+        load(&blobs, manifest.digest()).await,
+        Err(DiskError::Blobs(_))
+    ));
+}
+
+#[tokio::test]
+async fn blocks_are_fetched_one_by_one() {
+    let blobs = Arc::new(Memory::default());
+    let written = noise(3, BLOCK_BYTES);
+    let manifest = publish(&*blobs, image(9 * BLOCK, &[(4 * BLOCK, written.clone())]), None)
+        .await
+        .unwrap();
+    let lazy = Lazy::new(blobs, manifest);
+    assert_eq!(lazy.block(4).await.unwrap().unwrap(), written);
+    for zeros in [0, 3, 5, 8, 9, u32::MAX] {
+        assert_eq!(lazy.block(zeros).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_sweep_removes_what_nobody_refers_to_and_nothing_young() {
+    let blobs = Memory::default();
+    let disk = image(8 * BLOCK, &[(0, noise(1, 8 * BLOCK_BYTES))]);
+    let first = publish(&blobs, disk.try_clone().unwrap(), None).await.unwrap();
+    disk.write_all_at(&noise(2, BLOCK_BYTES), 0).unwrap();
+    let second = publish(&blobs, disk, Some(&first)).await.unwrap();
+    let grace = Duration::from_secs(60);
+    let (now, later) = (SystemTime::now(), SystemTime::now() + grace * 2);
+    let living = BTreeSet::from([second.digest()]);
+    assert_eq!(
+        sweep(&blobs, &living, now, grace).await.unwrap(),
+        Swept::default()
+    );
+    let swept = sweep(&blobs, &living, later, grace).await.unwrap();
+    assert_eq!(swept.blobs, 1, "the first's manifest; its pack is shared");
+    restored(&blobs, &second).await;
+    let swept = sweep(&blobs, &BTreeSet::new(), later, grace).await.unwrap();
+    assert_eq!(swept.blobs, 3);
+    // A living manifest that is not there: nothing is known, so nothing is removed.
+    publish(&blobs, image(BLOCK, &[(0, vec![1])]), None)
+        .await
+        .unwrap();
+    assert!(sweep(&blobs, &living, later, grace).await.is_err());
+    assert_eq!(blobs.list("").await.unwrap().len(), 2);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn any_disk_comes_back(size in 1u64..6 * BLOCK, writes in prop::collection::vec((0u64..6 * BLOCK, 0u64..4, 1usize..200_000), 0..6)) {
+        let writes: Vec<_> = writes
+            .into_iter()
+            .filter(|(at, ..)| *at < size)
+            .map(|(at, seed, length)| (at, noise(seed, length.min(usize::try_from(size - at).unwrap()))))
+            .collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let blobs = Memory::default();
+            let source = image(size, &writes);
+            let manifest = publish(&blobs, source.try_clone().unwrap(), None).await.unwrap();
+            assert_eq!(restored(&blobs, &manifest).await.0, whole(&source));
+        });
+    }
+
+    #[test]
+    fn no_bytes_are_more_than_a_manifest(bytes in prop::collection::vec(any::<u8>(), 0..300), flips in prop::collection::vec((0usize..200, any::<u8>()), 0..4)) {
+        let _ = Manifest::decode(&bytes);
+        let block = super::manifest::Block { index: 1, pack: 0, offset: 0, length: 9, digest: Digest::of(b"x") };
+        let real = Manifest { size: 2 * BLOCK, packs: vec![Digest::of(b"p")], blocks: vec![block] };
+        let mut bytes = real.encode();
+        assert_eq!(Manifest::decode(&bytes).as_ref(), Ok(&real));
+        for (at, value) in flips {
+            let length = bytes.len();
+            bytes[at % length] = value;
+        }
+        if let Ok(read) = Manifest::decode(&bytes) {
+            assert_eq!(read.encode(), bytes);
+        }
+        bytes.pop();
+        assert!(Manifest::decode(&bytes).is_err());
+    }
+}
