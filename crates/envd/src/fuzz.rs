@@ -4,6 +4,11 @@ use connectrpc::envelope::Envelope;
 use futures_util::stream;
 
 use crate::access::Refusal;
+use crate::copy::archive::writing::Writer;
+use crate::copy::archive::{Archive, Entry, Kind};
+use crate::copy::links::Links;
+use crate::copy::source::Source;
+use crate::copy::upload::Unpacked;
 use crate::files::form::{self, Shelf};
 use crate::http::MESSAGE_BYTES_MAX;
 
@@ -121,6 +126,96 @@ pub fn frames(data: &[u8]) {
     }
 }
 
+/// The first line is the source of a COPY, the second byte from there says in pieces of which length the rest arrives,
+/// which is an upload, packed or not. However it arrives, the same is read of it or it is refused; every path in it lies
+/// within it, wherever its own links lead; no content is longer than what is read; and the rest, as the content of a
+/// file in an archive, is read as it is.
+///
+/// # Panics
+/// Where that does not hold.
+pub fn upload(data: &[u8]) {
+    let mut lines = data.splitn(2, |&byte| byte == b'\n');
+    let glob = String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
+    let source = Source::parse(&glob);
+    if let Ok(source) = &source {
+        assert!(source.place().is_empty() || is_within(source.place()));
+        assert_eq!(source.relative(source.place()), Some(&b""[..]));
+    }
+    let Some((&cut, upload)) = lines.next().and_then(<[u8]>::split_first) else {
+        return;
+    };
+    let cut = usize::from(cut).max(1);
+    let whole = unpack(upload, upload.len().max(1));
+    let same = whole == unpack(upload, cut);
+    assert!(same, "it is read by how it arrives");
+    let mut links = Links::default();
+    for (entry, content) in whole.into_iter().flatten() {
+        assert!(entry.path.is_empty() || is_within(&entry.path));
+        assert!(!entry.path.is_empty() || entry.kind == Kind::Directory);
+        match &entry.kind {
+            Kind::File { bytes } => assert_eq!(*bytes, content.len() as u64),
+            Kind::Link(target) => assert!(!target.is_empty() && !target.contains(&0)),
+            Kind::Same(other) => assert!(is_within(other)),
+            Kind::Directory => assert!(content.is_empty()),
+        }
+        let Ok(path) = links.resolve(&entry.path) else {
+            continue;
+        };
+        assert!(path.is_empty() || is_within(&path));
+        if let Kind::Link(target) = &entry.kind {
+            let _ = links.remember(&path, target);
+        }
+    }
+    let mut writer = Writer::default();
+    writer
+        .directory(b"d", 0o750)
+        .file(b"d/f", 0o640, upload)
+        .link(b"d/l", b"../f");
+    let read = unpack(&writer.end(), cut).expect("it was written as it should be");
+    assert_eq!(read.len(), 3);
+    assert_eq!((read[1].0.path.as_slice(), read[1].0.mode), (&b"d/f"[..], 0o640));
+    assert_eq!(read[1].1, upload);
+}
+
+/// Whether a path is of names alone, and short enough for the kernel.
+fn is_within(path: &[u8]) -> bool {
+    let is_name = |part: &[u8]| !part.is_empty() && part != b"." && part != b".." && !part.contains(&0);
+    path.split(|byte| *byte == b'/').all(is_name)
+}
+
+/// Everything in an upload that arrives in pieces; none, if it is refused.
+fn unpack(upload: &[u8], cut: usize) -> Option<Vec<(Entry, Vec<u8>)>> {
+    /// What a fuzzer's archive may come to before it is left alone: it may be packed a thousandfold.
+    const CONTENT_BYTES_MAX: u64 = 1 << 20;
+    let mut archive = Archive::new(Unpacked::of(Pieces { upload, cut }).ok()?);
+    let (mut all, mut bytes) = (Vec::new(), 0);
+    while let Some(entry) = archive.next().ok()? {
+        if let Kind::File { bytes: more } = entry.kind {
+            bytes += more;
+            if bytes > CONTENT_BYTES_MAX {
+                return None;
+            }
+        }
+        let mut content = Vec::new();
+        std::io::copy(&mut archive, &mut content).ok()?;
+        all.push((entry, content));
+    }
+    Some(all)
+}
+
+/// Bytes that come a few at a time.
+struct Pieces<'a> {
+    upload: &'a [u8],
+    cut: usize,
+}
+
+impl std::io::Read for Pieces<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let room = buffer.len().min(self.cut);
+        self.upload.read(&mut buffer[..room])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -140,6 +235,7 @@ mod tests {
     fn the_rules_hold_for_every_seed() {
         replay("form", form);
         replay("frames", frames);
+        replay("upload", upload);
     }
 
     proptest! {
@@ -149,6 +245,41 @@ mod tests {
         fn the_rules_hold_for_any_bytes(data in prop::collection::vec(any::<u8>(), 0..400)) {
             form(&data);
             frames(&data);
+            upload(&data);
+        }
+
+        #[test]
+        fn the_rules_hold_for_uploads_that_are_nearly_right(
+            cut in 1_u8..255,
+            entries in prop::collection::vec(
+                (
+                    prop::sample::select(vec!["a", "a/b", "./a//b", "..", "/a", "a/../b", "c", "."]),
+                    prop::sample::select(vec!["a", "..", "/etc", "a/../../b", "c/.", ""]),
+                    0..6,
+                    prop::collection::vec(any::<u8>(), 0..600),
+                ),
+                0..6,
+            ),
+            broken in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+        ) {
+            let mut writer = Writer::default();
+            for (path, target, kind, content) in &entries {
+                let (path, target) = (path.as_bytes(), target.as_bytes());
+                match kind {
+                    0 => writer.file(path, 0o644, content),
+                    1 => writer.directory(path, 0o755),
+                    2 => writer.link(path, target),
+                    3 => writer.same(path, target),
+                    4 => writer.pax(b'x', &[("path", "c/d"), ("size", "7")]),
+                    _ => writer.pax(b'x', &[("mtime", "1.5")]),
+                };
+            }
+            let mut data = [b"src/*\n", &[cut][..], &writer.end()].concat();
+            if let Some((at, byte)) = broken {
+                let at = at.index(data.len());
+                data[at] = byte;
+            }
+            upload(&data);
         }
 
         #[test]

@@ -1,4 +1,6 @@
-//! What only the node may ask: settings, the log, an orderly end.
+//! What only the node may ask: settings, the log, an orderly end, quiet, and the steps of a build that are not commands.
+mod renewal;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
@@ -9,16 +11,24 @@ use rustix::process::{Pid, Signal};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio::signal::unix::{SignalKind, signal};
+use wire::host_calls::{EnterWorkdir, Evaluate, MakeUser, Quiesce};
 use wire::init::{Init, Shutdown};
 
+pub(crate) use self::renewal::begin_generation;
 use crate::access::Refusal;
+use crate::accounts::Accounts;
 use crate::http::{Answer, Envd, json, no_content, small_body};
-use crate::system_file;
+use crate::lines::Caller;
+use crate::{copy, shell, system_file, workdir};
 
 /// Settings hold a whole environment; a megabyte is what the API lets through.
 const INIT_BYTES_MAX: usize = 2 << 20;
 /// No order to end takes longer.
 const GRACE_MAX: Duration = Duration::from_secs(60);
+/// Nobody waits longer for quiet.
+const QUIET_GRACE_MAX: Duration = Duration::from_secs(10);
+/// Steps hold texts that programs are given, which are shorter each, and not many.
+const STEP_BYTES_MAX: usize = 16 << 20;
 
 /// What processes have between SIGTERM and SIGKILL when we are told to end by a signal.
 const SIGNAL_GRACE: Duration = Duration::from_secs(2);
@@ -56,26 +66,86 @@ pub(crate) enum ForHost {
     Init,
     Logs,
     Shutdown,
+    Quiesce,
+    Copy,
+    User,
+    Workdir,
+    Env,
 }
 
 /// Which of them a request is, if any.
-pub(crate) fn answer(_: &Envd, path: &str, method: Method) -> Option<ForHost> {
+pub(crate) fn answer(path: &str, method: &Method) -> Option<ForHost> {
     match (method, path) {
-        (Method::POST, "/init") => Some(ForHost::Init),
-        (Method::GET, "/host/logs") => Some(ForHost::Logs),
-        (Method::POST, "/host/shutdown") => Some(ForHost::Shutdown),
+        (&Method::POST, "/init") => Some(ForHost::Init),
+        (&Method::GET, "/host/logs") => Some(ForHost::Logs),
+        (&Method::POST, "/host/shutdown") => Some(ForHost::Shutdown),
+        (&Method::POST, "/host/quiesce") => Some(ForHost::Quiesce),
+        (&Method::POST, "/host/copy") => Some(ForHost::Copy),
+        (&Method::POST, "/host/user") => Some(ForHost::User),
+        (&Method::POST, "/host/workdir") => Some(ForHost::Workdir),
+        (&Method::POST, "/host/env") => Some(ForHost::Env),
         _ => None,
     }
 }
 
 impl ForHost {
-    pub(crate) async fn run(self, envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refusal> {
+    pub(crate) async fn run(
+        self,
+        envd: &Envd,
+        caller: &Caller,
+        request: Request<RequestBody>,
+    ) -> Result<Answer, Refusal> {
         match self {
             ForHost::Init => init(envd, request).await,
             ForHost::Logs => Ok(logs(envd, &request)),
             ForHost::Shutdown => shutdown(envd, request).await,
+            ForHost::Quiesce => quiesce(envd, caller, request).await,
+            ForHost::Copy => copy::copy(request).await,
+            ForHost::User => {
+                let MakeUser { name, sudo } = told(request, "a user").await?;
+                let made = blocking(move || Accounts::of_machine().ensure(&name, sudo)).await;
+                Ok(json(StatusCode::OK, &made.map_err(|error| error.refusal())?))
+            }
+            ForHost::Workdir => {
+                let step: EnterWorkdir = told(request, "a directory").await?;
+                let entered = blocking(move || workdir::enter(&step)).await?;
+                Ok(json(StatusCode::OK, &entered))
+            }
+            ForHost::Env => {
+                let step: Evaluate = told(request, "variables").await?;
+                Ok(json(StatusCode::OK, &shell::evaluate(envd, step).await?))
+            }
         }
     }
+}
+
+/// What a request asks for.
+async fn told<T: serde::de::DeserializeOwned>(
+    request: Request<RequestBody>,
+    what: &str,
+) -> Result<T, Refusal> {
+    let body = small_body(request.into_body(), STEP_BYTES_MAX).await?;
+    serde_json::from_slice(&body).map_err(|error| Refusal::bad(format!("the body is not {what}: {error}")))
+}
+
+/// Does what blocks where blocking harms nobody.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(broken) => std::panic::resume_unwind(broken.into_panic()),
+    }
+}
+
+/// Ends the connections of the host, and with the answer the one that it came on.
+async fn quiesce(envd: &Envd, caller: &Caller, request: Request<RequestBody>) -> Result<Answer, Refusal> {
+    let Quiesce { grace_ms } = told(request, "a call for quiet").await?;
+    let grace = Duration::from_millis(grace_ms).min(QUIET_GRACE_MAX);
+    let quiet = envd.lines.quiesce(caller, grace).await;
+    let mut answer = json(StatusCode::OK, &quiet);
+    answer
+        .headers_mut()
+        .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    Ok(answer)
 }
 
 async fn init(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refusal> {
@@ -94,6 +164,7 @@ async fn init(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refu
             .refuse()?;
         serde_json::from_slice(&body).map_err(broken)?
     };
+    renewal::check(&init)?;
     let taken = {
         let mut settings = envd.settings();
         let taken = settings.take(&init).map_err(Refusal::bad)?;
@@ -102,6 +173,9 @@ async fn init(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refu
         }
         taken
     };
+    if taken {
+        renewal::renew(envd, &init);
+    }
     if let Some(trace) = trace {
         let fields = BTreeMap::from([("trace_id".to_owned(), trace)]);
         envd.logs
@@ -113,7 +187,7 @@ async fn init(envd: &Envd, request: Request<RequestBody>) -> Result<Answer, Refu
             .as_deref()
             .filter(|name| !name.is_empty() && is_machine())
         {
-            name_machine(name);
+            name_machine(name, init.renew);
         }
         if let Some(start) = init.start_command {
             envd.processes.start_template_command(start);
@@ -140,11 +214,12 @@ fn is_machine() -> bool {
     std::process::id() == 1
 }
 
-/// Names the machine for those who ask the kernel and for those who ask the files.
-fn name_machine(name: &str) {
+/// Names the machine for those who ask the kernel and for those who ask the files: the files of a copy even where the
+/// kernel does not do it, as what they say is another's name.
+fn name_machine(name: &str, is_copy: bool) {
     // Whoever made the machine may have named it already, and have taken from us the right to.
     let is_named = rustix::system::uname().nodename().to_bytes() == name.as_bytes();
-    if !is_named && rustix::system::sethostname(name.as_bytes()).is_err() {
+    if !is_named && rustix::system::sethostname(name.as_bytes()).is_err() && !is_copy {
         return;
     }
     let file = format!("{name}\n");

@@ -3,6 +3,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 use wire::envd::filesystem::FilesystemExt as _;
@@ -23,6 +24,7 @@ use wire::envd::process::ProcessExt as _;
 use crate::access::{self, Refusal};
 use crate::arguments::Arguments;
 use crate::filesystem::Filesystem;
+use crate::lines::{Caller, Line, Lines, Stage};
 use crate::logs::Logs;
 use crate::process::Processes;
 use crate::reaper::Reaper;
@@ -57,16 +59,18 @@ pub(crate) struct Envd {
     pub(crate) logs: Arc<Logs>,
     pub(crate) reaper: Arc<Reaper>,
     pub(crate) processes: Arc<Processes>,
+    pub(crate) filesystem: Arc<Filesystem>,
+    pub(crate) lines: Lines,
     rpc: ConnectRpcService<connectrpc::Router>,
     rest: Rest,
     accept_local_peers: bool,
 }
 
 /// By which door a request came in.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone)]
 enum Door {
     /// The socket that only the node can open.
-    Host,
+    Host(Caller),
     /// The port that everything inside can reach.
     Inside,
 }
@@ -84,7 +88,7 @@ impl Envd {
                 .with_max_message_size(bytes_max)
                 .with_max_request_body_size(bytes_max)
         };
-        let router = filesystem
+        let router = Arc::clone(&filesystem)
             .register(Arc::clone(&processes).register(connectrpc::Router::new()))
             .with_route_limits(SEND_INPUT, limits(INPUT_BYTES_MAX))
             .with_route_limits(STREAM_INPUT, limits(INPUT_BYTES_MAX));
@@ -98,6 +102,8 @@ impl Envd {
             logs,
             reaper,
             processes,
+            filesystem,
+            lines: Lines::new(),
             rpc,
             rest: Rest::default(),
             accept_local_peers: arguments.accept_local_peers,
@@ -108,6 +114,7 @@ impl Envd {
     pub(crate) async fn run(self: Arc<Self>, arguments: Arguments) -> io::Result<()> {
         if arguments.pid1 {
             self.settings().leave_marks();
+            host::begin_generation();
         }
         let host = listen_for_host(&arguments.socket)?;
         let inside = match arguments.port {
@@ -156,7 +163,9 @@ impl Envd {
             }
             let envd = Arc::clone(&self);
             tokio::spawn(async move {
-                envd.serve(stream, Door::Host).await;
+                // It goes after the connection itself.
+                let line = envd.lines.enter();
+                envd.serve_line(stream, &line).await;
                 drop(permit);
             });
         }
@@ -181,27 +190,39 @@ impl Envd {
             let _ = stream.set_nodelay(true);
             let envd = Arc::clone(&self);
             tokio::spawn(async move {
-                envd.serve(stream, Door::Inside).await;
+                let service = service_fn(|request| envd.answer_at(request, Door::Inside));
+                // A connection that breaks is the peer's business; what it had under way is dropped with it.
+                let _ = http1().serve_connection(TokioIo::new(stream), service).await;
                 drop(permit);
             });
         }
     }
 
-    async fn serve(
-        self: Arc<Self>,
-        stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    /// Serves a connection of the host until it is over, or to be over.
+    async fn serve_line(self: &Arc<Self>, stream: UnixStream, line: &Line) {
+        let service = service_fn(|request| self.answer_at(request, Door::Host(line.caller())));
+        let mut connection = pin!(http1().serve_connection(TokioIo::new(stream), service));
+        let mut stage = Stage::Open;
+        loop {
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                next = line.after(stage) => stage = next,
+            }
+            match stage {
+                Stage::Open | Stage::Aborting => {}
+                Stage::Closing => connection.as_mut().graceful_shutdown(),
+                Stage::Cut => return,
+            }
+        }
+    }
+
+    fn answer_at(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
         door: Door,
-    ) {
-        let service = service_fn(|request| {
-            let envd = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(envd.answer(request, door).await) }
-        });
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADERS_WITHIN);
-        // A connection that breaks is the peer's business; what it had under way is dropped with it.
-        let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+    ) -> impl Future<Output = Result<Answer, Infallible>> + use<> {
+        let envd = Arc::clone(self);
+        async move { Ok(envd.answer(request, door).await) }
     }
 
     async fn answer(&self, request: Request<Incoming>, door: Door) -> Answer {
@@ -232,12 +253,13 @@ impl Envd {
         answer
     }
 
-    async fn route(&self, request: Request<RequestBody>, door: Door) -> Result<Answer, Refusal> {
+    async fn route(&self, mut request: Request<RequestBody>, door: Door) -> Result<Answer, Refusal> {
         let path = request.uri().path().to_owned();
-        if door == Door::Host
-            && let Some(answer) = host::answer(self, &path, request.method().clone())
-        {
-            return answer.run(self, request).await;
+        if let Door::Host(caller) = door {
+            if let Some(answer) = host::answer(&path, request.method()) {
+                return answer.run(self, &caller, request).await;
+            }
+            request.extensions_mut().insert(caller);
         }
         access::check(&self.settings(), &path, request.headers())?;
         self.rest.after_work();
@@ -276,6 +298,15 @@ impl Envd {
             )),
         }
     }
+}
+
+/// How connections are served, at either door.
+fn http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WITHIN);
+    builder
 }
 
 /// That a call's deadline is one: what is not understood must not mean that there is none.

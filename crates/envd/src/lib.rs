@@ -5,6 +5,7 @@
 //!              │  └─▶ host        /init, /host/*: for the node alone, on the socket that only it can open
 //!              ├────▶ process     process.Process: commands and terminals
 //!              └────▶ filesystem  filesystem.Filesystem: entries and watches
+//! host ──▶ copy, accounts, workdir, shell   steps of a build        lines   quiet, so that memory can be written down
 //! settings   what /init said        users   /etc/passwd and /etc/group
 //! reaper     who has ended          logs    a bounded memory of what happened
 //! rest       memory goes back after work           system_file   what users may have put anything in place of
@@ -19,7 +20,9 @@
 )]
 
 mod access;
+mod accounts;
 mod arguments;
+mod copy;
 mod files;
 mod filesystem;
 #[cfg(any(test, fuzzing))]
@@ -27,16 +30,20 @@ mod filesystem;
 pub mod fuzz;
 mod host;
 mod http;
+mod lines;
 mod logs;
 mod metrics;
 mod paths;
 mod process;
+mod random;
 mod reaper;
 mod request_body;
 mod rest;
 mod settings;
+mod shell;
 mod system_file;
 mod users;
+mod workdir;
 
 use std::process::ExitCode;
 use std::sync::Arc;

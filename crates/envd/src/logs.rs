@@ -50,6 +50,13 @@ impl Logs {
         }
     }
 
+    /// Forgets what happened to another machine. Numbers go on.
+    pub(crate) fn forget(&self) {
+        let mut ring = self.0.lock().expect("nothing panics while it holds the log");
+        ring.entries.clear();
+        ring.bytes = 0;
+    }
+
     /// What came after `after`.
     pub(crate) fn since(&self, after: u64) -> LogEntries {
         let ring = self.0.lock().expect("nothing panics while it holds the log");
@@ -93,5 +100,7 @@ mod tests {
         assert!(all.entries.len() < 3_000 && all.entries.last().unwrap().seq == 10_000);
         assert_eq!(logs.since(9_999).entries.len(), 1);
         assert_eq!(logs.since(10_000).entries.len(), 0);
+        logs.forget();
+        assert_eq!((logs.since(0).entries.len(), logs.since(0).next), (0, 10_000));
     }
 }

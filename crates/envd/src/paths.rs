@@ -36,7 +36,7 @@ pub(crate) fn expand(path: &str, user: &User, default: Option<&str>) -> Result<S
 }
 
 /// One path below another, with the dots of the lower one resolved by text, as clients expect to see it again.
-fn join(base: &str, rest: &str) -> String {
+pub(crate) fn join(base: &str, rest: &str) -> String {
     let mut parts: Vec<&str> = base.split('/').filter(|part| !part.is_empty()).collect();
     for part in rest.split('/') {
         match part {
@@ -118,21 +118,37 @@ pub(crate) fn make_parents(path: &str, user: &User) -> io::Result<()> {
 
 /// Makes a directory and those above it, as far as they are missing, as the user's.
 pub(crate) fn make_dirs(path: &str, user: &User) -> io::Result<()> {
-    match rustix::fs::stat(path) {
-        Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => return Ok(()),
-        Ok(_) => return Err(Errno::NOTDIR.into()),
-        Err(Errno::NOENT) => {}
-        Err(Errno::ACCESS) => {
-            let place = real(path)?;
-            return if place == path {
-                Err(Errno::ACCESS.into())
-            } else {
-                make_dirs(&place, user)
-            };
+    // Paths are as deep as somebody likes, and a stack is not.
+    let mut missing = Vec::new();
+    let mut place = path;
+    loop {
+        match rustix::fs::stat(place) {
+            Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => break,
+            Ok(_) => return Err(Errno::NOTDIR.into()),
+            Err(Errno::NOENT) => {}
+            Err(Errno::ACCESS) => {
+                let real = real(place)?;
+                if real == place {
+                    return Err(Errno::ACCESS.into());
+                }
+                make_dirs(&real, user)?;
+                break;
+            }
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => return Err(error.into()),
+        missing.push(place);
+        match place.trim_end_matches('/').rsplit_once('/') {
+            None | Some(("", _)) => break,
+            Some((parent, _)) => place = parent,
+        }
     }
-    make_parents(path, user)?;
+    missing
+        .into_iter()
+        .rev()
+        .try_for_each(|place| make_dir(place, user))
+}
+
+fn make_dir(path: &str, user: &User) -> io::Result<()> {
     match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
         Ok(()) if is_root() => Ok(rustix::fs::chownat(
             CWD,
@@ -209,6 +225,31 @@ mod tests {
         assert_eq!(real(&at("nowhere")).unwrap(), at("dir/gone"));
         assert!(real(&at("round")).is_err());
         assert_eq!(real("/").unwrap(), "/");
+    }
+
+    #[test]
+    fn a_directory_is_made_however_deep_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let user = User::of_uid(rustix::process::geteuid().as_raw()).unwrap();
+        let base = dir.path().to_str().unwrap();
+        let deep = format!("{base}{}", "/d".repeat(2000));
+        let made = std::thread::Builder::new()
+            .stack_size(128 * 1024)
+            .spawn(move || make_dirs(&deep, &user).map(|()| fs::metadata(deep).unwrap().is_dir()));
+        assert!(made.unwrap().join().unwrap().unwrap());
+        let user = User::of_uid(rustix::process::geteuid().as_raw()).unwrap();
+        make_dirs(&format!("{base}/a//b/"), &user).unwrap();
+        assert!(fs::metadata(format!("{base}/a/b")).unwrap().is_dir());
+        // What is made for the test is removed from the inside: it is too deep to be removed from the outside.
+        let mut inner = dir.path().join("d");
+        let mut moved = 0;
+        while inner.join("d").is_dir() {
+            let next = dir.path().join(format!("m{moved}"));
+            fs::rename(inner.join("d"), &next).unwrap();
+            fs::remove_dir(&inner).unwrap();
+            (inner, moved) = (next, moved + 1);
+        }
+        assert_eq!(moved, 1999);
     }
 
     #[test]

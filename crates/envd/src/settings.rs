@@ -54,11 +54,22 @@ impl Settings {
         }
     }
 
-    /// Takes a call to `/init`, unless a newer one was taken before. Says whether it was taken.
+    /// Takes a call to `/init`, unless a newer one was taken before. Says whether it was taken. A copy begins anew: what
+    /// its source was told does not hold for it.
     ///
     /// # Errors
     /// What of it cannot be taken; then nothing is.
     pub(crate) fn take(&mut self, init: &Init) -> Result<bool, String> {
+        if !init.renew {
+            return self.take_as_it_is(init);
+        }
+        let mut anew = Self::new();
+        let taken = anew.take_as_it_is(init)?;
+        *self = anew;
+        Ok(taken)
+    }
+
+    fn take_as_it_is(&mut self, init: &Init) -> Result<bool, String> {
         let decided_at = init
             .timestamp
             .as_deref()
@@ -114,6 +125,15 @@ impl Settings {
         env
     }
 
+    /// The environment in which a login of `user` begins, where nothing was set by anybody.
+    pub(crate) fn bare_env_of(&self, user: &User) -> BTreeMap<String, String> {
+        let bare = Self {
+            env: BTreeMap::new(),
+            ..self.clone()
+        };
+        bare.env_of(user, BTreeMap::new())
+    }
+
     /// Leaves the files by which programs recognise a sandbox (contract 5.1).
     pub(crate) fn leave_marks(&self) {
         let _ = fs::create_dir_all("/run/e2b");
@@ -124,7 +144,7 @@ impl Settings {
 }
 
 /// A time of RFC 3339, whatever its distance from UTC.
-fn instant(text: &str) -> Option<SystemTime> {
+pub(crate) fn instant(text: &str) -> Option<SystemTime> {
     let text = text.to_ascii_uppercase();
     if text.ends_with('Z') {
         return humantime::parse_rfc3339(&text).ok();
@@ -177,6 +197,51 @@ mod tests {
         assert!(settings.token.as_ref().unwrap().matches(b"new"));
         assert_eq!(settings.take(&Init::default()), Ok(true));
         assert!(settings.token.is_none(), "an absent token clears it");
+    }
+
+    #[test]
+    fn a_copy_keeps_nothing_of_its_source() {
+        let mut settings = Settings::new();
+        let of_source = Init {
+            timestamp: Some("2026-01-01T00:00:02Z".into()),
+            env_vars: Some(BTreeMap::from([("A".into(), "1".into())])),
+            access_token: Some("source's".into()),
+            default_user: Some("user".into()),
+            default_workdir: Some("/work".into()),
+            sandbox_id: Some("source".into()),
+            cpu_count: Some(4),
+            ..Init::default()
+        };
+        assert_eq!(settings.take(&of_source), Ok(true));
+        // As told by a node whose clock is late.
+        let of_copy = Init {
+            timestamp: Some("2026-01-01T00:00:01Z".into()),
+            sandbox_id: Some("copy".into()),
+            renew: true,
+            ..Init::default()
+        };
+        let broken = Init {
+            timestamp: Some("yesterday".into()),
+            ..of_copy.clone()
+        };
+        assert!(settings.take(&broken).is_err());
+        assert!(settings.token.is_some(), "what is refused changes nothing");
+        assert_eq!(settings.take(&of_copy), Ok(true));
+        assert!(settings.env.is_empty() && settings.token.is_none());
+        assert_eq!(settings.default_user.as_deref(), Some("root"));
+        assert_eq!(
+            (settings.default_workdir.as_deref(), settings.limits),
+            (None, Limits::default())
+        );
+        assert_eq!(
+            settings.env_of(&user(), BTreeMap::new())["E2B_SANDBOX_ID"],
+            "copy"
+        );
+        assert_eq!(
+            settings.take(&of_source),
+            Ok(true),
+            "from now on its own calls count"
+        );
     }
 
     #[test]

@@ -28,6 +28,41 @@ pub(crate) fn write(path: &str, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
+/// Makes `text` what such a file holds, all of it at once: whoever reads sees the old or the new. Owner and permissions
+/// stay; a file that was not there is its maker's, with `mode`. What is no regular file is left alone.
+pub(crate) fn replace(path: &str, text: &str, mode: u32) -> io::Result<()> {
+    let partial = format!("{path}.atoll-new");
+    let before = match rustix::fs::lstat(path) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::RegularFile => Some(found),
+        Ok(_) => return Err(io::ErrorKind::InvalidInput.into()),
+        Err(rustix::io::Errno::NOENT) => None,
+        Err(error) => return Err(error.into()),
+    };
+    match rustix::fs::unlink(&*partial) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file: File = rustix::fs::open(&*partial, flags, Mode::from_raw_mode(0o600))?.into();
+    let mut put = || {
+        file.write_all(text.as_bytes())?;
+        let (mode, owner) = match &before {
+            Some(before) => (before.st_mode & 0o7777, Some((before.st_uid, before.st_gid))),
+            None => (mode, None),
+        };
+        if let Some((uid, gid)) = owner.filter(|_| rustix::process::geteuid().is_root()) {
+            let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+            rustix::fs::fchown(&file, Some(uid), Some(gid))?;
+        }
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+        file.sync_all()?;
+        Ok(rustix::fs::rename(&*partial, path)?)
+    };
+    put().inspect_err(|_| {
+        let _ = rustix::fs::unlink(&*partial);
+    })
+}
+
 fn regular(file: File) -> io::Result<File> {
     let found = rustix::fs::fstat(&file)?;
     if FileType::from_raw_mode(found.st_mode) == FileType::RegularFile {
@@ -40,6 +75,34 @@ fn regular(file: File) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_replaced_at_once_and_stays_whose_it_is() {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(at("file"), "old").unwrap();
+        std::fs::set_permissions(at("file"), std::fs::Permissions::from_mode(0o640)).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(at("file"), None, Some(42)).unwrap();
+        }
+        let before = std::fs::metadata(at("file")).unwrap();
+        // What a replacement that was killed left.
+        std::fs::write(at("file.atoll-new"), "half").unwrap();
+        replace(&at("file"), "new", 0o600).unwrap();
+        let after = std::fs::metadata(at("file")).unwrap();
+        assert_eq!((before.mode(), before.gid()), (after.mode(), after.gid()));
+        assert_eq!(read(&at("file")).unwrap(), "new");
+        replace(&at("fresh"), "x", 0o440).unwrap();
+        assert_eq!(std::fs::metadata(at("fresh")).unwrap().mode() & 0o7777, 0o440);
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        assert!(replace(&at("link"), "x", 0o600).is_err() && replace(&at("missing/x"), "x", 0o600).is_err());
+        assert_eq!(
+            std::fs::read_dir(dir.path()).unwrap().count(),
+            3,
+            "nothing else is left"
+        );
+    }
 
     #[test]
     fn odd_bytes_hide_nothing_and_what_is_no_file_is_not_waited_for() {

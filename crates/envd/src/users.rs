@@ -18,7 +18,8 @@ impl User {
         let passwd = read("/etc/passwd");
         let mut users = passwd.lines().filter_map(parse);
         let by_name = users.find(|user| user.name == name);
-        by_name.or_else(|| name.parse().ok().and_then(Self::of_uid))
+        let is_number = name.bytes().all(|digit| digit.is_ascii_digit());
+        by_name.or_else(|| name.parse().ok().filter(|_| is_number).and_then(Self::of_uid))
     }
 
     /// The account with this number.
@@ -60,6 +61,15 @@ pub(crate) fn group_name(gid: u32) -> String {
         (fields.nth(1)?.parse() == Ok(gid)).then(|| name.to_owned())
     });
     found.unwrap_or_else(|| gid.to_string())
+}
+
+/// The number of a group, by its name.
+pub(crate) fn group_number(name: &str) -> Option<u32> {
+    let groups = read("/etc/group");
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
+    })
 }
 
 /// The name of a user; its number, where it has none.
@@ -105,6 +115,9 @@ mod tests {
     fn root_is_found_by_name_and_number() {
         assert_eq!(User::find("root"), User::of_uid(0));
         assert_eq!(User::find("root"), User::find("0"));
-        assert_eq!(User::find("nobody-has-this-name"), None);
+        assert_eq!(
+            (User::find("nobody-has-this-name"), User::find("+0")),
+            (None, None)
+        );
     }
 }

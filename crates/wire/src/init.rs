@@ -45,6 +45,28 @@ pub struct Init {
     /// What runs from the boot on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_command: Option<StartCommand>,
+    /// What `/etc/machine-id` says from now on: 32 lower-case hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none", rename = "machineID")]
+    pub machine_id: Option<String>,
+    /// The machine is a copy of another that was running: whatever it remembers as that other one is forgotten (the
+    /// default user and directory, the time of the last call, the log, watchers), and programs inside are told by a new
+    /// [`GENERATION`]. Its processes go on.
+    #[serde(skip_serializing_if = "is_false")]
+    pub renew: bool,
+    /// The machine was restored from memory that was written down, as the sandbox that it was, or with `renew` as
+    /// another.
+    #[serde(skip_serializing_if = "is_false")]
+    pub restored: bool,
+}
+
+/// The file inside that holds a random id, 32 hexadecimal digits: written anew at each boot and for each copy of a
+/// running sandbox. Programs that must not share random numbers, identities or connections with their copies watch it,
+/// and begin anew when it changes.
+pub const GENERATION: &str = "/run/e2b/.E2B_GENERATION";
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "it is how serde asks")]
+fn is_false(told: &bool) -> bool {
+    !told
 }
 
 /// What runs in a sandbox from its boot on.

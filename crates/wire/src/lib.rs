@@ -6,6 +6,7 @@
 //! host     which sandbox and port a request is for
 //! status   the one place that turns a `Kind` into statuses
 //! init     what the node tells envd before anybody may use it
+//! host_calls   what else the node asks of envd: steps of a build, quiet for a checkpoint
 //! ```
 //!
 //! **Invariants.** No I/O. Only this crate knows statuses. envd links neither the REST bodies nor the ports.
@@ -17,6 +18,7 @@ pub mod envd;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod host;
+pub mod host_calls;
 pub mod init;
 #[cfg(feature = "rest")]
 pub mod rest;

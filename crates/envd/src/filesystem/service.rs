@@ -12,6 +12,7 @@ use super::tree;
 use super::watch::{Asked, Watch};
 use super::watchers::Watchers;
 use crate::access::{keepalive, user_of};
+use crate::lines::HangUp;
 use crate::paths::expand;
 use crate::settings::Settings;
 use crate::users::User;
@@ -109,7 +110,8 @@ impl proto::Filesystem for Filesystem {
             allow_network_mounts: request.allow_network_mounts,
         })
         .await?;
-        Ok(Response::stream(told(watch, keepalive(ctx.headers()))))
+        let told = told(watch, keepalive(ctx.headers()));
+        Ok(Response::stream(HangUp::of(&ctx).end(told)))
     }
 
     async fn create_watcher(
@@ -162,6 +164,11 @@ impl Filesystem {
             listings: Semaphore::new(LISTINGS_MAX),
             watchers: Watchers::default(),
         }
+    }
+
+    /// Forgets what clients asked to be told of: they are another machine's.
+    pub(crate) fn forget_clients(&self) {
+        self.watchers.forget();
     }
 
     /// What a client's path means, and for whom.

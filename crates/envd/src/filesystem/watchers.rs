@@ -157,6 +157,11 @@ impl Watchers {
             .ok_or_else(|| missing(id))
     }
 
+    /// Forgets all of them.
+    pub(super) fn forget(&self) {
+        self.table().watchers.clear();
+    }
+
     fn table(&self) -> std::sync::MutexGuard<'_, Table> {
         self.0.lock().expect("nothing panics while it holds the watchers")
     }

@@ -16,6 +16,7 @@ use wire::envd::process as proto;
 use wire::envd::process::process_event as event;
 
 use crate::access::{keepalive, user_of};
+use crate::lines::HangUp;
 use crate::paths::expand;
 use crate::process::launch::{Launch, LaunchError};
 use crate::process::running::{End, Event, InputError, Output, Running};
@@ -57,7 +58,7 @@ impl proto::Process for Processes {
                 ..Default::default()
             })
         });
-        Ok(Response::stream(events))
+        Ok(Response::stream(HangUp::of(&ctx).end(events)))
     }
 
     async fn connect(
@@ -77,7 +78,7 @@ impl proto::Process for Processes {
                 ..Default::default()
             })
         });
-        Ok(Response::stream(events))
+        Ok(Response::stream(HangUp::of(&ctx).end(events)))
     }
 
     async fn update(

@@ -12,6 +12,8 @@ pub struct Node {
     pub status: String,
     /// Which kind of machine sandboxes are: `container`, `qemu`, `firecracker`.
     pub runtime: String,
+    /// What that kind can do.
+    pub capabilities: Capabilities,
     /// Running sandboxes.
     pub sandbox_count: usize,
     /// Paused ones.
@@ -36,6 +38,18 @@ pub struct Node {
     pub disk_available_mb: u32,
     /// When its daemon started, RFC 3339.
     pub started_at: String,
+}
+
+/// What a kind of machine can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Capabilities {
+    /// Memory of what is paused or copied outlives a restart of the machine.
+    pub durable_memory: bool,
+    /// Memory of what is paused outlives everything but that.
+    pub freeze: bool,
+    /// Sandboxes have a kernel of their own.
+    pub own_kernel: bool,
 }
 
 /// A node with what it holds.

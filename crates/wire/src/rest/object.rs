@@ -22,6 +22,14 @@ pub(super) fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Option::<Object<T>>::deserialize(deserializer).map(|found| found.map(|Object(value)| value))
 }
 
+/// The same for a list of them.
+pub(super) fn objects<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    let found = Option::<Vec<Object<T>>>::deserialize(deserializer)?;
+    Ok(found.map(|list| list.into_iter().map(|Object(value)| value).collect()))
+}
+
 struct Fields<T>(PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
@@ -52,5 +60,8 @@ mod tests {
         assert!(parsed(r#"["base"]"#).is_err());
         assert!(parsed(r#"{"templateID":"base","autoResume":[true]}"#).is_err());
         assert!(parsed(r#"{"templateID":"base","network":[true]}"#).is_err());
+        let mounts = parsed(r#"{"templateID":"base","volumeMounts":[{"name":"a","path":"/b"}]}"#).unwrap();
+        assert_eq!(mounts.volume_mounts.unwrap()[0].path, "/b");
+        assert!(parsed(r#"{"templateID":"base","volumeMounts":[["a","/b"]]}"#).is_err());
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::network::NetworkConfig;
-use super::object::object;
+use super::object::{object, objects};
 
 /// A sandbox that is to be created: bodies of version 1 and 2.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
@@ -46,8 +46,8 @@ pub struct NewSandbox {
     /// Not supported yet: refused where it names tokens.
     #[serde(default)]
     pub iam: Option<serde_json::Value>,
-    /// Not supported yet: refused where it is not empty.
-    #[serde(default)]
+    /// Volumes of the team that are mounted into it.
+    #[serde(default, deserialize_with = "objects")]
     pub volume_mounts: Option<Vec<VolumeMount>>,
 }
 
@@ -58,12 +58,24 @@ pub struct AutoResume {
     pub enabled: bool,
 }
 
+/// How much of the memory of processes a copy holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Memory {
+    /// It is on disk: it outlives the machine that it was taken on.
+    Durable,
+    /// It stays in the machine's memory: it is lost when the machine goes down.
+    Volatile,
+    /// None: what starts from it boots.
+    None,
+}
+
 /// A volume in a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeMount {
-    /// Which.
+    /// Which, by its name.
     pub name: String,
-    /// Where.
+    /// Where: absolute and clean.
     pub path: String,
 }
 
@@ -168,8 +180,11 @@ pub struct ListedSandbox {
     pub alias: Option<String>,
     /// Labels.
     pub metadata: BTreeMap<String, String>,
-    /// None yet.
+    /// What is mounted into it.
     pub volume_mounts: Vec<VolumeMount>,
+    /// How safe the memory is that the pause kept, for a paused one: Atoll's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
     /// Whether its envd did not answer when it was paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub envd_unresponsive_at_pause: Option<bool>,

@@ -1,6 +1,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::build::BuildStatus;
+
 /// A machine that sandboxes are copies of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -8,7 +10,7 @@ pub struct Template {
     /// Its id.
     #[serde(rename = "templateID")]
     pub template_id: String,
-    /// The build that is meant when no tag is given.
+    /// The build that is meant when no tag is given; the newest, where there is none yet.
     #[serde(rename = "buildID")]
     pub build_id: String,
     /// vCPUs of its sandboxes.
@@ -39,8 +41,8 @@ pub struct Template {
     pub build_count: u64,
     /// What envd in its sandboxes can do.
     pub envd_version: String,
-    /// `ready`.
-    pub build_status: String,
+    /// How far that build is.
+    pub build_status: BuildStatus,
 }
 
 /// A template with its builds.
@@ -60,8 +62,8 @@ pub struct TemplateBuild {
     /// Its id.
     #[serde(rename = "buildID")]
     pub build_id: String,
-    /// `ready`.
-    pub status: String,
+    /// How far it is.
+    pub status: BuildStatus,
     /// RFC 3339.
     pub created_at: String,
     /// RFC 3339.
@@ -103,4 +105,19 @@ pub struct Alias {
     pub template_id: String,
     /// Whether other teams may use it.
     pub public: bool,
+}
+
+/// A change of a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct ChangeTemplate {
+    /// Whether other teams may use it; left out, it stays as it is.
+    pub public: Option<bool>,
+}
+
+/// A template that was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChangedTemplate {
+    /// Its names, with the namespace.
+    pub names: Vec<String>,
 }
