@@ -3,7 +3,19 @@
 #![expect(clippy::print_stderr, reason = "its standard error is the daemon's")]
 use std::process::ExitCode;
 
+use container::launcher;
+
 fn main() -> ExitCode {
+    let name = std::env::args_os().next().unwrap_or_default();
+    if std::path::Path::new(&name).file_name() == Some(std::ffi::OsStr::new(launcher::COPY)) {
+        return match launcher::copy() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("atoll-launcher: copying failed: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let served = linux::spawn::inherited(0)
         .map_err(|error| error.to_string())
         .and_then(|socket| {

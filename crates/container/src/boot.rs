@@ -289,7 +289,7 @@ fn identify(boot: &Boot) -> Result<(), Step> {
         )?;
     }
     let machine_id = "/etc/machine-id";
-    if read_small(machine_id).is_none_or(|id| id.trim().len() != 32) {
+    if boot.is_new || read_small(machine_id).is_none_or(|id| id.trim().len() != 32) {
         put(machine_id, &format!("{}\n", boot.machine_id))?;
     }
     let _ = fs::set_permissions("/tmp", fs::Permissions::from_mode(0o1777));
@@ -303,7 +303,7 @@ fn identify(boot: &Boot) -> Result<(), Step> {
         read_only: true,
         no_setuid: true,
         no_devices: true,
-        id_map: None,
+        ..linux::mount::Attributes::default()
     };
     ping_for_all();
     linux::mount::set_attributes(proc_sys.as_fd(), read_only).at("making /proc/sys read-only")

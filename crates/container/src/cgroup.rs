@@ -317,6 +317,11 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Stops every task in place, as each comes to it: those that are traced when they are let go.
+    pub(crate) fn stand(&self) -> Result<(), Step> {
+        self.set_frozen(true)
+    }
+
     /// Lets them go on.
     pub(crate) fn thaw(&self) -> Result<(), Step> {
         self.set_frozen(false)

@@ -2,17 +2,19 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use linux::loopdev::LoopDevice;
-use model::{MiB, SandboxId};
+use model::{BuildId, MiB, SandboxId};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
+use crate::record::sync_names;
 use crate::step::{At, Step};
 use crate::volume::{self, Volume};
 
@@ -37,9 +39,12 @@ pub(crate) struct Disks {
 impl Disks {
     pub(crate) fn open(data: &Path) -> Result<Self, Step> {
         let volume = Volume::open(data)?;
-        for dir in ["blank", "slots", "kept"] {
+        for dir in ["blank", "slots", "kept", "builds", "sealed", "volumes"] {
             let dir = volume.root().join(dir);
             fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
+            // What lies in them is what sandboxes hold.
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+                .at(format!("closing {}", dir.display()))?;
         }
         Ok(Self {
             volume,
@@ -53,7 +58,49 @@ impl Disks {
     }
 
     fn blank(&self, size: MiB) -> PathBuf {
-        self.volume.root().join("blank").join(format!("{}.img", size.0))
+        // Those of the first form, without a 2, cannot be given a name of their own in no time.
+        self.volume.root().join("blank").join(format!("{}-2.img", size.0))
+    }
+
+    /// The image that machines of a build begin with a copy of.
+    pub(crate) fn of_build(&self, build: BuildId) -> PathBuf {
+        self.volume.root().join("builds").join(format!("{build}.img"))
+    }
+
+    fn grown(&self, build: BuildId, size: MiB) -> PathBuf {
+        self.volume
+            .root()
+            .join("builds")
+            .join(format!("{build}.{}.img", size.0))
+    }
+
+    /// The image whose uppers are layers, of a build and of those made from it.
+    pub(crate) fn of_sealed(&self, build: BuildId) -> PathBuf {
+        self.volume.root().join("sealed").join(format!("{build}.img"))
+    }
+
+    /// Images of builds, and sealed ones, by the builds that they are named after. What is not finished is nobody's.
+    pub(crate) fn of_builds(&self) -> Vec<(PathBuf, Image)> {
+        let mut found = Vec::new();
+        for dir in ["builds", "sealed"] {
+            let entries = fs::read_dir(self.volume.root().join(dir))
+                .into_iter()
+                .flatten()
+                .flatten();
+            for entry in entries {
+                let name = entry.file_name();
+                let name = name.to_str().unwrap_or_default();
+                let build = name.split('.').next().and_then(|build| build.parse().ok());
+                let finished = name.ends_with(".img") || name.ends_with(".memory");
+                let image = match build.filter(|_| finished) {
+                    Some(build) if dir == "builds" => Image::Own(build),
+                    Some(build) => Image::Sealed(build),
+                    None => Image::Unfinished,
+                };
+                found.push((entry.path(), image));
+            }
+        }
+        found
     }
 
     /// The image of a slot.
@@ -80,6 +127,75 @@ impl Disks {
         Err(io::Error::from(Errno::NOSPC)).at("looking for room on the volume")
     }
 
+    /// Gives a slot a copy of a build's disk, at least of this size. A disk is never made smaller.
+    pub(crate) fn copy(&self, slot: u32, build: BuildId, has: MiB, wanted: MiB) -> Result<(), Step> {
+        let mut from = self.of_build(build);
+        if wanted > has {
+            let grown = self.grown(build, wanted);
+            if !grown.exists() {
+                let _one = self.making.lock().expect(UNPOISONED);
+                if !grown.exists() {
+                    grow(&from, &grown, wanted)?;
+                }
+            }
+            from = grown;
+        }
+        let image = self.of_slot(slot);
+        let _ = fs::remove_file(&image);
+        volume::clone(&from, &image).at(format!("cloning the disk of build {build}"))
+    }
+
+    /// What the processes of a build's machines go on from.
+    pub(crate) fn memory_of_build(&self, build: BuildId) -> PathBuf {
+        self.of_build(build).with_extension("memory")
+    }
+
+    /// What the processes of a sandbox whose disk is kept go on from.
+    pub(crate) fn kept_memory(&self, sandbox: SandboxId) -> PathBuf {
+        self.kept(sandbox).with_extension("memory")
+    }
+
+    /// Where a disk is copied to that is to be a build's: a name that nobody looks for.
+    pub(crate) fn copy_of(&self, build: BuildId) -> PathBuf {
+        self.of_build(build).with_extension("partial")
+    }
+
+    /// Copies a slot's disk as it is at this instant.
+    pub(crate) fn clone_of(&self, slot: u32, build: BuildId) -> Result<(), Step> {
+        let partial = self.copy_of(build);
+        let _ = fs::remove_file(&partial);
+        volume::clone(&self.of_slot(slot), &partial).at(format!("cloning the disk of slot {slot}"))
+    }
+
+    /// Makes a copy of a disk that was in use what one is that was unmounted: what is in its journal is done. It is mounted
+    /// for a moment, as any machine would mount it.
+    pub(crate) fn settle(&self, image: &Path) -> Result<(), Step> {
+        drop(mount_image(image)?);
+        wait_until_released(image, RELEASED_WITHIN)
+    }
+
+    /// Finishes an image, so that it outlives a loss of power.
+    pub(crate) fn finish(&self, partial: &Path, image: &Path) -> Result<(), Step> {
+        sync(partial)?;
+        fs::rename(partial, image).at(format!("naming {}", image.display()))?;
+        sync_names(image)
+    }
+
+    /// Makes the sealed form of a build's disk, under a name that nobody looks for. It is a file system of its own: among
+    /// layers those that are told by the same name cannot be told apart.
+    pub(crate) fn seal(&self, from: BuildId, into: BuildId) -> Result<PathBuf, Step> {
+        let partial = self.of_sealed(into).with_extension("partial");
+        let _ = fs::remove_file(&partial);
+        volume::clone(&self.of_build(from), &partial).at(format!("cloning the disk of build {from}"))?;
+        let named = || volume::run(Command::new("tune2fs").args(["-U", "random"]).arg(&partial));
+        if named().is_err() {
+            // Of the first form: its name is in every checksum, so all of them are looked at.
+            check(&partial)?;
+            named()?;
+        }
+        Ok(partial)
+    }
+
     /// Gives a slot a blank disk.
     pub(crate) fn fresh(&self, slot: u32, size: MiB) -> Result<(), Step> {
         let blank = self.blank(size);
@@ -101,29 +217,57 @@ impl Disks {
 
     /// Gives a slot the disk that is kept for a sandbox.
     pub(crate) fn take(&self, sandbox: SandboxId, slot: u32) -> Result<(), Step> {
-        fs::rename(self.kept(sandbox), self.of_slot(slot)).at(format!("taking the disk kept for {sandbox}"))
+        // Whoever boots from a disk has no use for what processes were, and makes it untrue.
+        crate::criu::memory::remove(&self.kept_memory(sandbox))?;
+        fs::rename(self.kept(sandbox), self.of_slot(slot))
+            .at(format!("taking the disk kept for {sandbox}"))?;
+        // From here on the slot's record says it.
+        remove(&self.kept_build(sandbox))
+    }
+
+    /// Says what a kept disk is over.
+    fn kept_build(&self, sandbox: SandboxId) -> PathBuf {
+        self.kept(sandbox).with_extension("build")
+    }
+
+    /// Notes what a disk is over that is about to be kept.
+    pub(crate) fn note(&self, sandbox: SandboxId, over: BuildId) -> Result<(), Step> {
+        // A link, because it is as durable as the name that follows, without waiting for the host's disk once more.
+        let note = self.kept_build(sandbox);
+        remove(&note)?;
+        symlink(over.to_string(), &note).at(format!("noting {}", note.display()))
+    }
+
+    /// The builds that kept disks are over; `None` where that is not known of one, which an earlier Atoll kept.
+    pub(crate) fn kept_over(&self) -> Vec<Option<BuildId>> {
+        let over = |sandbox| {
+            fs::read_link(self.kept_build(sandbox))
+                .ok()?
+                .to_str()?
+                .parse()
+                .ok()
+        };
+        self.all_kept().into_iter().map(over).collect()
     }
 
     /// Keeps a slot's disk for a sandbox; waits until the kernel has written it all and let go of it. A disk that is in
     /// use still stays where it is: two mounts of one would destroy it.
-    pub(crate) fn keep(&self, slot: u32, sandbox: SandboxId) -> Result<(), Step> {
+    pub(crate) fn keep(&self, slot: u32, sandbox: SandboxId, over: Option<BuildId>) -> Result<(), Step> {
         let image = self.of_slot(slot);
         wait_until_released(&image, RELEASED_WITHIN)?;
         self.write_through(slot)?;
+        if let Some(over) = over {
+            self.note(sandbox, over)?;
+        }
         let kept = self.kept(sandbox);
+        crate::criu::memory::remove(&self.kept_memory(sandbox))?;
         fs::rename(image, &kept).at(format!("keeping the disk of {sandbox}"))?;
-        let names = kept.parent().expect("a kept disk lies in a directory");
-        File::open(names)
-            .and_then(|names| names.sync_all())
-            .at(format!("writing {} through", names.display()))
+        sync_names(&kept)
     }
 
     /// Brings what has left a slot's file system to the host's disk, where a power failure does not reach it.
     pub(crate) fn write_through(&self, slot: u32) -> Result<(), Step> {
-        let image = self.of_slot(slot);
-        File::open(&image)
-            .and_then(|image| image.sync_all())
-            .at(format!("writing {} through", image.display()))
+        sync(&self.of_slot(slot))
     }
 
     /// Everything that is kept.
@@ -155,42 +299,99 @@ impl Disks {
 
     /// Deletes what is kept for a sandbox.
     pub(crate) fn discard(&self, sandbox: SandboxId) -> Result<(), Step> {
-        remove(&self.kept(sandbox))
+        remove(&self.kept(sandbox))?;
+        let memory = self.kept_memory(sandbox);
+        match fs::remove_dir_all(&memory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed.at(format!("deleting {}", memory.display()))?,
+        }
+        remove(&self.kept_build(sandbox))
     }
 
     /// Mounts a slot's disk, attached nowhere: it lives as long as the descriptor or an overlay over it. One that is
     /// mounted already is refused.
     pub(crate) fn mount(&self, slot: u32) -> Result<OwnedFd, Step> {
-        let path = self.of_slot(slot);
-        let image = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .at(format!("opening {}", path.display()))?;
-        // The device holds this description of the file, and the lock with it, to its own end.
-        rustix::fs::flock(&image, FlockOperation::NonBlockingLockExclusive)
-            .at(format!("locking {}, which is in use,", path.display()))?;
-        let device = LoopDevice::attach(image.as_fd(), true).at(format!("attaching {}", path.display()))?;
-        let mount = || -> rustix::io::Result<OwnedFd> {
-            let context = rustix::mount::fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
-            rustix::mount::fsconfig_set_string(&context, "source", device.path())?;
-            // The tables were left out when the blank was made; writing them for each copy would unshare its blocks.
-            rustix::mount::fsconfig_set_flag(&context, "noinit_itable")?;
-            // A write that waits for the host's own disk takes longer than all of a machine's start or end. What is
-            // promised to outlive the host is written through when it is promised: see `write_through`.
-            rustix::mount::fsconfig_set_flag(&context, "nobarrier")?;
-            // What is deleted inside is free on the volume again.
-            rustix::mount::fsconfig_set_flag(&context, "discard")?;
-            rustix::mount::fsconfig_create(&context)?;
-            let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
-            rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        };
-        mount().at(format!(
-            "mounting {} by {}",
-            path.display(),
-            device.path().display()
-        ))
+        mount_image(&self.of_slot(slot))
     }
+}
+
+/// What an image that belongs to a build is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Image {
+    /// The disk that machines of this build begin with, or a grown form of it.
+    Own(BuildId),
+    /// Layers that were sealed for this build.
+    Sealed(BuildId),
+    /// Something that was never finished.
+    Unfinished,
+}
+
+fn mount_image(path: &Path) -> Result<OwnedFd, Step> {
+    let image = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .at(format!("opening {}", path.display()))?;
+    // The device holds this description of the file, and the lock with it, to its own end.
+    rustix::fs::flock(&image, FlockOperation::NonBlockingLockExclusive)
+        .at(format!("locking {}, which is in use,", path.display()))?;
+    let device = LoopDevice::attach(image.as_fd(), true).at(format!("attaching {}", path.display()))?;
+    let mount = || -> rustix::io::Result<OwnedFd> {
+        let context = rustix::mount::fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_set_string(&context, "source", device.path())?;
+        // The tables were left out when the blank was made; writing them for each copy would unshare its blocks.
+        rustix::mount::fsconfig_set_flag(&context, "noinit_itable")?;
+        // A write that waits for the host's own disk takes longer than all of a machine's start or end. What is
+        // promised to outlive the host is written through when it is promised: see `write_through`.
+        rustix::mount::fsconfig_set_flag(&context, "nobarrier")?;
+        // What is deleted inside is free on the volume again.
+        rustix::mount::fsconfig_set_flag(&context, "discard")?;
+        rustix::mount::fsconfig_create(&context)?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
+        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    mount().at(format!(
+        "mounting {} by {}",
+        path.display(),
+        device.path().display()
+    ))
+}
+
+fn sync(image: &Path) -> Result<(), Step> {
+    File::open(image)
+        .and_then(|image| image.sync_all())
+        .at(format!("writing {} through", image.display()))
+}
+
+/// Makes a larger disk out of a copy of one.
+fn grow(from: &Path, grown: &Path, size: MiB) -> Result<(), Step> {
+    let partial = grown.with_extension("partial");
+    let _ = fs::remove_file(&partial);
+    volume::clone(from, &partial).at(format!("cloning {}", from.display()))?;
+    OpenOptions::new()
+        .write(true)
+        .open(&partial)
+        .and_then(|file| file.set_len(size.bytes()))
+        .at(format!("growing {} to {size}", partial.display()))?;
+    check(&partial)?;
+    volume::run(Command::new("resize2fs").arg(&partial))?;
+    sync(&partial)?;
+    fs::rename(&partial, grown).at(format!("naming {}", grown.display()))
+}
+
+/// Looks at a whole file system, and repairs what can be repaired without asking.
+fn check(image: &Path) -> Result<(), Step> {
+    let output = Command::new("e2fsck")
+        .args(["-f", "-p"])
+        .arg(image)
+        .output()
+        .at("running e2fsck")?;
+    // Bit 0: something was repaired (e2fsck(8)).
+    if matches!(output.status.code(), Some(0 | 1)) {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Err(io::Error::other(said)).at(format!("checking {}", image.display()))
 }
 
 fn remove(image: &Path) -> Result<(), Step> {
@@ -199,6 +400,9 @@ fn remove(image: &Path) -> Result<(), Step> {
         removed => removed.at(format!("deleting {}", image.display())),
     }
 }
+
+/// With them a file system is given another name without a look at all of it (ext4(5)): see [`Disks::seal`].
+const FEATURES: &str = "metadata_csum,metadata_csum_seed";
 
 fn make_blank(blank: &Path, size: MiB) -> Result<(), Step> {
     let room = tempdir(blank)?;
@@ -220,6 +424,8 @@ fn make_blank(blank: &Path, size: MiB) -> Result<(), Step> {
                 "0",
                 "-J",
                 "size=4",
+                "-O",
+                FEATURES,
                 "-E",
                 "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0",
             ])

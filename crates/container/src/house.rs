@@ -13,17 +13,21 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{PidfdFlags, Signal};
 use tokio_util::task::TaskTracker;
 
-use crate::build::Builds;
+use crate::Config;
+use crate::build::{Build, Builds, Layer, Overlay};
 use crate::cgroup::{Cgroup, Cgroups};
+use crate::criu::recall::Recall;
 use crate::disk::{DISK_MIN, Disks};
 use crate::instance::{Instance, SLOTS_MAX, USERS, first_user};
 use crate::launcher::message::Boot;
 use crate::launcher::{Launcher, Ordered};
 use crate::net::Net;
 use crate::record::{Identity, Record, Records};
-use crate::root::Laying;
+use crate::root::{Laid, Laying};
+use crate::sealed::Sealed;
 use crate::slot::Slot;
 use crate::step::{At, Step};
+use crate::volumes::Volumes;
 use crate::{agent, root};
 
 /// envd listens a millisecond after its exec; a machine that swaps needs longer.
@@ -66,15 +70,19 @@ pub(crate) struct House {
     pub(crate) records: Records,
     pub(crate) builds: Builds,
     pub(crate) disks: Disks,
+    pub(crate) sealed: Sealed,
+    pub(crate) volumes: Arc<Volumes>,
     pub(crate) cgroups: Cgroups,
     pub(crate) launcher: Launcher,
     pub(crate) laying: Laying,
+    /// What becomes of memory.
+    pub(crate) recall: Recall,
     /// All that makes slots and gives them back: whoever closes waits for it.
     pub(crate) work: TaskTracker,
     /// There from recovery to the end.
     net: RwLock<Option<Arc<Net>>>,
     numbers: Mutex<Numbers>,
-    agent: PathBuf,
+    pub(crate) agent: PathBuf,
 }
 
 #[derive(Debug, Default)]
@@ -98,20 +106,25 @@ impl Numbers {
 }
 
 impl House {
-    pub(crate) fn open(data: &Path, envd: &Path, launcher: &Path) -> Result<Self, Step> {
+    pub(crate) fn open(config: &Config) -> Result<Self, Step> {
+        let data = config.data.as_path();
         fs::create_dir_all(data).at(format!("making {}", data.display()))?;
         let instance = Instance::take(data)?;
+        let disks = Disks::open(data)?;
         Ok(Self {
             records: Records::open(data)?,
             builds: Builds::open(data)?,
-            disks: Disks::open(data)?,
+            sealed: Sealed::open(data)?,
+            volumes: Arc::new(Volumes::open(data, disks.volume().root())?),
+            disks,
             cgroups: Cgroups::open(instance.number)?,
-            launcher: Launcher::start(launcher)?,
+            launcher: Launcher::start(&config.launcher)?,
             laying: Laying::default(),
+            recall: Recall::open(config.criu.as_deref(), data),
             work: TaskTracker::new(),
             net: RwLock::default(),
             numbers: Mutex::default(),
-            agent: agent::stage(envd, data)?,
+            agent: agent::stage(&config.envd, data)?,
             instance,
         })
     }
@@ -221,10 +234,6 @@ impl House {
         give: Give,
         limits: Resources,
     ) -> Result<Slot, RuntimeError> {
-        let build = self
-            .builds
-            .get(shape.build)?
-            .ok_or(RuntimeError::NoBuild(shape.build))?;
         let mut record = Record {
             slot: number,
             process: None,
@@ -234,8 +243,18 @@ impl House {
                 Give::Fresh => None,
                 Give::Kept(sandbox) => Some(sandbox),
             },
+            build: Some(shape.build),
+            copying: false,
+            restored: false,
         };
-        self.records.write(&record)?;
+        let build = {
+            // Once it is on record whose layers it stands on, they stay.
+            let _stay = self.builds.stay();
+            self.records.write(&record)?;
+            self.builds
+                .get(shape.build)?
+                .ok_or(RuntimeError::NoBuild(shape.build))?
+        };
         failpoint::reach("container/slot-recorded");
         let cgroup = self.cgroups.of(number);
         cgroup.create()?;
@@ -243,7 +262,10 @@ impl House {
         cgroup.limit(limits)?;
         failpoint::reach("container/cgroup-made");
         match give {
-            Give::Fresh => self.disks.fresh(number, shape.disk)?,
+            Give::Fresh => match build.disk {
+                Some(has) => self.disks.copy(number, shape.build, has, shape.disk)?,
+                None => self.disks.fresh(number, shape.disk)?,
+            },
             Give::Kept(sandbox) if self.disks.is_kept(sandbox) => self.disks.take(sandbox, number)?,
             Give::Kept(sandbox) => return Err(RuntimeError::NoDisk(sandbox)),
         }
@@ -266,9 +288,10 @@ impl House {
 
         let users = open(&format!("/proc/{pid}/ns/user"))?;
         let disk = self.disks.mount(number)?;
+        let laid = self.lay(&build)?;
         let root = root::assemble(
             &self.laying,
-            &build,
+            &laid,
             disk.as_fd(),
             skeleton.disk_users.as_fd(),
             users.as_fd(),
@@ -278,7 +301,7 @@ impl House {
         let (ready, told) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).at("making a ready pipe")?;
         let tasks = cgroup.tasks()?;
-        let boot = self.boot_order(tasks.len(), root.targets)?;
+        let boot = self.boot_order(tasks.len(), root.targets, give == Give::Fresh)?;
         let fds: Vec<_> = tasks
             .iter()
             .chain(&root.mounts)
@@ -298,10 +321,27 @@ impl House {
             socket,
             cgroup,
             shape,
+            restored: false,
         })
     }
 
-    fn boot_order(&self, cgroups: usize, mounts: Vec<String>) -> Result<Boot, Step> {
+    /// Where the layers of a build lie. Sealed disks are mounted for that.
+    pub(crate) fn lay(&self, build: &Build) -> Result<Vec<Laid>, Step> {
+        let place = |layer: &Layer| match layer {
+            Layer::Dir(dir) => Ok(dir.clone()),
+            Layer::Sealed { sealed, upper } => self.sealed.upper(&self.disks, *sealed, upper),
+        };
+        let lay = |overlay: &Overlay| {
+            Ok(Laid {
+                target: overlay.target.clone(),
+                layers: overlay.layers.iter().map(place).collect::<Result<_, Step>>()?,
+                upper: Some(overlay.upper.clone()),
+            })
+        };
+        build.overlays.iter().map(lay).collect()
+    }
+
+    pub(crate) fn boot_order(&self, cgroups: usize, mounts: Vec<String>, is_new: bool) -> Result<Boot, Step> {
         let random: [u8; 32] = rand::rng().random();
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let b = hex(&random[16..]);
@@ -311,6 +351,7 @@ impl House {
             hostname: "sandbox".to_owned(),
             nameservers: self.nameservers()?,
             machine_id: hex(&random[..16]),
+            is_new,
             // A random UUID, version 4.
             boot_id: format!(
                 "{}-{}-4{}-a{}-{}",
@@ -382,8 +423,12 @@ impl House {
             );
         }
         failpoint::reach("container/network-released");
+        self.volumes.take_back(number);
         match fate {
-            Fate::Keep(sandbox) if self.disks.of_slot(number).exists() => self.disks.keep(number, sandbox)?,
+            Fate::Keep(sandbox) if self.disks.of_slot(number).exists() => {
+                let over = self.records.read(number).and_then(|record| record.starts_from());
+                self.disks.keep(number, sandbox, over)?;
+            }
             Fate::Keep(_) => {}
             Fate::Discard => self.disks.remove(number)?,
         }

@@ -1,4 +1,6 @@
 //! The first template: this machine's own `/usr`, read-only, under a fresh root; or a root that somebody made.
+mod image;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -7,9 +9,11 @@ use std::process::Command;
 
 use rustix::fs::{FileType, Mode};
 
-use crate::build::{Build, Overlay};
+use crate::build::{Build, Layer, Overlay};
 use crate::step::{At, Step};
 use crate::volume::run;
+
+pub(crate) use image::image;
 
 /// The user of a sandbox (contract, section 9).
 const USER: u32 = 1000;
@@ -127,9 +131,12 @@ pub fn lacks() -> Vec<&'static str> {
         .collect()
 }
 
+/// Directories of programs below a `/usr`, in the order in which they are looked at.
+const DIRECTORIES_OF_PROGRAMS: [&str; 3] = ["local/bin", "bin", "sbin"];
+
 /// Where a program lies below a `/usr`: `usr/…`, as a path of a whole root.
 fn program(usr: &Path, name: &str) -> Option<PathBuf> {
-    ["local/bin", "bin", "sbin"]
+    DIRECTORIES_OF_PROGRAMS
         .iter()
         .map(|dir| Path::new(dir).join(name))
         // A link may lead elsewhere in a root that is not ours.
@@ -146,20 +153,18 @@ pub(crate) fn host(layers: &Path, sudo: &Path) -> Result<Build, Step> {
     hide_private(Path::new("/usr"), &usr)?;
     let_pip_install(Path::new("/usr"), &usr)?;
     finish(&partial, layers)?;
-    Ok(Build {
-        overlays: vec![
-            Overlay {
-                target: "/".into(),
-                layers: vec![layers.join("root")],
-                upper: "root".into(),
-            },
-            Overlay {
-                target: "/usr".into(),
-                layers: vec![layers.join("usr"), "/usr".into()],
-                upper: "usr".into(),
-            },
-        ],
-    })
+    Ok(Build::of(vec![
+        Overlay {
+            target: "/".into(),
+            layers: vec![Layer::Dir(layers.join("root"))],
+            upper: "root".into(),
+        },
+        Overlay {
+            target: "/usr".into(),
+            layers: vec![Layer::Dir(layers.join("usr")), Layer::Dir("/usr".into())],
+            upper: "usr".into(),
+        },
+    ]))
 }
 
 /// A build over a whole root in a directory, which must stay as it is from now on.
@@ -176,12 +181,10 @@ pub(crate) fn root(layers: &Path, dir: &Path, sudo: &Path) -> Result<Build, Step
     finish(&partial, layers)?;
     let overlay = Overlay {
         target: "/".into(),
-        layers: vec![layers.join("root"), dir.to_owned()],
+        layers: vec![Layer::Dir(layers.join("root")), Layer::Dir(dir.to_owned())],
         upper: "root".into(),
     };
-    Ok(Build {
-        overlays: vec![overlay],
-    })
+    Ok(Build::of(vec![overlay]))
 }
 
 fn fresh(layers: &Path) -> Result<PathBuf, Step> {
@@ -363,13 +366,17 @@ fn own_programs(usr: &Path, layer: &Path, sudo: &Path) -> Result<(), Step> {
     for dir in ["", "local", "local/bin"] {
         make_dir(&layer.join(dir), 0o755)?;
     }
-    let target = layer.join("local/bin/sudo");
-    fs::copy(sudo, &target).at(format!("copying {}", sudo.display()))?;
-    fs::set_permissions(&target, fs::Permissions::from_mode(0o4755)).at("making sudo a setuid program")?;
+    own_sudo(&layer.join("local/bin"), sudo)?;
     match (program(usr, "python"), program(usr, "python3")) {
         (None, Some(python3)) => symlink(python3, layer.join("local/bin/python")).at("linking python"),
         _ => Ok(()),
     }
+}
+
+fn own_sudo(bin: &Path, sudo: &Path) -> Result<(), Step> {
+    let target = bin.join("sudo");
+    fs::copy(sudo, &target).at(format!("copying {}", sudo.display()))?;
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o4755)).at("making sudo a setuid program")
 }
 
 /// Whiteouts, in our layer, for what only root may read on this machine: root of a sandbox is root of its layers.
@@ -397,14 +404,19 @@ fn white_out(layer: &Path, path: &Path) -> Result<(), Step> {
     let target = layer.join(path);
     let parent = target.parent().unwrap_or(layer);
     fs::create_dir_all(parent).at(format!("making {}", parent.display()))?;
+    white_out_whole(&target)
+}
+
+/// Hides what has this path in the layers below.
+fn white_out_whole(target: &Path) -> Result<(), Step> {
     rustix::fs::mknodat(
         rustix::fs::CWD,
-        &target,
+        target,
         FileType::CharacterDevice,
         Mode::empty(),
         0,
     )
-    .at(format!("hiding /usr/{}", path.display()))
+    .at(format!("hiding {}", target.display()))
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), Step> {

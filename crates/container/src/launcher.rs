@@ -1,5 +1,6 @@
 //! The launcher: a small process of one thread that makes machines, so that the daemon, which has many threads and much
 //! memory, never forks.
+mod attach;
 pub(crate) mod message;
 pub mod serve;
 
@@ -14,10 +15,28 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use self::message::{Boot, BootFailed, Reply, Request, error, receive, send};
+use crate::criu::child::Start;
 use crate::step::{At, Step};
 
 /// A machine is made in a millisecond; a launcher that says nothing for so long is stuck in the kernel.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Called by this name, the launcher copies its standard input to its standard output, and ends.
+pub const COPY: &str = "gzip";
+
+/// Copies standard input to standard output, for as long as somebody reads it: who unpacks an archive stops at its end, not
+/// at that of its padding.
+///
+/// # Errors
+/// What reading or writing answered.
+pub fn copy() -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let copied = io::copy(&mut io::stdin().lock(), &mut out).and_then(|_| io::Write::flush(&mut out));
+    match copied {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        copied => copied,
+    }
+}
 
 /// The daemon's end. A launcher that died is replaced: machines do not need the one that made them.
 #[derive(Debug)]
@@ -76,9 +95,51 @@ impl Launcher {
         }
     }
 
+    /// The program.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Names a machine.
     pub(crate) fn rename(&self, machine: BorrowedFd<'_>, name: &str) -> Result<(), Step> {
         self.ask(&Request::Rename(name.to_owned()), &[machine]).map(drop)
+    }
+
+    /// User namespaces for the users from `first_user` on: one that maps a disk, and one that maps layers.
+    pub(crate) fn users(&self, first_user: u32, users: u32) -> Result<(OwnedFd, OwnedFd), Step> {
+        let (reply, fds) = self.ask(&Request::Users { first_user, users }, &[])?;
+        let mut fds = fds.into_iter();
+        match (reply, fds.next(), fds.next()) {
+            (Reply::Done, Some(disk), Some(layers)) => Ok((disk, layers)),
+            _ => {
+                Err(io::Error::other("the launcher answered something else")).at("asking for user namespaces")
+            }
+        }
+    }
+
+    /// Starts CRIU.
+    pub(crate) fn criu(&self, start: Start, fds: &[BorrowedFd<'_>]) -> Result<(u32, OwnedFd), Step> {
+        let (reply, fds) = self.ask(&Request::Criu(start), fds)?;
+        match (reply, fds.into_iter().next()) {
+            (Reply::Started { pid }, Some(pidfd)) => Ok((pid, pidfd)),
+            _ => Err(io::Error::other("the launcher answered something else")).at("starting CRIU"),
+        }
+    }
+
+    /// Attaches a mount in a machine, at a path on which no link is followed; what is missing of it is made, and is then
+    /// `owner`'s.
+    pub(crate) fn attach(
+        &self,
+        machine: BorrowedFd<'_>,
+        mount: BorrowedFd<'_>,
+        path: &str,
+        owner: u32,
+    ) -> Result<(), Step> {
+        let request = Request::Attach {
+            path: path.to_owned(),
+            owner,
+        };
+        self.ask(&request, &[machine, mount]).map(drop)
     }
 
     fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), Step> {

@@ -6,6 +6,8 @@
 //!    └──▶ machine       └─▶ record                       written before any of it is made
 //! volume   where disks are copied by reference      build, import   what roots are made of
 //! instance which of several daemons this is         agent           envd and sudo, as they come inside
+//! checkpoint, seal   builds made of machines        clear           builds that nobody needs any more
+//! places   images mounted on the host               sealed, volumes, lend   layers and file systems among them
 //! ```
 //!
 //! A sandbox is a [`slot`]: a number that names all of its resources (`atoll<instance>/<slot>` among cgroups,
@@ -21,21 +23,29 @@ mod agent;
 mod boot;
 mod build;
 mod cgroup;
+mod checkpoint;
+mod clear;
+mod criu;
 mod disk;
 mod house;
 pub mod import;
 mod instance;
 pub mod launcher;
+mod lend;
 mod machine;
 pub mod net;
+mod places;
 mod pool;
 pub mod probe;
 mod record;
 mod root;
 mod runtime;
+mod seal;
+mod sealed;
 mod slot;
 mod step;
 mod syscalls;
 mod volume;
+mod volumes;
 
 pub use runtime::{Config, Containers};

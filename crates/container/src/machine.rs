@@ -1,20 +1,20 @@
 //! A claimed slot, as the node steers it.
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use model::{ExecutionId, NetworkPolicy, SandboxId};
+use model::{BuildId, ExecutionId, Memory, NetworkPolicy, SandboxId};
 use ports::guest::{DialError, ENVD_PORT, Stream};
 use ports::runtime::{Disk, Ended, Usage};
 use ports::{Machine, MachineSpec, RuntimeError};
 use rustix::process::Signal;
 use tokio::io::unix::AsyncFd;
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 
+use crate::criu::lines::Lines;
 use crate::house::{Fate, House};
 use crate::record::{Identity, Record};
 use crate::slot::Slot;
@@ -22,9 +22,15 @@ use crate::step::{At, Step};
 
 /// A running container.
 pub(crate) struct Container {
-    house: Arc<House>,
-    slot: Slot,
-    spec: MachineSpec,
+    pub(crate) house: Arc<House>,
+    pub(crate) slot: Slot,
+    pub(crate) spec: MachineSpec,
+    /// Held by whoever stops its processes in place, or lets them go on.
+    pub(crate) turn: Mutex<()>,
+    /// Connections to its envd.
+    pub(crate) lines: Lines,
+    /// The policy in force.
+    network: Mutex<NetworkPolicy>,
     frozen: AtomicBool,
     stopping: AtomicBool,
     /// Held by whoever stops it; says whether that is done.
@@ -44,13 +50,21 @@ impl std::fmt::Debug for Container {
 
 impl Container {
     /// Puts a prepared slot at the service of a sandbox: limits, policy and name, all before anybody talks to it.
-    pub(crate) fn claim(house: &House, slot: &Slot, spec: &MachineSpec) -> Result<(), Step> {
+    pub(crate) fn claim(house: &House, slot: &Slot, spec: &MachineSpec) -> Result<(), RuntimeError> {
         house.records.write(&record(slot, spec, false)?)?;
         failpoint::reach("container/claim-recorded");
+        if slot.restored {
+            // All that was in force before it ran.
+            return Ok(());
+        }
         slot.cgroup.limit(spec.resources)?;
         house.net()?.claim(slot.number, &spec.network)?;
         failpoint::reach("container/policy-in-force");
-        house.launcher.rename(slot.pidfd.as_fd(), spec.sandbox.as_str())
+        if !spec.volumes.is_empty() {
+            house.lend_volumes(slot, &spec.volumes)?;
+            failpoint::reach("container/volumes-attached");
+        }
+        Ok(house.launcher.rename(slot.pidfd.as_fd(), spec.sandbox.as_str())?)
     }
 
     /// Watches over a claimed slot from now on.
@@ -64,6 +78,9 @@ impl Container {
         let container = Arc::new(Self {
             frozen: AtomicBool::new(slot.cgroup.is_frozen()),
             started_at: slot.started_at(),
+            turn: Mutex::default(),
+            lines: Lines::default(),
+            network: Mutex::new(spec.network.clone()),
             house,
             slot,
             spec,
@@ -107,9 +124,23 @@ impl Container {
         };
         self.blocking(move |this| {
             if fate != Fate::Discard && this.slot.is_alive() {
-                this.house.records.write(&record(&this.slot, &this.spec, true)?)?;
+                let _turn = this.turn();
+                this.house
+                    .records
+                    .write(&record(&this.slot, &this.spec_now(), true)?)?;
                 failpoint::reach("container/keep-recorded");
             }
+            Ok(())
+        })
+        .await?;
+        self.end(fate).await?;
+        *stopped = true;
+        self.is_as_wanted(disk)
+    }
+
+    /// Ends every process, and gives the slot back.
+    async fn end(self: &Arc<Self>, fate: Fate) -> Result<(), RuntimeError> {
+        self.blocking(move |this| {
             this.slot.cgroup.kill();
             let _ = rustix::process::pidfd_send_signal(&this.slot.pidfd, Signal::KILL);
             // What stands cannot die, in version 1.
@@ -128,20 +159,81 @@ impl Container {
                     .await?;
             }
         }
+        Ok(())
+    }
+
+    /// Writes it down, and ends it.
+    async fn hibernate(self: &Arc<Self>) -> Result<(), RuntimeError> {
+        let mut stopped = self.stopped.lock().await;
+        if *stopped {
+            return self.is_as_wanted(Disk::Keep);
+        }
+        let this = Arc::clone(self);
+        let written = tokio::task::spawn_blocking(move || this.write_down()).await;
+        written.map_err(panicked)??;
+        self.stopping.store(true, Ordering::SeqCst);
+        self.end(Fate::Discard).await?;
         *stopped = true;
-        self.is_as_wanted(disk)
+        Ok(())
     }
 
     /// Stops all of it where it is. Its disk is what is left if the host goes down: it is on the host's own disk before
     /// this is done.
     fn freeze(&self) -> Result<(), Step> {
+        let _turn = self.turn.lock().expect(UNPOISONED);
         self.slot.cgroup.freeze()?;
         let safe = self.slot.write_back().at("writing a disk back");
         let safe = safe.and_then(|()| self.house.disks.write_through(self.slot.number));
         if safe.is_err() {
             let _ = self.slot.cgroup.thaw();
+        } else {
+            self.frozen.store(true, Ordering::SeqCst);
         }
         safe
+    }
+
+    /// Lets it go on.
+    fn thaw(&self) -> Result<(), Step> {
+        let _turn = self.turn.lock().expect(UNPOISONED);
+        self.slot.cgroup.thaw()?;
+        self.frozen.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Its turn to stop its processes in place, or to let them go on.
+    pub(crate) fn turn(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.turn.lock().expect(UNPOISONED)
+    }
+
+    /// Whether it was told to stand.
+    pub(crate) fn is_standing(&self) -> bool {
+        self.frozen.load(Ordering::SeqCst)
+    }
+
+    /// Notes that it stands to be copied, or does so no longer.
+    pub(crate) fn record_copying(&self, copying: bool) -> Result<(), Step> {
+        let spec = self.spec_now();
+        self.house.records.write(&Record {
+            copying,
+            ..record(&self.slot, &spec, false)?
+        })
+    }
+
+    /// Notes that what is kept of it is all that counts: whoever finds it ends it.
+    pub(crate) fn record_given_up(&self) -> Result<(), Step> {
+        self.house.records.write(&Record {
+            spec: None,
+            ..record(&self.slot, &self.spec, false)?
+        })
+    }
+
+    /// What it was started with, and its policy as it is by now.
+    fn spec_now(&self) -> MachineSpec {
+        let network = self.network.lock().expect(UNPOISONED).clone();
+        MachineSpec {
+            network,
+            ..self.spec.clone()
+        }
     }
 
     fn is_as_wanted(&self, disk: Disk) -> Result<(), RuntimeError> {
@@ -151,6 +243,8 @@ impl Container {
         Ok(())
     }
 }
+
+const UNPOISONED: &str = "nothing panics while it holds this";
 
 /// What became of a step that panicked.
 pub(crate) fn panicked(panic: tokio::task::JoinError) -> RuntimeError {
@@ -167,6 +261,9 @@ fn record(slot: &Slot, spec: &MachineSpec, keep: bool) -> Result<Record, Step> {
         spec: Some(spec.clone()),
         keep,
         disk_of: None,
+        build: Some(spec.build),
+        copying: false,
+        restored: slot.restored,
     })
 }
 
@@ -187,7 +284,7 @@ impl Machine for Handle {
         if self.0.ended.borrow().is_some() {
             return Err(DialError::Gone);
         }
-        let stream = UnixStream::connect(self.0.slot.socket_path()).await;
+        let stream = self.0.lines.connect(&self.0.slot.socket_path()).await;
         stream
             .map(|stream| Box::new(stream) as Box<dyn Stream>)
             .map_err(|source| DialError::Io {
@@ -217,30 +314,53 @@ impl Machine for Handle {
         let policy = policy.clone();
         self.0
             .blocking(move |this| {
-                let spec = MachineSpec {
-                    network: policy,
-                    ..this.spec.clone()
-                };
-                this.house.records.write(&record(&this.slot, &spec, false)?)?;
-                this.house.net()?.set_policy(this.slot.number, &spec.network)
+                // Not while the record says something that is about to pass.
+                let _turn = this.turn.lock().expect(UNPOISONED);
+                this.network.lock().expect(UNPOISONED).clone_from(&policy);
+                this.house
+                    .records
+                    .write(&record(&this.slot, &this.spec_now(), false)?)?;
+                this.house.net()?.set_policy(this.slot.number, &policy)
             })
             .await
     }
 
     async fn freeze(&self) -> Result<(), RuntimeError> {
-        self.0.blocking(Container::freeze).await?;
-        self.0.frozen.store(true, Ordering::SeqCst);
-        Ok(())
+        self.0.blocking(Container::freeze).await
     }
 
     async fn thaw(&self) -> Result<(), RuntimeError> {
-        self.0.blocking(|this| this.slot.cgroup.thaw()).await?;
-        self.0.frozen.store(false, Ordering::SeqCst);
-        Ok(())
+        self.0.blocking(Container::thaw).await
     }
 
     fn is_frozen(&self) -> bool {
-        self.0.frozen.load(Ordering::SeqCst)
+        self.0.is_standing()
+    }
+
+    async fn checkpoint(&self, into: BuildId, memory: bool) -> Result<Memory, RuntimeError> {
+        let container = Arc::clone(&self.0);
+        // It goes on when nobody waits for it any more: what stands is let go on.
+        let copying = self
+            .0
+            .house
+            .work
+            .spawn_blocking(move || container.checkpoint(into, memory));
+        copying.await.map_err(panicked)?
+    }
+
+    async fn hibernate(&self) -> Result<(), RuntimeError> {
+        let container = Arc::clone(&self.0);
+        // It goes on when nobody waits for it any more.
+        let hibernating = self
+            .0
+            .house
+            .work
+            .spawn(async move { container.hibernate().await });
+        hibernating.await.map_err(panicked)?
+    }
+
+    fn is_restored(&self) -> bool {
+        self.0.slot.restored
     }
 
     async fn stop(&self, disk: Disk) -> Result<(), RuntimeError> {

@@ -30,6 +30,7 @@ use linux::netlink::{Batch, Family, Socket};
 use linux::netns;
 use linux::nft::{self, Element, Transaction};
 use linux::rtnl::{self, Setting, Up, Veth};
+use linux::sockets;
 use model::NetworkPolicy;
 use tokio::net::TcpStream;
 
@@ -301,6 +302,45 @@ impl Net {
         self.flows
             .forget(self.plan.address(slot), may_stay)
             .at(format!("cutting the flows of slot {slot}"))
+    }
+
+    /// Lets sockets be bound to an address that the sandbox had elsewhere, until [`Net::forget`]. `inside` is its namespace,
+    /// or a pidfd of a process in it.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub(crate) fn remember(&self, slot: u32, inside: BorrowedFd<'_>, had: Ipv4Addr) -> Result<(), Step> {
+        if had == self.plan.address(slot) {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        rtnl::add_address(&mut batch, LOOPBACK_INDEX, had);
+        let within = || format!("remembering the address {had} in slot {slot}");
+        netns::within(inside, self.home.as_fd(), || {
+            Socket::open(Family::Route)?.run(&batch).map_err(io::Error::from)
+        })
+        .and_then(|done| done)
+        .at(within())
+    }
+
+    /// Ends the connections of an address that the sandbox had elsewhere, and takes it away.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub(crate) fn forget(&self, slot: u32, inside: BorrowedFd<'_>, had: Ipv4Addr) -> Result<(), Step> {
+        let within = || format!("forgetting the address {had} in slot {slot}");
+        let forget = || -> io::Result<()> {
+            sockets::end_those_of(&Socket::open(Family::Sockets)?, had)?;
+            if had != self.plan.address(slot) {
+                let mut batch = Batch::default();
+                rtnl::delete_address(&mut batch, LOOPBACK_INDEX, had);
+                Socket::open(Family::Route)?.run(&batch)?;
+            }
+            Ok(())
+        };
+        netns::within(inside, self.home.as_fd(), forget)
+            .and_then(|done| done)
+            .at(within())
     }
 
     /// Takes a slot's policy away: nothing passes any more. Its flows are forgotten soon, and before the slot is claimed

@@ -3,6 +3,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use model::BuildId;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -180,6 +181,17 @@ impl Pool {
                 () = self.closed.cancelled() => return,
             }
         }
+    }
+
+    /// Takes out the slots of these builds; none are prepared any more.
+    pub(crate) fn forget(&self, builds: &[BuildId]) -> Vec<Slot> {
+        let mut shelves = self.shelves.lock().expect(UNPOISONED);
+        let (gone, kept) = shelves
+            .drain(..)
+            .partition(|shelf: &Shelf| builds.contains(&shelf.shape.build));
+        *shelves = kept;
+        let gone: Vec<Shelf> = gone;
+        gone.into_iter().flat_map(|shelf| shelf.slots).collect()
     }
 
     /// Takes everything out, for good.

@@ -9,7 +9,7 @@ use linux::mount::{Attributes, set_attributes};
 use rustix::mount::OpenTreeFlags;
 
 use crate::cgroup::Cgroups;
-use crate::{import, net, volume};
+use crate::{criu, import, net, volume};
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -282,6 +282,42 @@ fn network() -> Vec<Check> {
         ));
     }
     checks
+}
+
+/// Whether memory outlives processes here: by what the daemon of this directory, which is the runtime's own, found out when
+/// it tried.
+#[must_use]
+pub fn memory(data: &Path, criu: Option<&Path>) -> Check {
+    let hint = "install CRIU 4.2 or newer (Debian: apt-get install criu from sid; `cargo xtask criu` of a clone of Atoll gets \
+                a private one), and name it by --criu or ATOLL_CRIU; until then pauses keep memory in RAM, and snapshots and \
+                forks hold disks alone";
+    let check = |good: bool, found: String| Check::new("memory", good, Verdict::Poor, found, hint);
+    let Some(program) = criu else {
+        return check(
+            false,
+            "no CRIU: it does not outlive the host, and is not copied".to_owned(),
+        );
+    };
+    match criu::version(program) {
+        Err(failed) => {
+            let why = std::error::Error::source(&failed).map(ToString::to_string);
+            check(false, format!("{failed}: {}", why.unwrap_or_default()))
+        }
+        Ok(version) => {
+            let tried = criu::recall::Tried::read(data).filter(|tried| tried.criu == version);
+            match tried.map(|tried| tried.why_not) {
+                None => check(
+                    true,
+                    format!("CRIU {version} is there; whether it works here is tried when Atoll starts"),
+                ),
+                Some(None) => check(
+                    true,
+                    format!("CRIU {version} has written a sandbox down and brought it back"),
+                ),
+                Some(Some(why)) => check(false, format!("CRIU {version} does not work here: {why}")),
+            }
+        }
+    }
 }
 
 fn programs() -> Check {

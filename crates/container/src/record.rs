@@ -3,7 +3,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use model::SandboxId;
+use model::{BuildId, SandboxId};
 use ports::MachineSpec;
 use serde::{Deserialize, Serialize};
 
@@ -24,12 +24,26 @@ pub(crate) struct Record {
     /// Whose kept disk it is given, from before it is given on.
     #[serde(default)]
     pub(crate) disk_of: Option<SandboxId>,
+    /// What it starts from, from before that is looked at on: nothing of it is cleared away meanwhile.
+    #[serde(default)]
+    pub(crate) build: Option<BuildId>,
+    /// It stands only because it is being copied: whoever finds it so lets it go on.
+    #[serde(default)]
+    pub(crate) copying: bool,
+    /// Its processes went on from memory.
+    #[serde(default)]
+    pub(crate) restored: bool,
 }
 
 impl Record {
     /// Who may still want its disk.
     pub(crate) fn owner(&self) -> Option<SandboxId> {
         self.spec.as_ref().map(|spec| spec.sandbox).or(self.disk_of)
+    }
+
+    /// What it started from.
+    pub(crate) fn starts_from(&self) -> Option<BuildId> {
+        self.spec.as_ref().map(|spec| spec.build).or(self.build)
     }
 }
 
@@ -102,6 +116,16 @@ impl Records {
         write(&self.path(record.slot), record)
     }
 
+    /// That of one slot, if it can be read.
+    pub(crate) fn read(&self, slot: u32) -> Option<Record> {
+        serde_json::from_slice(&fs::read(self.path(slot)).ok()?).ok()
+    }
+
+    /// Whether a slot is on record.
+    pub(crate) fn has(&self, slot: u32) -> bool {
+        self.path(slot).exists()
+    }
+
     pub(crate) fn remove(&self, slot: u32) {
         let _ = fs::remove_file(self.path(slot));
     }
@@ -125,6 +149,29 @@ pub(crate) fn write(path: &Path, value: &impl Serialize) -> Result<(), Step> {
     let bytes = serde_json::to_vec(value).at(step())?;
     fs::write(&partial, bytes).at(step())?;
     fs::rename(&partial, path).at(step())
+}
+
+/// The same, so that it outlives a loss of power.
+pub(crate) fn write_durably(path: &Path, value: &impl Serialize) -> Result<(), Step> {
+    let step = || format!("writing {}", path.display());
+    let partial = path.with_extension("partial");
+    let bytes = serde_json::to_vec(value).at(step())?;
+    fs::File::create(&partial)
+        .and_then(|mut file| {
+            io::Write::write_all(&mut file, &bytes)?;
+            file.sync_all()
+        })
+        .at(step())?;
+    fs::rename(&partial, path).at(step())?;
+    sync_names(path)
+}
+
+/// Writes the directory that a path lies in through to the host's disk.
+pub(crate) fn sync_names(path: &Path) -> Result<(), Step> {
+    let names = path.parent().unwrap_or(path);
+    fs::File::open(names)
+        .and_then(|names| names.sync_all())
+        .at(format!("writing {} through", names.display()))
 }
 
 #[cfg(test)]

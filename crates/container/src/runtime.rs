@@ -5,16 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use model::{BuildId, MiB, SandboxId};
+use model::{BuildId, Memory, MiB, SandboxId};
 use ports::runtime::{Capabilities, DiskOrigin, DiskSpace, Recovered};
 use ports::{Machine, MachineSpec, Runtime, RuntimeError};
 
+use crate::build::{Build, LAYERS_MAX};
 use crate::disk::RELEASED_WITHIN;
 use crate::house::{Fate, Give, House, Shape};
 use crate::import;
 use crate::machine::{Container, Handle, panicked};
 use crate::pool::Pool;
+use crate::record::Record;
 use crate::slot::Slot;
+use crate::step::Step;
+use crate::volumes::Volumes;
 
 /// What the runtime is told.
 #[derive(Debug, Clone)]
@@ -29,6 +33,8 @@ pub struct Config {
     pub launcher: PathBuf,
     /// Slots that are kept ready for each of the shapes last asked for.
     pub pool: usize,
+    /// The program `criu`, for memory that outlives processes; without it there is none.
+    pub criu: Option<PathBuf>,
 }
 
 /// Slots that are under way are made and given back in milliseconds; what waits for a disk takes longer.
@@ -47,7 +53,7 @@ impl Containers {
     /// # Errors
     /// The machine lacks something, or the directory cannot be used; `probe` says more.
     pub fn open(config: Config) -> Result<Self, RuntimeError> {
-        let house = Arc::new(House::open(&config.data, &config.envd, &config.launcher)?);
+        let house = Arc::new(House::open(&config)?);
         Ok(Self {
             house,
             pool: Arc::new(Pool::new(config.pool)),
@@ -61,7 +67,7 @@ impl Containers {
     /// The layers cannot be written, or `/usr` cannot be shared.
     pub async fn import_host(&self, build: BuildId) -> Result<(), RuntimeError> {
         let sudo = self.sudo.clone();
-        self.import(build, move |layers| import::host(layers, &sudo))
+        self.make(build, move |_, layers| import::host(layers, &sudo))
             .await
     }
 
@@ -71,26 +77,43 @@ impl Containers {
     /// The layers cannot be written.
     pub async fn import_root(&self, build: BuildId, dir: PathBuf) -> Result<(), RuntimeError> {
         let sudo = self.sudo.clone();
-        self.import(build, move |layers| import::root(layers, &dir, &sudo))
+        self.make(build, move |_, layers| import::root(layers, &dir, &sudo))
             .await
     }
 
-    async fn import(
+    async fn make(
         &self,
         build: BuildId,
-        make: impl FnOnce(&Path) -> Result<crate::build::Build, crate::step::Step> + Send + 'static,
+        make: impl FnOnce(&House, &Path) -> Result<Build, Step> + Send + 'static,
     ) -> Result<(), RuntimeError> {
         let house = Arc::clone(&self.house);
         blocking(move || {
-            let made = make(&house.builds.layers(build))?;
+            let _under_way = house.builds.begin(&[build]);
+            let made = make(&house, &house.builds.layers(build))?;
             Ok(house.builds.put(build, &made)?)
         })
         .await
     }
 
+    /// What all its machines share.
+    pub(crate) fn house(&self) -> Arc<House> {
+        Arc::clone(&self.house)
+    }
+
+    /// The volumes of this node.
+    pub(crate) fn volumes(&self) -> Arc<Volumes> {
+        Arc::clone(&self.house.volumes)
+    }
+
     /// Keeps slots for this build ready from now on.
     pub fn prewarm(&self, build: BuildId, disk: MiB) {
         self.pool.want(Shape { build, disk });
+        let house = Arc::clone(&self.house);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.house
+                .work
+                .spawn_blocking_on(move || house.try_memory(Shape { build, disk }), &runtime);
+        }
     }
 
     /// Lays the layers of roots by path, as on kernels that do not take them by descriptor (before Linux 6.15). Without it
@@ -120,7 +143,7 @@ impl Runtime for Containers {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            durable_memory: false,
+            durable_memory: self.house.recall.works(),
             freeze: true,
             own_kernel: false,
         }
@@ -166,6 +189,55 @@ impl Runtime for Containers {
         Ok(started.await.map_err(panicked)??.hand_over())
     }
 
+    async fn import(&self, build: BuildId, layers: Vec<PathBuf>) -> Result<(), RuntimeError> {
+        if layers.len() >= LAYERS_MAX {
+            return Err(self.cannot(&format!(
+                "an image of {} layers: at most {} can be laid on one another",
+                layers.len(),
+                LAYERS_MAX - 1
+            )));
+        }
+        let sudo = self.sudo.clone();
+        self.make(build, move |house, own| {
+            import::image(&house.laying, own, &layers, &sudo)
+        })
+        .await
+    }
+
+    async fn seal(&self, from: BuildId, into: BuildId) -> Result<(), RuntimeError> {
+        let house = Arc::clone(&self.house);
+        // It goes on when nobody waits for it any more.
+        let sealing = self.house.work.spawn_blocking(move || house.seal(from, into));
+        sealing.await.map_err(panicked)?
+    }
+
+    async fn builds(&self) -> Vec<BuildId> {
+        self.house.builds.all()
+    }
+
+    async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), RuntimeError> {
+        let (house, pool, builds) = (Arc::clone(&self.house), Arc::clone(&self.pool), builds.to_vec());
+        let removing = self
+            .house
+            .work
+            .spawn_blocking(move || house.remove_builds(&pool, &builds));
+        removing.await.map_err(panicked)?
+    }
+
+    async fn layers_of(&self, build: BuildId) -> Vec<PathBuf> {
+        let own = self.house.builds.all_layers();
+        let Ok(Some(build)) = self.house.builds.get(build) else {
+            return Vec::new();
+        };
+        let is_given = |dir: &&Path| !dir.starts_with(&own) && *dir != Path::new("/usr");
+        build.dirs().filter(is_given).map(Path::to_owned).collect()
+    }
+
+    async fn memory_of(&self, build: BuildId) -> Memory {
+        let build = self.house.builds.get(build);
+        build.ok().flatten().map_or(Memory::None, |build| build.memory)
+    }
+
     async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError> {
         let house = Arc::clone(&self.house);
         blocking(move || Ok(house.disks.discard(sandbox)?)).await
@@ -189,8 +261,10 @@ impl Runtime for Containers {
         let house = Arc::clone(&self.house);
         let _ = blocking(move || {
             // Where machines live on, these are in use and stay.
+            house.sealed.unmount_all();
             let is_empty = house.records.all().is_empty();
             let patience = if is_empty { RELEASED_WITHIN } else { Duration::ZERO };
+            house.volumes.unmount_all(patience);
             house.disks.volume().close(patience);
             house.cgroups.close();
             if is_empty {
@@ -209,6 +283,8 @@ struct Started {
     container: Option<Arc<Container>>,
     number: u32,
     fate: Fate,
+    /// The sandbox whose kept disk and memory it goes on from.
+    restored_from: Option<SandboxId>,
 }
 
 impl Started {
@@ -217,33 +293,52 @@ impl Started {
             build: spec.build,
             disk: spec.resources.disk,
         };
-        let (give, fate, ready) = match spec.disk {
-            DiskOrigin::Fresh => {
-                house.disks.has_room()?;
-                (Give::Fresh, Fate::Discard, ready(house, pool, shape))
+        let (slot, fate, restored_from) = match house.restored(&spec)? {
+            // What it is restored from stays until it is handed over.
+            Some(slot) => (
+                slot,
+                Fate::Discard,
+                (spec.disk == DiskOrigin::Kept).then_some(spec.sandbox),
+            ),
+            None => {
+                let (give, fate, ready) = match spec.disk {
+                    DiskOrigin::Fresh => {
+                        house.disks.has_room()?;
+                        (Give::Fresh, Fate::Discard, ready(house, pool, shape))
+                    }
+                    DiskOrigin::Single => {
+                        house.disks.has_room()?;
+                        (Give::Fresh, Fate::Discard, None)
+                    }
+                    DiskOrigin::Kept => (Give::Kept(spec.sandbox), Fate::Keep(spec.sandbox), None),
+                };
+                let slot = ready.map_or_else(|| house.prepare(shape, give, spec.resources), Ok)?;
+                (slot, fate, None)
             }
-            DiskOrigin::Kept => (Give::Kept(spec.sandbox), Fate::Keep(spec.sandbox), None),
         };
-        let slot = ready.map_or_else(|| house.prepare(shape, give, spec.resources), Ok)?;
         let number = slot.number;
         let claimed = Container::claim(house, &slot, &spec)
-            .and_then(|()| Container::watch(Arc::clone(house), slot, spec));
+            .and_then(|()| Ok(Container::watch(Arc::clone(house), slot, spec)?));
         match claimed {
             Ok(container) => Ok(Self {
                 house: Arc::clone(house),
                 container: Some(container),
                 number,
                 fate,
+                restored_from,
             }),
             Err(failed) => {
                 house.give_back(number, fate);
-                Err(failed.into())
+                Err(failed)
             }
         }
     }
 
     fn hand_over(mut self) -> Arc<dyn Machine> {
         let container = self.container.take().expect("it is handed over once");
+        if let Some(sandbox) = self.restored_from {
+            self.house.let_go_of_kept(sandbox);
+        }
         Arc::new(Handle(container))
     }
 }
@@ -271,8 +366,13 @@ type Living = Vec<(Slot, MachineSpec)>;
 
 /// Sorts what is on record, and what is not, into machines that live and remains that are cleared away.
 fn settle(house: &House) -> Result<(Living, Vec<SandboxId>, usize), RuntimeError> {
+    // What earlier daemons mounted is found again when it is needed.
+    house.sealed.unmount_all();
+    house.volumes.recover();
+    house.disks.sweep_kept();
     let (mut living, mut dead) = (Vec::new(), Vec::new());
     for (number, record) in house.records.all() {
+        let copying = record.as_ref().is_some_and(|record| record.copying);
         let claimed = record
             .as_ref()
             .and_then(|record| Some((record.process.as_ref()?, record.spec.as_ref()?, record.keep)));
@@ -281,13 +381,27 @@ fn settle(house: &House) -> Result<(Living, Vec<SandboxId>, usize), RuntimeError
                 build: spec.build,
                 disk: spec.resources.disk,
             };
-            Slot::adopt(house, number, process, shape)
+            let restored = record.as_ref().is_some_and(|record| record.restored);
+            Slot::adopt(house, number, process, shape, restored)
                 .ok()
                 .map(|slot| (slot, spec.clone()))
         });
         match adopted {
             Some(machine) => {
                 house.is_taken(number);
+                // What is kept of whoever lives is of an earlier day.
+                house.disks.discard(machine.1.sandbox)?;
+                for volume in &machine.1.volumes {
+                    house.volumes.is_lent(volume.volume, number);
+                }
+                if copying {
+                    machine.0.cgroup.thaw()?;
+                    let record = record.expect("a machine is adopted by its record");
+                    house.records.write(&Record {
+                        copying: false,
+                        ..record
+                    })?;
+                }
                 living.push(machine);
             }
             // Whoever lost its machine may still want its disk: its owner decides.
@@ -323,6 +437,13 @@ fn settle(house: &House) -> Result<(Living, Vec<SandboxId>, usize), RuntimeError
         if !house.give_back(number, fate) {
             house.is_taken(number);
         }
+    }
+    if let Err(error) = house.clear_builds() {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            cause = %error.source,
+            "what no build needs stays"
+        );
     }
     let swept = house.net()?.sweep()?;
     tracing::debug!(reclaimed, swept, "cleared away what earlier daemons left");

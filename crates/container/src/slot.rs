@@ -1,7 +1,7 @@
 //! A slot: everything that one machine holds on the host, from its skeleton on.
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::process::{Pid, PidfdFlags};
@@ -23,6 +23,8 @@ pub(crate) struct Slot {
     pub(crate) socket: OwnedFd,
     pub(crate) cgroup: Cgroup,
     pub(crate) shape: Shape,
+    /// Whether its processes went on from memory.
+    pub(crate) restored: bool,
 }
 
 impl Slot {
@@ -42,7 +44,13 @@ impl Slot {
     }
 
     /// Finds the machine of an earlier daemon, if it lives.
-    pub(crate) fn adopt(house: &House, number: u32, identity: &Identity, shape: Shape) -> Result<Self, Step> {
+    pub(crate) fn adopt(
+        house: &House,
+        number: u32,
+        identity: &Identity,
+        shape: Shape,
+        restored: bool,
+    ) -> Result<Self, Step> {
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         let pid = i32::try_from(identity.pid)
             .ok()
@@ -65,6 +73,7 @@ impl Slot {
             socket,
             cgroup,
             shape,
+            restored,
         })
     }
 
@@ -113,7 +122,7 @@ impl Slot {
 }
 
 /// The root of a process that lives: while it does its number is nobody else's, so what was opened by the number is its.
-fn open_root(pid: u32, pidfd: &OwnedFd) -> io::Result<OwnedFd> {
+pub(crate) fn open_root(pid: u32, pidfd: impl AsFd) -> io::Result<OwnedFd> {
     let root = rustix::fs::openat(
         CWD,
         format!("/proc/{pid}/root"),
@@ -127,8 +136,8 @@ fn open_root(pid: u32, pidfd: &OwnedFd) -> io::Result<OwnedFd> {
     }
 }
 
-fn lives(pidfd: &OwnedFd) -> bool {
-    let mut polled = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+fn lives(pidfd: impl AsFd) -> bool {
+    let mut polled = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
     matches!(
         rustix::event::poll(&mut polled, Some(&rustix::time::Timespec::default())),
         Ok(0)

@@ -156,7 +156,8 @@ pub(crate) fn clone(from: &Path, to: &Path) -> io::Result<()> {
     })
 }
 
-fn is_mounted(dir: &Path) -> Result<bool, Step> {
+/// Whether something is mounted at a directory.
+pub(crate) fn is_mounted(dir: &Path) -> Result<bool, Step> {
     let parent = dir.parent().unwrap_or(dir);
     let device = |path: &Path| {
         rustix::fs::stat(path)

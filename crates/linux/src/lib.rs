@@ -15,4 +15,5 @@ pub mod netns;
 pub mod nft;
 pub mod rtnl;
 pub mod seccomp;
+pub mod sockets;
 pub mod spawn;

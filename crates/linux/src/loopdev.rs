@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
 const LOOP_SET_CAPACITY: libc::Ioctl = 0x4C07;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
@@ -82,6 +83,25 @@ impl LoopDevice {
             }
         }
         Err(io::Error::from_raw_os_error(libc::EBUSY))
+    }
+
+    /// Opens a device that a file is behind already: it stays at least as long as this.
+    ///
+    /// # Errors
+    /// What the device answered; `ENXIO` where no file is behind it.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let device = OpenOptions::new().read(true).open(path)?;
+        // SAFETY: all zeroes are a valid loop_info64.
+        let mut info: Info = unsafe { std::mem::zeroed() };
+        // SAFETY: `info` is a loop_info64 and outlives the call.
+        let rc = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) };
+        if rc < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            _device: device,
+            path: path.to_owned(),
+        })
     }
 
     /// `/dev/loopN`.

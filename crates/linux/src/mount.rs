@@ -10,6 +10,8 @@ pub struct Attributes<'a> {
     pub read_only: bool,
     /// Setuid bits and file capabilities mean nothing.
     pub no_setuid: bool,
+    /// Setuid bits and file capabilities mean what they say, where the mount that was cloned gave them no meaning.
+    pub setuid_again: bool,
     /// Device nodes mean nothing.
     pub no_devices: bool,
     /// Owners are seen as this user namespace maps them.
@@ -27,7 +29,7 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes<'_>) -> io::
             | flag(attributes.no_setuid, libc::MOUNT_ATTR_NOSUID)
             | flag(attributes.no_devices, libc::MOUNT_ATTR_NODEV)
             | flag(attributes.id_map.is_some(), libc::MOUNT_ATTR_IDMAP),
-        attr_clr: 0,
+        attr_clr: flag(attributes.setuid_again, libc::MOUNT_ATTR_NOSUID),
         propagation: 0,
         userns_fd: attributes
             .id_map

@@ -236,6 +236,8 @@ pub enum Family {
     Route,
     /// nftables and conntrack.
     Netfilter,
+    /// Other sockets.
+    Sockets,
 }
 
 /// A netlink socket. It belongs to the network namespace that its opening thread was in, for good.
@@ -260,6 +262,7 @@ impl Socket {
             // NETLINK_ROUTE is number 0.
             Family::Route => None,
             Family::Netfilter => Some(netlink::NETFILTER),
+            Family::Sockets => Some(netlink::SOCK_DIAG),
         };
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,

@@ -179,6 +179,15 @@ pub fn add_address(batch: &mut Batch, index: u32, address: Ipv4Addr) {
     });
 }
 
+/// Takes a host address away from a link.
+pub fn delete_address(batch: &mut Batch, index: u32, address: Ipv4Addr) {
+    let mut header = [INET, 32, 0, 0, 0, 0, 0, 0];
+    header[4..].copy_from_slice(&index.to_ne_bytes());
+    batch.message(libc::RTM_DELADDR, flag(libc::NLM_F_ACK), &header, |a| {
+        a.bytes(IFA_LOCAL, &address.octets());
+    });
+}
+
 /// Says once and for all which hardware address a neighbour has. Such entries are not counted against `gc_thresh3`.
 pub fn add_neighbour(batch: &mut Batch, index: u32, address: Ipv4Addr, mac: Mac) {
     let flags = flag(libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE);

@@ -1,4 +1,5 @@
 //! Starting programs as somebody else.
+use std::ffi::CString;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
@@ -140,6 +141,15 @@ pub fn leave_cgroup_namespace() -> io::Result<()> {
     checked(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })
 }
 
+/// Moves this process to a copy of its host name.
+///
+/// # Errors
+/// What unshare(2) answered.
+pub fn leave_host_name_namespace() -> io::Result<()> {
+    // SAFETY: a namespace of host names has no effect on memory or descriptors.
+    checked(unsafe { libc::unshare(libc::CLONE_NEWUTS) })
+}
+
 /// Takes on user 0, group 0 and no other group, as the user namespace maps them.
 ///
 /// # Errors
@@ -151,4 +161,35 @@ pub fn become_root_of_namespace() -> io::Result<()> {
         checked(libc::setresgid(0, 0, 0))?;
         checked(libc::setresuid(0, 0, 0))
     }
+}
+
+/// Becomes another program, which is told by an error, not by a signal, when nobody reads what it writes to a pipe or
+/// socket, and which can wait for its children. The first of `arguments` is the program's name for itself.
+///
+/// Returns only where it fails: what execve(2) answered, or that a string holds a zero byte.
+pub fn become_program(program: &str, arguments: &[String], environment: &[String]) -> io::Error {
+    let strings = |strings: &[String]| {
+        strings
+            .iter()
+            .map(|string| CString::new(string.as_str()).map_err(io::Error::from))
+            .collect::<io::Result<Vec<CString>>>()
+    };
+    let prepared = || {
+        let prepared = (CString::new(program)?, strings(arguments)?, strings(environment)?);
+        disposition(libc::SIGCHLD, libc::SIG_DFL)?;
+        disposition(libc::SIGPIPE, libc::SIG_IGN)?;
+        Ok(prepared)
+    };
+    let (program, arguments, environment) = match prepared() {
+        Ok(prepared) => prepared,
+        Err(error) => return error,
+    };
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        let ends = strings.iter().map(|string| string.as_ptr());
+        ends.chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (pointers(&arguments), pointers(&environment));
+    // SAFETY: a string and two lists of strings, which end as execve(2) wants it and live until it answers.
+    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    io::Error::last_os_error()
 }

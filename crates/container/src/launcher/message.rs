@@ -29,6 +29,23 @@ pub(crate) enum Request {
     },
     /// Name the machine whose pidfd comes along. Answer: [`Reply::Done`].
     Rename(String),
+    /// Attach the mount that comes along, after the machine's pidfd, at a place of the machine. Answer: [`Reply::Done`].
+    Attach {
+        /// Where: absolute and clean. What is missing of it is made.
+        path: String,
+        /// Whose, on the host, the directories are that are made.
+        owner: u32,
+    },
+    /// Make user namespaces for the users from `first_user` on, in which no process runs. Answer: [`Reply::Done`] with one
+    /// that maps a disk, and one that maps layers.
+    Users {
+        /// What their root is on the host.
+        first_user: u32,
+        /// How many users there are.
+        users: u32,
+    },
+    /// Start CRIU. Answer: [`Reply::Started`] with its pidfd. Why it could not be started it says on its line.
+    Criu(crate::criu::child::Start),
 }
 
 /// What the launcher answers.
@@ -41,6 +58,11 @@ pub(crate) enum Reply {
     },
     /// It is done.
     Done,
+    /// A program runs.
+    Started {
+        /// Its number.
+        pid: u32,
+    },
     /// It was not done.
     Failed {
         /// What was tried.
@@ -62,8 +84,10 @@ pub(crate) struct Boot {
     pub(crate) hostname: String,
     /// The resolvers that its programs ask.
     pub(crate) nameservers: Vec<String>,
-    /// Its `/etc/machine-id`, for a disk that never had one.
+    /// Its `/etc/machine-id`, for a disk that never had one of its own.
     pub(crate) machine_id: String,
+    /// Its disk is the first of a sandbox, whatever it is a copy of.
+    pub(crate) is_new: bool,
     /// What the kernel's `boot_id` reads as.
     pub(crate) boot_id: String,
     /// envd's arguments, the program's name first.

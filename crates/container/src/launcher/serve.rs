@@ -11,8 +11,10 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
+use super::attach::attach;
 use super::message::{Reply, Request, errno, receive, send};
 use crate::boot;
+use crate::criu::child;
 use crate::step::{At, Step};
 
 /// Where a machine's root is attached before it becomes the root.
@@ -37,6 +39,7 @@ pub fn serve(socket: OwnedFd) -> Result<(), Step> {
     linux::spawn::reap_automatically().at("ignoring SIGCHLD")?;
     let own_uts = fs::File::open("/proc/self/ns/uts").at("opening the launcher's uts namespace")?;
     furnish()?;
+    let own_mounts = fs::File::open("/proc/self/ns/mnt").at("opening the launcher's mount namespace")?;
     let mut socket = Some(socket);
     while let Some(held) = socket.take() {
         let Some((request, fds)) = receive::<Request>(&held).at("receiving a request")? else {
@@ -47,15 +50,34 @@ pub fn serve(socket: OwnedFd) -> Result<(), Step> {
             {
                 Ok(Made::Parent(pid, fds)) => (Reply::Skeleton { pid }, fds),
                 Ok(Made::Child(control)) => {
-                    drop((held, fds, own_uts));
+                    drop((held, fds, own_uts, own_mounts));
                     boot::wait_and_boot(control);
                 }
+                Err(failed) => (refused(&failed), Vec::new()),
+            },
+            Request::Attach { path, owner } => match attach(&path, owner, &fds, own_mounts.as_fd()) {
+                Ok(()) => (Reply::Done, Vec::new()),
                 Err(failed) => (refused(&failed), Vec::new()),
             },
             Request::Rename(name) => match rename(&name, &fds, own_uts.as_fd()) {
                 Ok(()) => (Reply::Done, Vec::new()),
                 Err(failed) => (refused(&failed), Vec::new()),
             },
+            Request::Users { first_user, users } => match both_users(&alone, first_user, users) {
+                Ok(made) => (Reply::Done, made),
+                Err(failed) => (refused(&failed), Vec::new()),
+            },
+            Request::Criu(start) => {
+                let group = start.unified.then(|| fds.get(child::UNIFIED)).flatten();
+                match linux::clone::fork(&alone, 0, group.map(AsFd::as_fd)).at("clone3 of CRIU") {
+                    Ok(Fork::Child) => {
+                        drop((held, own_uts));
+                        child::become_criu(&start, fds);
+                    }
+                    Ok(Fork::Parent { pid, pidfd }) => (Reply::Started { pid }, vec![pidfd]),
+                    Err(failed) => (refused(&failed), Vec::new()),
+                }
+            }
         };
         let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         send(&held, &reply, &borrowed).at("answering")?;
@@ -110,15 +132,28 @@ fn skeleton(
     }
 }
 
+/// One that maps a disk, and one that maps layers.
+fn both_users(alone: &SingleThreaded, first_user: u32, users: u32) -> Result<Vec<OwnedFd>, Step> {
+    let disk = disk_users(alone, first_user, users)?;
+    Ok(vec![
+        disk,
+        empty_users(alone, &format!("0 {first_user} {users}\n"))?,
+    ])
+}
+
 /// A user namespace that maps a disk, and in which no process ever runs: the machine's users, and behind them the host's
 /// root, as whom the kernel writes an overlay's own directories.
 fn disk_users(alone: &SingleThreaded, first_user: u32, users: u32) -> Result<OwnedFd, Step> {
+    empty_users(alone, &format!("0 {first_user} {users}\n{users} 0 1\n"))
+}
+
+fn empty_users(alone: &SingleThreaded, map: &str) -> Result<OwnedFd, Step> {
     match linux::clone::fork(alone, namespace::USER, None).at("clone3 of a user namespace")? {
         Fork::Child => loop {
             std::thread::park();
         },
         Fork::Parent { pid, pidfd } => {
-            let mapped = map_users(pid, &format!("0 {first_user} {users}\n{users} 0 1\n"));
+            let mapped = map_users(pid, map);
             let opened = fs::File::open(format!("/proc/{pid}/ns/user")).at("opening a user namespace");
             rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL)
                 .at("ending a helper")?;

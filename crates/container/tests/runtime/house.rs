@@ -26,24 +26,52 @@ pub(crate) fn with_house(test: impl AsyncFnOnce(&House)) {
 
 /// The same in a directory of the test's own, with so many slots ahead.
 pub(crate) fn with_house_in(dir: &Path, pool: usize, test: impl AsyncFnOnce(&House)) {
+    let Some(bin) = programs() else { return };
+    let tokio = tokio::runtime::Runtime::new().expect("a runtime");
+    let base = base(&tokio, &bin);
+    let house = tokio.block_on(House::open(dir, &bin, pool, base));
+    run_in(&tokio, house, async |house, ()| test(house).await, ());
+}
+
+/// Two daemons, one after the other in one directory: the first is gone without a word when its part is done, and what it
+/// said is told to the second.
+pub(crate) fn with_two_daemons<T>(first: impl AsyncFnOnce(&House) -> T, second: impl AsyncFnOnce(&House, T)) {
+    let Some(bin) = programs() else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let tokio = tokio::runtime::Runtime::new().expect("a runtime");
+    let base = base(&tokio, &bin);
+    let house = tokio.block_on(House::open(dir.path(), &bin, 0, base));
+    let told = tokio.block_on(first(&house));
+    drop(house);
+    // With it end the tasks that hold what the daemon held.
+    drop(tokio);
+    let tokio = tokio::runtime::Runtime::new().expect("a runtime");
+    let house = tokio.block_on(House::open(dir.path(), &bin, 0, base));
+    run_in(&tokio, house, second, told);
+}
+
+fn run_in<T>(tokio: &tokio::runtime::Runtime, house: House, test: impl AsyncFnOnce(&House, T), told: T) {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        tokio.block_on(test(&house, told))
+    }));
+    tokio.block_on(house.close(outcome.is_ok()));
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn programs() -> Option<PathBuf> {
     let Some(bin) = std::env::var_os("ATOLL_TEST_BIN_DIR").map(PathBuf::from) else {
         eprintln!(
             "SKIPPED: ATOLL_TEST_BIN_DIR names no directory with atoll-launcher, atoll-envd and atoll-sudo"
         );
-        return;
+        return None;
     };
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED: the container runtime needs root");
-        return;
+        return None;
     }
-    let tokio = tokio::runtime::Runtime::new().expect("a runtime");
-    let base = base(&tokio, &bin);
-    let house = tokio.block_on(House::open(dir, &bin, pool, base));
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| tokio.block_on(test(&house))));
-    tokio.block_on(house.close());
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
-    }
+    Some(bin)
 }
 
 /// The base of all houses of this run, imported once: it is copied from half of `/etc`, and no machine changes it.
@@ -60,6 +88,17 @@ fn base(tokio: &tokio::runtime::Runtime, bin: &Path) -> BuildId {
     })
 }
 
+/// Whether memory can be saved on this machine is found out by the first who asks.
+fn pass_on_what_was_tried(from: &Path, to: &Path) {
+    let (from, to) = (from.join(TRIED), to.join(TRIED));
+    if from.exists() && !to.exists() {
+        let _ = std::fs::create_dir_all(to.parent().expect("it lies in a directory"));
+        let _ = std::fs::copy(from, to);
+    }
+}
+
+const TRIED: &str = "criu/tried.json";
+
 fn base_dir() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("base")
 }
@@ -71,14 +110,25 @@ fn config(data: &Path, bin: &Path, pool: usize) -> Config {
         sudo: bin.join("atoll-sudo"),
         launcher: bin.join("atoll-launcher"),
         pool,
+        criu: criu(),
     }
+}
+
+/// A CRIU that the test suite has set up; without one its tests say that they do not run.
+pub(crate) fn criu() -> Option<PathBuf> {
+    std::env::var_os("ATOLL_TEST_CRIU").map(PathBuf::from)
 }
 
 impl House {
     async fn open(dir: &Path, bin: &Path, pool: usize, build: BuildId) -> Self {
+        pass_on_what_was_tried(&base_dir(), dir);
         let runtime = Containers::open(config(dir, bin, pool)).expect("a runtime");
         let recovered = runtime.recover().await.expect("recovery");
-        assert!(recovered.machines.is_empty());
+        let adopted = recovered
+            .machines
+            .into_iter()
+            .map(|(_, machine)| machine)
+            .collect();
         // It names its layers by their paths.
         let known = format!("builds/{build}.json");
         std::fs::copy(base_dir().join(&known), dir.join(&known)).expect("the base is known");
@@ -86,7 +136,7 @@ impl House {
             runtime,
             build,
             dir: dir.to_owned(),
-            machines: Mutex::default(),
+            machines: Mutex::new(adopted),
         }
     }
 
@@ -102,6 +152,8 @@ impl House {
             },
             network: NetworkPolicy::default(),
             disk: DiskOrigin::Fresh,
+            restore: false,
+            volumes: Vec::new(),
         }
     }
 
@@ -118,6 +170,11 @@ impl House {
     pub(crate) fn adopt(&self, machine: Arc<dyn Machine>) -> Arc<dyn Machine> {
         self.machines.lock().expect("a lock").push(Arc::clone(&machine));
         machine
+    }
+
+    /// All machines that have been started, or adopted, and not been seen to their end by [`House::stop_all`].
+    pub(crate) fn machines(&self) -> Vec<Arc<dyn Machine>> {
+        self.machines.lock().expect("a lock").clone()
     }
 
     pub(crate) async fn stop_all(&self) {
@@ -143,17 +200,57 @@ impl House {
             .expect("a disk is kept")
     }
 
-    async fn close(self) {
+    async fn close(self, is_well: bool) {
         self.stop_all().await;
         self.runtime.close().await;
+        pass_on_what_was_tried(&self.dir, &base_dir());
+        // What a test that failed left is told by the failure.
+        if !is_well {
+            return;
+        }
         assert_eq!(self.records(), 0, "whoever closes leaves nothing");
+        let below = self.dir.display().to_string();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-        let below = self.dir.join("volume");
-        assert!(
-            !mounts.contains(&below.display().to_string()),
-            "the volume is unmounted"
-        );
+        let left: Vec<&str> = mounts
+            .lines()
+            // The directory itself may be the test's own mount.
+            .filter(|line| line.contains(&format!("{below}/")))
+            .collect();
+        assert!(left.is_empty(), "all is unmounted: {left:?}");
+        eventually("no device is behind a file of this house", || {
+            devices_below(&below).is_empty()
+        })
+        .await;
     }
+
+    /// Mounts of images on the host, by what they are below the directory of such mounts.
+    pub(crate) fn mounts(&self) -> Vec<String> {
+        let below = format!("{}/", self.dir.join("mounts").display());
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4)?.strip_prefix(&below).map(str::to_owned))
+            .collect()
+    }
+
+    /// A file on the volume where disks lie.
+    pub(crate) fn on_volume(&self, name: &str) -> PathBuf {
+        ["disks", "volume"]
+            .iter()
+            .map(|volume| self.dir.join(volume).join(name))
+            .find(|path| path.parent().is_some_and(Path::exists))
+            .expect("there is a volume")
+    }
+}
+
+/// Files below a directory that are behind loop devices.
+pub(crate) fn devices_below(dir: &str) -> Vec<String> {
+    let devices = std::fs::read_dir("/sys/block").expect("devices").flatten();
+    devices
+        .filter(|device| device.file_name().to_string_lossy().starts_with("loop"))
+        .filter_map(|device| std::fs::read_to_string(device.path().join("loop/backing_file")).ok())
+        .filter(|file| file.starts_with(&format!("{dir}/")))
+        .collect()
 }
 
 /// A directory of a machine's slot among this machine's control groups that holds this file.

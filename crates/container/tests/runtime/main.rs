@@ -4,9 +4,14 @@
 //! it, or without root, nothing runs and each test says so.
 #![expect(clippy::print_stderr, reason = "a test that does not run says so")]
 mod boot;
+mod builds;
 mod client;
+mod copies;
 mod disks;
 mod house;
+mod images;
 mod launcher;
 mod life;
+mod memory;
 mod roots;
+mod volumes;

@@ -1,0 +1,162 @@
+//! Where memory lies, and what it fits.
+//!
+//! ```text
+//! <volume>/builds/<id>.memory/         images of CRIU, and the manifest; nobody's until the build is on record
+//! <volume>/kept/<sandbox>.memory/      the same beside the disk that belongs to it
+//! <volume>/kept/<sandbox>.partial/     not finished: nobody's
+//! ```
+use std::fs::{self, File};
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use model::MiB;
+use serde::{Deserialize, Serialize};
+
+use crate::record::{sync_names, write_durably};
+use crate::step::{At, Step};
+
+/// The form of manifests that is written.
+const FORM: u32 = 1;
+const MANIFEST: &str = "manifest.json";
+
+/// What memory was written down on, and what belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    form: u32,
+    /// The host's kernel, release and build.
+    kernel: String,
+    /// The host's processor: its model, and what it can do.
+    cpu: String,
+    /// Which CRIU wrote it.
+    criu: String,
+    /// The mounts that a machine is given beside its root.
+    pub(crate) parts: Vec<Part>,
+    /// The machine that it was.
+    pub(crate) machine: Machine,
+}
+
+/// A mount that is given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Part {
+    /// What the images call it.
+    pub(crate) name: String,
+    /// Where it is in the machine.
+    pub(crate) target: String,
+}
+
+/// What the runtime must know of a machine to bring it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    /// The address that it had: connections from and to it end with it.
+    pub(crate) address: Ipv4Addr,
+    /// The directory of the envd that it runs.
+    pub(crate) agent: PathBuf,
+    /// Its limit: with less it cannot be brought back.
+    pub(crate) memory: MiB,
+}
+
+impl Manifest {
+    pub(crate) fn new(criu: &str, parts: Vec<Part>, machine: Machine) -> Result<Self, Step> {
+        Ok(Self {
+            form: FORM,
+            kernel: kernel(),
+            cpu: cpu()?,
+            criu: criu.to_owned(),
+            parts,
+            machine,
+        })
+    }
+
+    /// What the images call the mount at a place.
+    pub(crate) fn name_of(&self, target: &str) -> Option<&str> {
+        self.parts
+            .iter()
+            .find(|part| part.target == target)
+            .map(|part| part.name.as_str())
+    }
+
+    /// Refuses what was written down by another form, kernel, processor or CRIU.
+    pub(crate) fn fits(&self, criu: &str) -> Result<(), String> {
+        if self.form != FORM {
+            return Err(format!("it has form {}, and this Atoll knows {FORM}", self.form));
+        }
+        let now = kernel();
+        if self.kernel != now {
+            return Err(format!("it is of kernel {}, and this is {now}", self.kernel));
+        }
+        if self.criu != criu {
+            return Err(format!(
+                "it was written by CRIU {}, and this is {criu}",
+                self.criu
+            ));
+        }
+        let now = cpu().map_err(|failed| failed.to_string())?;
+        if self.cpu != now {
+            return Err(format!("it is of the processor {}, and this is {now}", self.cpu));
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's release and build.
+pub(crate) fn kernel() -> String {
+    let name = rustix::system::uname();
+    format!(
+        "{} {}",
+        name.release().to_string_lossy(),
+        name.version().to_string_lossy()
+    )
+}
+
+/// The processor's model, and a number that changes with what it can do.
+pub(crate) fn cpu() -> Result<String, Step> {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let text = fs::read_to_string("/proc/cpuinfo").at("reading /proc/cpuinfo")?;
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let field = |names: [&str; 2]| {
+        first
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(name, _)| names.contains(&name.trim()))
+            .map(|(_, value)| value.trim())
+            .unwrap_or_default()
+    };
+    let mut hasher = DefaultHasher::new();
+    field(["flags", "Features"]).hash(&mut hasher);
+    Ok(format!(
+        "{} ({:016x})",
+        field(["model name", "CPU part"]),
+        hasher.finish()
+    ))
+}
+
+/// Finishes the images in a directory: from here on they are there also after a loss of power.
+pub(crate) fn finish(dir: &Path, manifest: &Manifest) -> Result<(), Step> {
+    let step = || format!("writing {} through", dir.display());
+    write_durably(&dir.join(MANIFEST), manifest)?;
+    for image in fs::read_dir(dir).at(step())? {
+        let image = image.at(step())?;
+        File::open(image.path())
+            .and_then(|image| image.sync_all())
+            .at(step())?;
+    }
+    sync_names(&dir.join(MANIFEST))?;
+    sync_names(dir)
+}
+
+/// What a directory of images says of itself; `None` where there is none, or none that can be read.
+pub(crate) fn manifest(dir: &Path) -> Option<Manifest> {
+    serde_json::from_slice(&fs::read(dir.join(MANIFEST)).ok()?).ok()
+}
+
+/// Deletes a directory of images. None is no error. Renamed first, so that what is half deleted is not taken for whole.
+pub(crate) fn remove(dir: &Path) -> Result<(), Step> {
+    let gone = dir.with_extension("gone");
+    let _ = fs::remove_dir_all(&gone);
+    match fs::rename(dir, &gone) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).at(format!("deleting {}", dir.display())),
+        Ok(()) => fs::remove_dir_all(&gone).at(format!("deleting {}", dir.display())),
+    }
+}

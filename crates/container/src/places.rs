@@ -1,0 +1,133 @@
+//! Places at which images are mounted on the host, each once, so that whoever comes after finds them again.
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use linux::loopdev::LoopDevice;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
+
+use crate::step::{At, Step};
+use crate::volume::{attached, is_mounted};
+
+/// The kernel lets go of a device a moment after its last mount.
+const SETTLED_WITHIN: Duration = Duration::from_secs(10);
+
+/// How images are mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// For ever as they are: not even their journal is looked at.
+    Sealed,
+    /// To be written to.
+    Writable,
+}
+
+/// Mounts of one kind, below a directory that only root may enter.
+#[derive(Debug)]
+pub(crate) struct Places {
+    dir: PathBuf,
+    how: How,
+}
+
+impl Places {
+    pub(crate) fn open(data: &Path, name: &str, how: How) -> Result<Self, Step> {
+        let mounts = data.join("mounts");
+        let dir = mounts.join(name);
+        fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
+        fs::set_permissions(&mounts, fs::Permissions::from_mode(0o700))
+            .at(format!("closing {}", mounts.display()))?;
+        Ok(Self { dir, how })
+    }
+
+    /// Where an image is mounted, or would be.
+    pub(crate) fn of(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Names of all that are, or were, mounted.
+    pub(crate) fn all(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
+    }
+
+    /// Mounts an image, if it is not mounted already. One call at a time for each name.
+    pub(crate) fn mount(&self, name: &str, image: &Path) -> Result<PathBuf, Step> {
+        let place = self.of(name);
+        fs::create_dir_all(&place).at(format!("making {}", place.display()))?;
+        if is_mounted(&place)? {
+            return Ok(place);
+        }
+        let device = self.device(image)?;
+        let mount = || -> rustix::io::Result<()> {
+            let context = rustix::mount::fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+            rustix::mount::fsconfig_set_string(&context, "source", device.path())?;
+            let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NOATIME;
+            match self.how {
+                How::Sealed => {
+                    rustix::mount::fsconfig_set_flag(&context, "ro")?;
+                    rustix::mount::fsconfig_set_flag(&context, "noload")?;
+                    attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+                }
+                How::Writable => {
+                    rustix::mount::fsconfig_set_flag(&context, "noinit_itable")?;
+                    rustix::mount::fsconfig_set_flag(&context, "discard")?;
+                }
+            }
+            rustix::mount::fsconfig_create(&context)?;
+            let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+            let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            rustix::mount::move_mount(&mount, "", rustix::fs::CWD, &place, empty)
+        };
+        mount().at(format!("mounting {} at {}", image.display(), place.display()))?;
+        Ok(place)
+    }
+
+    /// The device behind an image: the one that is there, as long as machines hold it, or a new one. Two would destroy it.
+    fn device(&self, image: &Path) -> Result<LoopDevice, Step> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(self.how == How::Writable)
+            .open(image)
+            .at(format!("opening {}", image.display()))?;
+        let deadline = Instant::now() + SETTLED_WITHIN;
+        loop {
+            // The device holds this description of the file, and the lock with it, to its own end.
+            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                return LoopDevice::attach(file.as_fd(), true).at(format!("attaching {}", image.display()));
+            }
+            // One that is ending cannot be opened any more, or is no longer there.
+            if let Some(device) = attached(image).and_then(|path| LoopDevice::open(&path).ok()) {
+                return Ok(device);
+            }
+            if Instant::now() >= deadline {
+                return Err(io::Error::from(Errno::BUSY))
+                    .at(format!("finding the device of {}", image.display()));
+            }
+            #[expect(clippy::disallowed_methods, reason = "blocking code, off the runtime")]
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Unmounts an image; the place goes with it. One that is not mounted is no error. Machines that hold its file system
+    /// go on holding it.
+    pub(crate) fn unmount(&self, name: &str) -> Result<(), Step> {
+        let place = self.of(name);
+        match rustix::mount::unmount(&place, UnmountFlags::NOFOLLOW) {
+            // Nothing is mounted there, or there is no such place.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(error) => return Err(error).at(format!("unmounting {}", place.display())),
+        }
+        match fs::remove_dir(&place) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.at(format!("deleting {}", place.display())),
+        }
+    }
+}
