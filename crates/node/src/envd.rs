@@ -9,6 +9,7 @@ use hyper_util::rt::TokioIo;
 use ports::Machine;
 use serde::Serialize;
 use tracing::Instrument as _;
+use wire::host_calls::Quiesce;
 use wire::init::{Init, LogEntries, Shutdown};
 
 /// An answer of envd to its node is small; a guest that sends more is not envd.
@@ -17,6 +18,9 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 const INIT_WITHIN: Duration = Duration::from_secs(10);
 /// A healthy envd answers at once.
 const HEALTH_WITHIN: Duration = Duration::from_secs(2);
+/// What requests have to come to their end before memory is written down. Streams do not end by themselves, however long
+/// they are given: whoever follows one begins anew.
+const QUIESCE_GRACE: Duration = Duration::from_secs(1);
 /// What processes have between SIGTERM and SIGKILL when a sandbox is shut down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
@@ -68,6 +72,30 @@ pub(crate) async fn shut_down(machine: &dyn Machine) -> Result<(), EnvdError> {
     .map(drop)
 }
 
+/// Asks envd to hold no connection of its host, because none can be written down with its memory. One that does not know
+/// this, or does not answer, is copied as it is: whether that works is the copy's to say. Nobody may connect meanwhile.
+pub(crate) async fn quiesce(machine: &dyn Machine) {
+    let quiesce = Quiesce {
+        grace_ms: u64::try_from(QUIESCE_GRACE.as_millis()).unwrap_or(0),
+    };
+    let asked = tokio::time::timeout(QUIESCE_GRACE + HEALTH_WITHIN, async {
+        exchange(
+            machine,
+            Method::POST,
+            "/host/quiesce",
+            Some(&quiesce),
+            Until::Closed,
+        )
+        .await
+    });
+    match asked.await.map_err(EnvdError::from).flatten() {
+        Ok(_) | Err(EnvdError::Status(StatusCode::NOT_FOUND)) => {}
+        Err(error) => {
+            tracing::warn!(sandbox = %machine.sandbox(), error = &error as &dyn std::error::Error, "envd was not made quiet before a copy of its memory");
+        }
+    }
+}
+
 /// What envd has logged since.
 pub(crate) async fn logs(machine: &dyn Machine, after: u64) -> Result<LogEntries, EnvdError> {
     let answer = ask(
@@ -88,7 +116,15 @@ async fn ask(
     body: Option<&impl Serialize>,
     within: Duration,
 ) -> Result<Bytes, EnvdError> {
-    tokio::time::timeout(within, exchange(machine, method, path, body)).await?
+    tokio::time::timeout(within, exchange(machine, method, path, body, Until::Answered)).await?
+}
+
+/// How long a conversation is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Answered,
+    /// Until envd has closed the connection.
+    Closed,
 }
 
 async fn exchange(
@@ -96,6 +132,7 @@ async fn exchange(
     method: Method,
     path: &str,
     body: Option<&impl Serialize>,
+    until: Until,
 ) -> Result<Bytes, EnvdError> {
     let stream = machine.envd().await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -125,14 +162,21 @@ async fn exchange(
             Err(EnvdError::Status(status))
         }
     };
-    tokio::pin!(talk);
     tokio::pin!(connection);
     // One task for both ends: nothing is left behind when the caller gives up.
-    tokio::select! {
-        answer = &mut talk => answer,
-        ended = &mut connection => {
-            ended?;
-            talk.await
+    let (answer, is_closed) = {
+        tokio::pin!(talk);
+        tokio::select! {
+            answer = &mut talk => (answer, false),
+            ended = &mut connection => {
+                ended?;
+                (talk.await, true)
+            }
         }
+    };
+    if until == Until::Closed && !is_closed && answer.is_ok() {
+        drop(sender);
+        connection.await?;
     }
+    answer
 }

@@ -10,6 +10,8 @@ use crate::node::LocalNode;
 impl Guest for LocalNode {
     async fn dial(&self, route: &Route, port: u16) -> Result<Box<dyn Stream>, DialError> {
         let sandbox = self.find(route.sandbox).ok_or(DialError::Gone)?;
+        // Before the look at its state: what waited here may be paused by now.
+        let _open = sandbox.enter().await;
         let machine = {
             let now = sandbox.now();
             let same =

@@ -3,9 +3,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use model::{ExecutionId, SandboxId};
+use model::{ExecutionId, Memory, PauseMode, SandboxId};
 use ports::Machine;
-use ports::node::{HeldState, Order};
+use ports::node::{HeldState, Order, PauseOutcome};
 use serde::{Deserialize, Serialize};
 
 /// The form in which entries are written. One of a later form is not read: what it means is not known here.
@@ -19,9 +19,50 @@ pub(crate) struct Entry {
     /// The execution for which its machine booted. A machine that was thawed serves a later one.
     #[serde(default)]
     pub(crate) booted: Option<ExecutionId>,
+    /// What its pause is to keep, from the intent on; entries of before there was a choice have none.
+    #[serde(default)]
+    pub(crate) kept: Option<Kept>,
+}
+
+/// What a pause keeps, beside its name and its mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// Where memory is, where it is kept at all.
+    pub(crate) memory: Memory,
+    /// envd did not answer before it.
+    #[serde(default)]
+    pub(crate) envd_unresponsive: bool,
 }
 
 impl Entry {
+    /// What its pause has kept, if it is paused.
+    pub(crate) fn outcome(&self) -> Option<PauseOutcome> {
+        let HeldState::Paused(_, mode) = self.state else {
+            return None;
+        };
+        Some(PauseOutcome {
+            mode,
+            memory: match mode {
+                // Before there was a choice it stayed in the machine's.
+                PauseMode::Full => self.kept.map_or(Memory::Volatile, |kept| kept.memory),
+                PauseMode::Filesystem => Memory::None,
+            },
+            envd_unresponsive: self.kept.is_some_and(|kept| kept.envd_unresponsive),
+        })
+    }
+
+    /// Whether the memory of a pause lies on the disk, or is to lie there.
+    pub(crate) fn is_on_disk(&self) -> bool {
+        self.kept.is_some_and(|kept| kept.memory == Memory::Durable)
+    }
+
+    /// Notes that memory which was to lie on the disk stays in the machine's.
+    pub(crate) fn stay_in_memory(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.memory = Memory::Volatile;
+        }
+    }
+
     /// Whether a machine is the one of this entry, and not one that was to take its place.
     pub(crate) fn is_of(&self, machine: &dyn Machine) -> bool {
         self.booted.unwrap_or(self.order.execution) == machine.execution()

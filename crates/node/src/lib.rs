@@ -4,6 +4,7 @@
 //! node ──▶ sandbox ──▶ envd        one driver for each sandbox: its state, its machine, its deadline
 //!   │         ├─▶ journal          what must survive a restart of the daemon, written before it is true for others
 //!   │         ├─▶ history, lines   metrics and log, bounded
+//!   ├─▶ build                      templates, each built in a sandbox of its own that nobody else knows of
 //!   └─▶ recover                    adopting what earlier daemons left
 //! guest                            connections into sandboxes, for the edge
 //! ```
@@ -13,6 +14,7 @@
 //! the one it was meant for.
 #![forbid(unsafe_code)]
 
+mod build;
 mod envd;
 mod guest;
 mod history;
@@ -22,5 +24,6 @@ mod node;
 mod recover;
 mod sandbox;
 
+pub use build::{Image, ImageError, ImageSource, Resolved, Says};
 pub use node::{Config, LocalNode};
 pub use recover::Found;

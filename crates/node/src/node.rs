@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use model::{BuildId, ExecutionId, KillReason, MiB, NetworkPolicy, NodeId, PauseMode, SandboxId};
+use model::{BuildId, ExecutionId, KillReason, Memory, MiB, NetworkPolicy, NodeId, PauseMode, SandboxId};
+use ports::builds::{BuildError, BuildOrder, BuildTalk, Built};
 use ports::logs::{LogLine, LogQuery, MetricSample};
 use ports::node::{HeldState, Node, NodeError, NodeEvent, Order, PauseOutcome, Report};
 use ports::runtime::DiskSpace;
@@ -14,6 +15,7 @@ use ports::{Clock, Runtime};
 use tokio::sync::broadcast;
 use tracing::Instrument as _;
 
+use crate::build::{ImageSource, InUse, fault};
 use crate::envd;
 use crate::history::EVERY;
 use crate::journal::{Entry, Journal};
@@ -46,6 +48,11 @@ pub struct LocalNode {
     events: broadcast::Sender<NodeEvent>,
     started_at: SystemTime,
     starting: AtomicU32,
+    /// What builds under way start from, and make.
+    pub(crate) in_use: InUse,
+    pub(crate) images: std::sync::OnceLock<Arc<dyn ImageSource>>,
+    /// Held while an image is made a build, for two templates may begin with the same one at the same time.
+    pub(crate) importing: tokio::sync::Mutex<()>,
     this: Weak<LocalNode>,
 }
 
@@ -78,8 +85,17 @@ impl LocalNode {
             events: broadcast::channel(EVENTS_MAX).0,
             started_at: SystemTime::now(),
             starting: AtomicU32::new(0),
+            in_use: InUse::default(),
+            images: std::sync::OnceLock::new(),
+            importing: tokio::sync::Mutex::default(),
             this: Weak::clone(this),
         }))
+    }
+
+    /// Says where images come from that templates are built from; without it, they are built from templates only. The
+    /// first call counts.
+    pub fn build_from(&self, images: Arc<dyn ImageSource>) {
+        let _ = self.images.set(images);
     }
 
     /// Takes samples of every running sandbox, for ever.
@@ -191,6 +207,7 @@ impl LocalNode {
         let Some(machine) = sandbox.machine().filter(|machine| !machine.is_frozen()) else {
             return;
         };
+        let _open = sandbox.enter().await;
         let seen = sandbox.lines().seen();
         if let Ok(heard) = envd::logs(&*machine, seen).await {
             sandbox.lines().take(heard);
@@ -290,11 +307,38 @@ impl Node for LocalNode {
         see_through(async move { node.put_to_pause(sandbox, execution, into, mode).await }).await
     }
 
+    #[tracing::instrument(level = "debug", name = "node.checkpoint", skip_all, fields(node = %self.config.id, %sandbox, %execution, %into, memory))]
+    async fn checkpoint(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        into: BuildId,
+        memory: bool,
+    ) -> Result<Memory, NodeError> {
+        let node = self.shared()?;
+        see_through(async move { node.copy(sandbox, execution, into, memory).await }).await
+    }
+
+    #[tracing::instrument(level = "debug", name = "node.build", skip_all, fields(node = %self.config.id, build = %order.build, template = %order.template))]
+    async fn build(&self, order: BuildOrder, talk: BuildTalk) -> Result<Built, BuildError> {
+        let node = self.shared().map_err(fault("ordering a build"))?;
+        node.order_build(order, talk).await
+    }
+
+    async fn builds(&self) -> Result<Vec<BuildId>, NodeError> {
+        Ok(self.runtime.builds().await)
+    }
+
+    async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), NodeError> {
+        let node = self.shared()?;
+        let builds = builds.to_owned();
+        see_through(async move { node.remove_unused(&builds).await }).await
+    }
+
     async fn is_healthy(&self, sandbox: SandboxId, execution: ExecutionId) -> Result<bool, NodeError> {
-        let machine = self
-            .running(sandbox, execution)?
-            .machine()
-            .ok_or(NodeError::Unknown)?;
+        let sandbox = self.running(sandbox, execution)?;
+        let _open = sandbox.enter().await;
+        let machine = sandbox.machine().ok_or(NodeError::Unknown)?;
         Ok(envd::is_healthy(&*machine).await)
     }
 
@@ -377,6 +421,7 @@ impl Node for LocalNode {
         Ok(Report {
             node: self.config.id,
             runtime: self.runtime.name().to_owned(),
+            capabilities: self.runtime.capabilities(),
             started_at: self.started_at,
             held: self.all().iter().map(|sandbox| sandbox.held()).collect(),
             cpu_total: u32::try_from(cpus).unwrap_or(u32::MAX),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use model::{PauseMode, SandboxId};
 use ports::node::{HeldState, NodeError};
-use ports::runtime::Disk;
-use ports::{Machine, RuntimeError};
+use ports::runtime::{Disk, DiskOrigin};
+use ports::{Machine, MachineSpec, RuntimeError};
 
 use crate::journal::Entry;
 use crate::node::LocalNode;
@@ -41,10 +41,10 @@ impl LocalNode {
             .await
             .map_err(failed("recovering the runtime"))?;
         failpoint::reach("node/runtime-recovered");
-        let mut machines: HashMap<SandboxId, Arc<dyn Machine>> = recovered
+        let mut machines: HashMap<SandboxId, (MachineSpec, Arc<dyn Machine>)> = recovered
             .machines
             .into_iter()
-            .map(|(spec, machine)| (spec.sandbox, machine))
+            .map(|(spec, machine)| (spec.sandbox, (spec, machine)))
             .collect();
         let mut found = Found {
             reclaimed: recovered.reclaimed,
@@ -62,7 +62,7 @@ impl LocalNode {
         }
         failpoint::reach("node/journal-compared");
         let unreadable: HashSet<SandboxId> = journal.unreadable.into_iter().collect();
-        for (id, machine) in machines {
+        for (id, (_, machine)) in machines {
             if unreadable.contains(&id) {
                 told(id, "stopped and its disk kept", machine.stop(Disk::Keep).await);
                 continue;
@@ -88,13 +88,21 @@ impl LocalNode {
 
     async fn adopt(
         self: &Arc<Self>,
-        entry: Entry,
-        machine: Option<Arc<dyn Machine>>,
+        mut entry: Entry,
+        machine: Option<(MachineSpec, Arc<dyn Machine>)>,
         has_disk: bool,
     ) -> Option<HeldState> {
         let id = entry.order.sandbox;
         let disk_only = matches!(entry.state, HeldState::Paused(_, PauseMode::Filesystem));
-        let (mut machine, mut has_disk) = (machine, has_disk);
+        let is_written = matches!(entry.state, HeldState::Paused(_, PauseMode::Full)) && entry.is_on_disk();
+        if is_written && let Some((spec, machine)) = &machine {
+            // A resume that nobody was told of. What lay on the disk is of before: memory is where it went on.
+            entry.stay_in_memory();
+            if spec.restore && spec.disk == DiskOrigin::Kept && machine.ended().borrow().is_none() {
+                entry.booted = Some(machine.execution());
+            }
+        }
+        let (mut machine, mut has_disk) = (machine.map(|(_, machine)| machine), has_disk);
         // It was booting from the sandbox's disk, or it was to leave nothing but that: the disk is all that counts.
         let mut is_remains = false;
         if let Some(remains) = machine.take_if(|machine| disk_only || !entry.is_of(&**machine)) {
@@ -125,6 +133,10 @@ impl LocalNode {
             (HeldState::Paused(build, mode), None) if has_disk => HeldState::Paused(build, mode),
             (HeldState::Pausing(build, PauseMode::Filesystem), None) if has_disk => {
                 HeldState::Paused(build, PauseMode::Filesystem)
+            }
+            // It was being written down. Whether it was finished, a resume finds out.
+            (HeldState::Pausing(build, PauseMode::Full), None) if has_disk && entry.is_on_disk() => {
+                HeldState::Paused(build, PauseMode::Full)
             }
             _ => {
                 tracing::warn!(sandbox = %id, "a sandbox did not outlive the restart");

@@ -153,6 +153,7 @@ impl Orchestrator {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flow {
     Create,
+    Fork,
     Resume,
     Restart,
 }
@@ -164,6 +165,7 @@ impl Flow {
         let outcome = work.instrument(tracing::debug_span!("stage", stage = name)).await;
         let histogram = match self {
             Flow::Create => metrics::histogram!("atoll_sandbox_create_stage_seconds", "stage" => name),
+            Flow::Fork => metrics::histogram!("atoll_sandbox_fork_stage_seconds", "stage" => name),
             Flow::Resume => metrics::histogram!("atoll_sandbox_resume_stage_seconds", "stage" => name),
             Flow::Restart => metrics::histogram!("atoll_sandbox_restart_stage_seconds", "stage" => name),
         };

@@ -1,4 +1,10 @@
-use model::{ExecutionId, Origin, Phase, Sandbox, SandboxId, Seat, Team, TeamId};
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use model::{
+    BuildId, ExecutionId, Lifecycle, Memory, NetworkPolicy, Origin, Phase, Sandbox, SandboxId, Seat,
+    Settings, Team, TeamId, TemplateId, VolumeMount,
+};
 use ports::manager::Granted;
 use ports::node::OrderOrigin;
 use ports::{CreateSandbox, ManagerError, Node, NodeError};
@@ -50,14 +56,22 @@ impl Orchestrator {
 
     async fn create_fresh(&self, team: TeamId, request: &CreateSandbox) -> Result<Sandbox, ManagerError> {
         let _start = self.begin_start()?;
-        let resolve = async { tokio::try_join!(self.team(team), self.resolve(team, &request.template)) };
+        let using = self.uses.begin();
+        let resolve = async {
+            tokio::try_join!(
+                self.team(team),
+                self.resolve_taken(team, &request.template, &using)
+            )
+        };
         let (team, resolved) = Flow::Create.stage("resolve", resolve).await?;
         check_life(&team.quota, request.timeout)?;
         Flow::Create.stage("claim", self.take_start(&team)).await?;
+        let (volumes, _mounting) = self.mounts_of(team.id, &request.volumes).await?;
+        let design = Design::of(resolved, volumes, request);
         let mut refusals = Refusals::default();
         let fleet = self.parts.fleet.nodes().borrow().clone();
         for node in self.turn.candidates(&fleet) {
-            match self.create_on(node.as_ref(), &team, &resolved, request).await {
+            match self.create_on(Flow::Create, node.as_ref(), &team, &design).await {
                 Ok(sandbox) => {
                     self.count_spawn(&sandbox);
                     return Ok(sandbox);
@@ -70,18 +84,18 @@ impl Orchestrator {
     }
 
     /// One attempt on one node. Each is a sandbox of its own: clients see only the one that came up.
-    async fn create_on(
+    pub(crate) async fn create_on(
         &self,
+        flow: Flow,
         node: &dyn Node,
         team: &Team,
-        resolved: &Resolved,
-        request: &CreateSandbox,
+        design: &Design,
     ) -> Result<Sandbox, (SandboxId, NotUp)> {
         let at = Seat {
             node: node.id(),
             execution: ExecutionId::random(),
         };
-        let sandbox = self.intend(at, team, resolved, request);
+        let sandbox = design.intend(at, team, self.now());
         let id = sandbox.id;
         let failed = |error| (id, NotUp::Manager(error));
         let span = tracing::Span::current();
@@ -91,28 +105,22 @@ impl Orchestrator {
         let claim = self.ledger.claim(at.execution, team, sandbox.resources);
         let claim = claim.map_err(failed)?;
         let _locked = self.locks.lock(id).await;
-        let order = self.order(
-            &sandbox,
-            &resolved.template,
-            at,
-            OrderOrigin::Fresh,
-            sandbox.end_at,
-        );
+        let order = self.order(&sandbox, at, OrderOrigin::Fresh, sandbox.end_at);
         let order = order.await.map_err(failed)?;
-        let insert = Flow::Create.stage("store", self.parts.sandboxes.insert(&sandbox));
+        let insert = flow.stage("store", self.parts.sandboxes.insert(&sandbox));
         insert
             .await
             .map_err(failure::store("storing the sandbox"))
             .map_err(failed)?;
         claim.keep();
         failpoint::reach("orchestrator/starting-stored");
-        self.bring_up(Flow::Create, sandbox, order, node, |_| {})
+        self.bring_up(flow, sandbox, order, node, |_| {})
             .await
             .map_err(|error| (id, error))
     }
 
     /// Counts the spawn behind the client's back: nobody waits for a statistic.
-    fn count_spawn(&self, sandbox: &Sandbox) {
+    pub(crate) fn count_spawn(&self, sandbox: &Sandbox) {
         let templates = std::sync::Arc::clone(&self.parts.templates);
         let (template, at) = (sandbox.template, sandbox.started_at);
         self.tasks.spawn(async move {
@@ -121,30 +129,78 @@ impl Orchestrator {
             }
         });
     }
+}
+
+/// What a sandbox is made as.
+#[derive(Debug)]
+pub(crate) struct Design {
+    /// Its base.
+    pub(crate) template: TemplateId,
+    /// What it starts from.
+    pub(crate) build: BuildId,
+    /// The name by which clients see its base.
+    pub(crate) alias: Option<String>,
+    /// What it begins as.
+    pub(crate) settings: Settings,
+    /// How long it lives.
+    pub(crate) timeout: Duration,
+    /// What it does without being asked.
+    pub(crate) lifecycle: Lifecycle,
+    /// Whether envd asks for the access token.
+    pub(crate) secure: bool,
+    /// What it may reach.
+    pub(crate) network: NetworkPolicy,
+    /// Its labels.
+    pub(crate) metadata: BTreeMap<String, String>,
+    /// Environment of all of its processes, beside that of its settings.
+    pub(crate) env: BTreeMap<String, String>,
+    /// What is mounted into it.
+    pub(crate) volumes: Vec<VolumeMount>,
+}
+
+impl Design {
+    fn of(resolved: Resolved, volumes: Vec<VolumeMount>, request: &CreateSandbox) -> Self {
+        Self {
+            template: resolved.template.id,
+            build: resolved.build,
+            alias: resolved.alias,
+            settings: resolved.settings,
+            timeout: request.timeout,
+            lifecycle: request.lifecycle,
+            secure: request.secure,
+            network: request.network.clone(),
+            metadata: request.metadata.clone(),
+            env: request.env.clone(),
+            volumes,
+        }
+    }
 
     /// What is stored before anything is done.
-    fn intend(&self, at: Seat, team: &Team, resolved: &Resolved, request: &CreateSandbox) -> Sandbox {
-        let started_at = whole_micros(self.now());
+    fn intend(&self, at: Seat, team: &Team, now: SystemTime) -> Sandbox {
+        let started_at = whole_micros(now);
         Sandbox {
             id: SandboxId::random(),
             team: team.id,
-            template: resolved.template.id,
-            build: resolved.build,
-            alias: resolved.alias.clone(),
+            template: self.template,
+            build: self.build,
+            alias: self.alias.clone(),
             phase: Phase::Starting {
                 at,
-                from: Origin::Template(resolved.build),
+                from: Origin::Template(self.build),
             },
             version: 0,
             started_at,
-            end_at: started_at + request.timeout,
-            timeout_seconds: u32::try_from(request.timeout.as_secs()).unwrap_or(u32::MAX),
-            resources: resolved.template.resources,
-            metadata: request.metadata.clone(),
-            env: request.env.clone(),
-            lifecycle: request.lifecycle,
-            network: request.network.clone(),
-            secure: request.secure,
+            end_at: started_at + self.timeout,
+            timeout_seconds: u32::try_from(self.timeout.as_secs()).unwrap_or(u32::MAX),
+            resources: self.settings.resources,
+            metadata: self.metadata.clone(),
+            env: self.env.clone(),
+            lifecycle: self.lifecycle,
+            settings: self.settings.clone(),
+            volumes: self.volumes.clone(),
+            kept: Memory::None,
+            network: self.network.clone(),
+            secure: self.secure,
             envd_unresponsive_at_pause: false,
         }
     }

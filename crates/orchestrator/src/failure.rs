@@ -1,6 +1,6 @@
 //! How failures below look to clients: the step and the kind, never the inner cause.
 use model::{Kind, Refused, SandboxId, TeamId};
-use ports::{ManagerError, NodeError, StoreError};
+use ports::{BlobError, ManagerError, NodeError, StoreError, TemplateError, VolumeError};
 
 /// The way in which something below failed, as the way in which a request fails: what was not found down there, or was
 /// not allowed, is not the object of the request. Only whether another try may help goes through.
@@ -30,6 +30,33 @@ pub(crate) fn logged(team: TeamId, id: Option<SandboxId>) -> impl Fn(&ManagerErr
     }
 }
 
+/// The same for what is wished for a template: of its errors, only those of the manager are faults.
+pub(crate) fn logged_of_template(team: TeamId) -> impl Fn(&TemplateError) {
+    move |error| {
+        if let TemplateError::Manager(error) = error {
+            logged(team, None)(error);
+        }
+    }
+}
+
+/// The same for what is wished for a volume.
+pub(crate) fn logged_of_volume(team: TeamId) -> impl Fn(&VolumeError) {
+    move |error| {
+        if let VolumeError::Manager(error) = error {
+            logged(team, None)(error);
+        }
+    }
+}
+
+/// Blobs that are not to be had.
+pub(crate) fn blobs(step: &'static str) -> impl FnOnce(BlobError) -> ManagerError {
+    move |error| ManagerError::Failed {
+        step,
+        kind: of_ours(error.kind()),
+        source: error.into(),
+    }
+}
+
 /// A node that did not do it.
 pub(crate) fn node(id: SandboxId, step: &'static str) -> impl FnOnce(NodeError) -> ManagerError {
     move |error| match error {
@@ -37,6 +64,7 @@ pub(crate) fn node(id: SandboxId, step: &'static str) -> impl FnOnce(NodeError) 
         NodeError::Busy(state) => ManagerError::Busy { id, state },
         NodeError::Full { what, .. } => ManagerError::NoCapacity(format!("its node is out of {what}")),
         NodeError::Timeout(what) => ManagerError::Timeout(what),
+        NodeError::CannotCheckpoint(why) => ManagerError::CannotCheckpoint { id, why },
         // The id was found and is there: that its node does not hold it is no fault of the request.
         NodeError::Unknown => ManagerError::Failed {
             step,

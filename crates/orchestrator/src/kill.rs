@@ -86,6 +86,7 @@ impl Orchestrator {
     /// Where the store or a node did not do its part; what was recorded is finished by the next reconciler.
     pub async fn down(&self) -> Result<usize, ManagerError> {
         self.starts.close();
+        self.building.close();
         let deadline = Instant::now() + DOWN_MAX;
         let mut ended = HashSet::new();
         let mut failures = 0;

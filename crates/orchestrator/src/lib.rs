@@ -1,7 +1,9 @@
-//! The life of sandboxes: what clients wish is stored, carried out on nodes, and kept true.
+//! The life of sandboxes, templates and volumes: what clients wish is stored, carried out on nodes, and kept true.
 //!
 //! ```text
-//!  SandboxManager ──▶ create connect resume pause restart kill timeout network list telemetry
+//!  SandboxManager ──▶ create connect resume pause restart snapshot fork kill timeout network list telemetry
+//!  TemplateManager ─▶ template: register upload start run tags delete snapshots
+//!  VolumeManager ───▶ volume: create delete mount
 //!  Wake ────────────▶ wake                │
 //!                                         ▼
 //!              change       one write: read, decide by the phase table, compare-and-set
@@ -10,6 +12,7 @@
 //!                                         ▲
 //!  NodeEvent ───────▶ hear                │        what nodes tell
 //!  tick, nudge ─────▶ reconcile ──────────┘        what nodes hold against what is stored
+//!              collect      what nothing names, and nobody has in hand (uses), is removed
 //! ```
 //!
 //! **Invariants.**
@@ -18,6 +21,7 @@
 //!   `Killing` before it is asked to kill. A crash at any step leaves what the reconciler finishes or undoes.
 //! - A route is published just before the write that makes it true, and withdrawn again where that write is refused;
 //!   so whoever withdraws a route after a write has withdrawn it for good.
+//! - What uses a build, or makes one, takes it in hand first: what is in hand is not collected.
 //! - Operations on one sandbox follow one another within this process, except for kills, which wait for nobody.
 //! - An operation that has begun is carried to its end, also when its client is gone.
 //! - Placement, quotas and the verdicts of the reconciler are pure functions. This crate knows no SQL and no HTTP.
@@ -25,9 +29,13 @@
 
 mod bring_up;
 mod change;
+mod checkpoint;
+mod collect;
+mod config;
 mod connect;
 mod create;
 mod failure;
+mod fork;
 mod hear;
 mod idempotency;
 mod kill;
@@ -46,12 +54,18 @@ mod resolve;
 mod restart;
 mod resume;
 mod routes;
+mod snapshot;
 mod telemetry;
+mod template;
 mod timeout;
 mod tokens;
+mod uses;
+mod volume;
 mod wake;
 
 pub mod bootstrap;
 
+pub use collect::Collected;
+pub use config::Config;
 pub use orchestrator::{Orchestrator, Parts};
 pub use reconcile::Settled;

@@ -1,35 +1,41 @@
-//! One operation at a time on one sandbox, within this process.
+//! One operation at a time on one sandbox, or one template, within this process.
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use model::SandboxId;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-type Table = Arc<Mutex<HashMap<SandboxId, Arc<AsyncMutex<()>>>>>;
+type Table<K> = Arc<Mutex<HashMap<K, Arc<AsyncMutex<()>>>>>;
 
-/// Locks by sandbox. There are only as many as are held or waited for.
-#[derive(Default)]
-pub(crate) struct Locks(Table);
+/// Locks by id. There are only as many as are held or waited for.
+pub(crate) struct Locks<K = SandboxId>(Table<K>);
+
+impl<K> Default for Locks<K> {
+    fn default() -> Self {
+        Self(Table::default())
+    }
+}
 
 /// A held lock.
-pub(crate) struct Locked {
+pub(crate) struct Locked<K: Copy + Eq + Hash = SandboxId> {
     // Dropped before the place, which then sees that nobody holds it.
     _guard: OwnedMutexGuard<()>,
-    _place: Place,
+    _place: Place<K>,
 }
 
 /// Somebody who holds the lock or waits for it; the last one to leave removes it.
-struct Place {
-    table: Table,
-    id: SandboxId,
+struct Place<K: Copy + Eq + Hash> {
+    table: Table<K>,
+    id: K,
     lock: Option<Arc<AsyncMutex<()>>>,
 }
 
-fn entries(table: &Table) -> MutexGuard<'_, HashMap<SandboxId, Arc<AsyncMutex<()>>>> {
+fn entries<K>(table: &Table<K>) -> MutexGuard<'_, HashMap<K, Arc<AsyncMutex<()>>>> {
     table.lock().expect("nothing panics while it holds the table")
 }
 
-impl Drop for Place {
+impl<K: Copy + Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
         let mut entries = entries(&self.table);
         drop(self.lock.take());
@@ -43,8 +49,8 @@ impl Drop for Place {
     }
 }
 
-impl Locks {
-    fn place(&self, id: SandboxId) -> (Place, Arc<AsyncMutex<()>>) {
+impl<K: Copy + Eq + Hash> Locks<K> {
+    fn place(&self, id: K) -> (Place<K>, Arc<AsyncMutex<()>>) {
         let lock = Arc::clone(entries(&self.0).entry(id).or_default());
         (
             Place {
@@ -57,7 +63,7 @@ impl Locks {
     }
 
     /// Waits until it is free. Whoever came first goes first.
-    pub(crate) async fn lock(&self, id: SandboxId) -> Locked {
+    pub(crate) async fn lock(&self, id: K) -> Locked<K> {
         let (place, lock) = self.place(id);
         Locked {
             _guard: lock.lock_owned().await,
@@ -66,7 +72,7 @@ impl Locks {
     }
 
     /// Takes it if it is free.
-    pub(crate) fn try_lock(&self, id: SandboxId) -> Option<Locked> {
+    pub(crate) fn try_lock(&self, id: K) -> Option<Locked<K>> {
         let (place, lock) = self.place(id);
         let guard = lock.try_lock_owned().ok()?;
         Some(Locked {
@@ -89,7 +95,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lock_is_held_by_one_and_another_id_is_another_lock() {
-        let locks = Locks::default();
+        let locks = Locks::<SandboxId>::default();
         let (one, two) = (SandboxId::random(), SandboxId::random());
         let held = locks.lock(one).await;
         assert!(locks.try_lock(one).is_none());
@@ -101,7 +107,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_kept_of_locks_that_nobody_holds() {
-        let locks = Locks::default();
+        let locks = Locks::<SandboxId>::default();
         let id = SandboxId::random();
         let held = locks.lock(id).await;
         let mut waiter = Box::pin(locks.lock(id));

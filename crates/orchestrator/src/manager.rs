@@ -2,10 +2,11 @@
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use model::{NetworkPolicy, PauseMode, SandboxId, TeamId};
+use model::{NetworkPolicy, PauseMode, SandboxId, TeamId, TemplateRef};
 use ports::manager::{Connected, Granted, Page};
 use ports::node::Report;
 use ports::store::SandboxQuery;
+use ports::templates::SnapshotInfo;
 use ports::{CreateSandbox, LogLine, LogQuery, ManagerError, MetricSample, SandboxManager};
 
 use crate::failure::logged;
@@ -58,6 +59,30 @@ impl SandboxManager for Orchestrator {
 
     async fn restart(&self, team: TeamId, id: SandboxId) -> Result<Granted, ManagerError> {
         self.detached(move |me| async move { me.restart_sandbox(team, id).await })
+            .await
+            .inspect_err(logged(team, Some(id)))
+    }
+
+    async fn snapshot(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        name: Option<TemplateRef>,
+        memory: bool,
+    ) -> Result<SnapshotInfo, ManagerError> {
+        self.detached(move |me| async move { me.snapshot_sandbox(team, id, name, memory).await })
+            .await
+            .inspect_err(logged(team, Some(id)))
+    }
+
+    async fn fork(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        count: u32,
+        timeout: Duration,
+    ) -> Result<Vec<Result<Granted, ManagerError>>, ManagerError> {
+        self.detached(move |me| async move { me.fork_sandbox(team, id, count, timeout).await })
             .await
             .inspect_err(logged(team, Some(id)))
     }

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use model::{Kind, NodeId, Sandbox, Seat, Template};
+use model::{Kind, NodeId, Sandbox, Seat};
 use ports::node::{Order, OrderOrigin};
 use ports::{ManagerError, Node, NodeError};
 
@@ -13,6 +13,8 @@ use crate::orchestrator::Orchestrator;
 pub(crate) const START_MAX: Duration = Duration::from_secs(60);
 /// A pause may write out all of a sandbox's memory.
 pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(300);
+/// A copy may write out all of a sandbox's memory, like a pause.
+pub(crate) const CHECKPOINT_MAX: Duration = PAUSE_MAX;
 /// A kill waits for the kernel to reap what runs.
 pub(crate) const KILL_MAX: Duration = Duration::from_secs(60);
 /// Everything else is a word with the node.
@@ -45,12 +47,11 @@ impl Orchestrator {
     pub(crate) async fn order(
         &self,
         sandbox: &Sandbox,
-        template: &Template,
         seat: Seat,
         origin: OrderOrigin,
         deadline: SystemTime,
     ) -> Result<Order, ManagerError> {
-        let mut env = template.env.clone();
+        let mut env = sandbox.settings.env.clone();
         env.extend(sandbox.env.clone());
         Ok(Order {
             sandbox: sandbox.id,
@@ -61,13 +62,14 @@ impl Orchestrator {
             resources: sandbox.resources,
             network: sandbox.network.clone(),
             env,
-            user: template.user.clone(),
-            workdir: template.workdir.clone(),
-            start: template.start.clone(),
+            user: sandbox.settings.user.clone(),
+            workdir: sandbox.settings.workdir.clone(),
+            start: sandbox.settings.start.clone(),
             envd_token: self.tokens().await?.envd(sandbox),
             deadline,
             lifecycle: sandbox.lifecycle,
             origin,
+            volumes: sandbox.volumes.clone(),
         })
     }
 }

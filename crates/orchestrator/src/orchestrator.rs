@@ -1,18 +1,26 @@
 use std::sync::{Arc, Mutex, Weak};
 use std::time::SystemTime;
 
-use model::Kind;
-use ports::{Bus, Catalog, Clock, Fleet, Limits, ManagerError, SandboxStore, TeamStore, TemplateStore};
-use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, watch};
+use model::{Kind, TeamId, TemplateId};
+use ports::{
+    Blobs, BuildStore, Bus, Catalog, Clock, Fleet, Limits, ManagerError, SandboxStore, TeamStore,
+    TemplateStore, VolumeFiles, VolumeStore,
+};
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, RwLock, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::collect::Unnamed;
+use crate::config::Config;
 use crate::idempotency::Replies;
 use crate::locks::Locks;
 use crate::placement::Turn;
 use crate::quota::Ledger;
+use crate::template::building::Building;
 use crate::tokens::Tokens;
+use crate::uses::Uses;
+use crate::volume::mounts::Mounts;
 
 /// What the orchestrator stands on.
 pub struct Parts {
@@ -20,6 +28,14 @@ pub struct Parts {
     pub sandboxes: Arc<dyn SandboxStore>,
     /// Templates.
     pub templates: Arc<dyn TemplateStore>,
+    /// Builds of templates, their logs, and the results of their steps.
+    pub builds: Arc<dyn BuildStore>,
+    /// Volumes.
+    pub volumes: Arc<dyn VolumeStore>,
+    /// The files of volumes.
+    pub volume_files: Arc<dyn VolumeFiles>,
+    /// Uploads.
+    pub blobs: Arc<dyn Blobs>,
     /// Teams, and the seed of tokens.
     pub teams: Arc<dyn TeamStore>,
     /// Routes.
@@ -32,6 +48,8 @@ pub struct Parts {
     pub fleet: Arc<dyn Fleet>,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
+    /// What the operator has set.
+    pub config: Config,
 }
 
 /// The life of sandboxes. See the crate's documentation.
@@ -39,10 +57,24 @@ pub struct Orchestrator {
     pub(crate) parts: Parts,
     /// One operation at a time on one sandbox.
     pub(crate) locks: Locks,
+    /// One change at a time of one template's builds.
+    pub(crate) template_locks: Locks<TemplateId>,
+    /// One claim at a time of what a team may store.
+    pub(crate) team_locks: Locks<TeamId>,
+    /// Builds that this process has under way.
+    pub(crate) building: Arc<Building>,
     /// What teams hold.
     pub(crate) ledger: Arc<Ledger>,
     /// Whose turn it is to be asked first.
     pub(crate) turn: Turn,
+    /// Operations that have builds in hand.
+    pub(crate) uses: Arc<Uses>,
+    /// What nothing names, as the last collection found it.
+    pub(crate) unnamed: Unnamed,
+    /// Read by uploads under way, written by what removes old ones.
+    pub(crate) uploading: RwLock<()>,
+    /// Volumes that sandboxes are about to have.
+    pub(crate) mounts: Arc<Mounts>,
     /// What was answered to which idempotency key.
     pub(crate) replies: Arc<Replies>,
     /// Moves with every write of a sandbox, for those who wait for one.
@@ -69,8 +101,15 @@ impl Orchestrator {
         Arc::new_cyclic(|me| Self {
             parts,
             locks: Locks::default(),
+            template_locks: Locks::default(),
+            building: Arc::default(),
             ledger: Arc::default(),
             turn: Turn::default(),
+            uses: Arc::default(),
+            unnamed: Unnamed::default(),
+            uploading: RwLock::default(),
+            mounts: Arc::default(),
+            team_locks: Locks::default(),
             replies: Arc::default(),
             writes: watch::Sender::new(0),
             nudge: Notify::new(),
@@ -85,26 +124,28 @@ impl Orchestrator {
 
     /// Runs an operation to its end, whether or not the caller waits for it: a client that hangs up in the middle of a
     /// create must not leave half a sandbox.
-    pub(crate) async fn detached<T, F>(
-        &self,
-        operation: impl FnOnce(Arc<Self>) -> F,
-    ) -> Result<T, ManagerError>
+    pub(crate) async fn detached<T, E, F>(&self, operation: impl FnOnce(Arc<Self>) -> F) -> Result<T, E>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T, ManagerError>> + Send + 'static,
+        E: From<ManagerError> + Send + 'static,
+        F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        let me = self
-            .me
-            .upgrade()
-            .expect("it is only ever made inside of an Arc, and its caller holds that");
-        let task = self.tasks.spawn(operation(me).in_current_span());
+        let task = self.tasks.spawn(operation(self.arc()).in_current_span());
         task.await.unwrap_or_else(|ended| {
-            Err(ManagerError::Failed {
+            let error = ManagerError::Failed {
                 step: "the operation",
                 kind: Kind::Internal,
                 source: ended.into(),
-            })
+            };
+            Err(error.into())
         })
+    }
+
+    /// Itself, for what outlives the caller.
+    pub(crate) fn arc(&self) -> Arc<Self> {
+        self.me
+            .upgrade()
+            .expect("it is only ever made inside of an Arc, and its caller holds that")
     }
 
     /// Begins to start something; held until it is up or undone.

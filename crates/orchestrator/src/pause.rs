@@ -1,4 +1,6 @@
-use model::{BuildId, Event, ExecutionId, PauseMode, Phase, Refused, Sandbox, SandboxId, Seat, TeamId};
+use model::{
+    BuildId, Event, ExecutionId, Memory, PauseMode, Phase, Refused, Sandbox, SandboxId, Seat, TeamId,
+};
 use ports::node::PauseOutcome;
 use ports::{ManagerError, Node, NodeError};
 use tokio::time::Instant;
@@ -32,6 +34,14 @@ pub(crate) fn paused(phase: Phase, into: BuildId, kept: PauseMode) -> Result<Pha
         }
         Phase::Pausing { mode, .. } if mode != kept => paused(phase.on(Event::Failed)?, into, kept),
         phase => pausing(phase, into, kept)?.on(Event::Sealed),
+    }
+}
+
+/// How much memory a pause has kept for certain, where its node tells no more than what can be resumed.
+pub(crate) fn kept_at_least(mode: PauseMode) -> Memory {
+    match mode {
+        PauseMode::Full => Memory::Volatile,
+        PauseMode::Filesystem => Memory::None,
     }
 }
 
@@ -118,12 +128,14 @@ impl Orchestrator {
         let edit = |sandbox: &mut Sandbox| {
             // Another incarnation, or what became of it, is no business of this pause.
             let is_other = sandbox.phase.seat().is_some_and(|now| Some(now) != at);
-            if is_other || matches!(sandbox.phase, Phase::Paused { .. }) {
+            let is_other_pause = matches!(sandbox.phase, Phase::Paused { snapshot, .. } if snapshot != into);
+            if is_other || is_other_pause {
                 return Ok(());
             }
             sandbox.phase =
                 paused(sandbox.phase, into, outcome.mode).map_err(failure::refused(sandbox.id))?;
             sandbox.envd_unresponsive_at_pause = outcome.envd_unresponsive;
+            sandbox.kept = outcome.memory;
             Ok(())
         };
         self.change(sandbox, edit).await?;

@@ -18,6 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use self::verdict::{Verdict, verdict};
+use crate::collect;
 use crate::failure;
 use crate::nodes::{WORD_MAX, within};
 use crate::orchestrator::Orchestrator;
@@ -103,6 +104,7 @@ impl Orchestrator {
             }
         }
         let settled = self.pass().await?;
+        self.make_unmade_volumes().await?;
         tracing::info!(?settled, "sandboxes are settled");
         Ok(settled)
     }
@@ -111,6 +113,7 @@ impl Orchestrator {
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let mut fleet = self.parts.fleet.nodes();
         let mut heard = HashSet::new();
+        let mut collected = Instant::now();
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -128,7 +131,18 @@ impl Orchestrator {
                     tracing::error!(error = &error as &dyn std::error::Error, "a pass of the reconciler failed");
                 },
             }
+            if let Err(error) = self.care_for_builds().await {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "builds were not looked after"
+                );
+            }
+            if collected.elapsed() >= collect::PERIOD {
+                collected = Instant::now();
+                self.tasks.spawn(Arc::clone(&self).collect_in_background());
+            }
         }
+        self.building.close();
         self.tasks.close();
         if tokio::time::timeout(GRACE, self.tasks.wait()).await.is_err() {
             tracing::warn!(

@@ -6,7 +6,6 @@ use tokio::time::Instant;
 
 use crate::bring_up::Flow;
 use crate::change::apply;
-use crate::failure;
 use crate::orchestrator::Orchestrator;
 
 impl Orchestrator {
@@ -23,17 +22,12 @@ impl Orchestrator {
         };
         let _start = self.begin_start()?;
         let node = self.node(old.node)?;
-        let template = self.parts.templates.get(sandbox.template).await;
-        let template = template.map_err(failure::store("reading the template"))?;
-        let template = template.ok_or_else(|| ManagerError::NoTemplate(sandbox.template.to_string()))?;
         let at = Seat {
             node: old.node,
             execution: ExecutionId::random(),
         };
         let origin = OrderOrigin::Reboot(old.execution);
-        let order = self
-            .order(&sandbox, &template, at, origin, sandbox.end_at)
-            .await?;
+        let order = self.order(&sandbox, at, origin, sandbox.end_at).await?;
         let starting = self
             .change(sandbox, |sandbox| apply(sandbox, Event::Restart(at)))
             .await?;

@@ -8,7 +8,6 @@ use tokio::time::Instant;
 
 use crate::bring_up::Flow;
 use crate::change::apply;
-use crate::failure;
 use crate::orchestrator::Orchestrator;
 use crate::quota::check_life;
 use crate::timeout::whole_micros;
@@ -73,9 +72,6 @@ impl Orchestrator {
         }
         let (team, node) = (self.team(paused.team).await?, self.node(home)?);
         check_life(&team.quota, wish.timeout)?;
-        let template = self.parts.templates.get(paused.template).await;
-        let template = template.map_err(failure::store("reading the template"))?;
-        let template = template.ok_or_else(|| ManagerError::NoTemplate(paused.template.to_string()))?;
         self.take_start(&team).await?;
         let at = Seat {
             node: home,
@@ -104,13 +100,7 @@ impl Orchestrator {
             PauseMode::Filesystem
         };
         let order = self
-            .order(
-                &running,
-                &template,
-                at,
-                OrderOrigin::Paused(snapshot, mode),
-                end_at,
-            )
+            .order(&running, at, OrderOrigin::Paused(snapshot, mode), end_at)
             .await?;
         let starting = self
             .change(paused, |sandbox| apply(sandbox, Event::Resume(at, wish.mode)))

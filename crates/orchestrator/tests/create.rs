@@ -151,7 +151,7 @@ async fn a_template_is_found_by_name_namespace_id_and_tag() {
     let world = World::new().await;
     let mut public = contract::template(world::stranger(), "shared");
     public.public = true;
-    public.tags.insert("v1".to_owned(), BuildId::random());
+    public.tag(["v1".to_owned()], BuildId::random(), model::Settings::default());
     world.templates.insert(&public).await.unwrap();
     let other = contract::team("other");
     world.teams.insert_team(&other).await.unwrap();

@@ -77,6 +77,7 @@ async fn news_of_an_old_execution_is_no_news() {
     let (id, marker) = (world.create().await.sandbox.id, world.create().await.sandbox.id);
     let (old, into) = (ExecutionId::random(), BuildId::random());
     let outcome = PauseOutcome {
+        memory: model::Memory::Volatile,
         mode: FULL,
         envd_unresponsive: false,
     };
@@ -111,6 +112,7 @@ async fn a_pause_at_the_end_of_its_time_is_followed() {
     eventually(async || world.route(id).await.is_none()).await;
     world.node.set_state(id, HeldState::Paused(into, FULL));
     let outcome = PauseOutcome {
+        memory: model::Memory::Volatile,
         mode: FULL,
         envd_unresponsive: true,
     };
@@ -142,6 +144,7 @@ async fn the_first_word_of_a_pause_may_be_lost() {
     let (execution, into) = (execution(&world, id).await, BuildId::random());
     world.node.set_state(id, HeldState::Paused(into, FULL));
     let outcome = PauseOutcome {
+        memory: model::Memory::Volatile,
         mode: FULL,
         envd_unresponsive: false,
     };
@@ -166,6 +169,7 @@ async fn a_connect_at_the_end_of_its_time_meets_the_pause_and_resumes() {
         drop(gate);
         if !silent {
             let outcome = PauseOutcome {
+                memory: model::Memory::Volatile,
                 mode: FULL,
                 envd_unresponsive: false,
             };

@@ -17,17 +17,21 @@ enum Doing {
     Pause,
     Resume,
     Restart,
+    Snapshot,
+    Fork,
     Kill,
     KillPaused,
     SetTimeout,
     SetNetwork,
 }
 
-const ALL: [Doing; 8] = [
+const ALL: [Doing; 10] = [
     Doing::Create,
     Doing::Pause,
     Doing::Resume,
     Doing::Restart,
+    Doing::Snapshot,
+    Doing::Fork,
     Doing::Kill,
     Doing::KillPaused,
     Doing::SetTimeout,
@@ -48,6 +52,11 @@ async fn act(world: &World, doing: Doing, id: SandboxId) -> bool {
             .await
             .is_ok(),
         Doing::Restart => orchestrator.restart(team, id).await.is_ok(),
+        Doing::Snapshot => orchestrator.snapshot(team, id, None, true).await.is_ok(),
+        Doing::Fork => orchestrator
+            .fork(team, id, 2, minute)
+            .await
+            .is_ok_and(|forks| forks.iter().all(Result::is_ok)),
         Doing::Kill | Doing::KillPaused => orchestrator.kill(team, id).await.is_ok(),
         Doing::SetTimeout => orchestrator.set_timeout(team, id, minute).await.is_ok(),
         Doing::SetNetwork => {
@@ -214,7 +223,7 @@ async fn a_resume_that_came_up_after_it_was_given_up_is_adopted() {
     world.pause(id).await.unwrap();
     let deadline = world.stored(id).await.end_at + Duration::from_secs(77);
     world.node.meddle(|all| {
-        let Held { order, state } = all.get_mut(&id).unwrap();
+        let Held { order, state, .. } = all.get_mut(&id).unwrap();
         order.execution = ExecutionId::random();
         order.deadline = deadline;
         *state = HeldState::Running;

@@ -2,10 +2,11 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use model::{KillReason, PauseMode};
+use model::{KillReason, Memory, PauseMode, SandboxId};
 use ports::node::{HeldState, NodeError, Order, OrderOrigin};
 use ports::runtime::{Disk, DiskOrigin};
 use ports::{Machine, MachineSpec, RuntimeError};
+use sha2::{Digest as _, Sha256};
 use tracing::Instrument as _;
 use wire::init::{Init, StartCommand};
 
@@ -13,6 +14,17 @@ use crate::envd;
 use crate::journal::Entry;
 use crate::node::LocalNode;
 use crate::sandbox::{Sandbox, name};
+
+/// How a machine came to run, as its envd is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begun {
+    /// Its first process is new, and its start command is to be run.
+    Booted,
+    /// It was frozen: its processes have not even noticed.
+    Thawed,
+    /// Its processes went on from memory that was written down: of this sandbox, or of the one that it is a copy of.
+    Restored,
+}
 
 impl LocalNode {
     /// Carries out an order. On failure the sandbox is what it was before.
@@ -28,6 +40,7 @@ impl LocalNode {
             order: order.clone(),
             state: HeldState::Starting,
             booted: None,
+            kept: None,
         };
         let (sandbox, is_new) = self.find_or_insert(order.sandbox, || Sandbox::new(entry, None));
         let _turn = sandbox.turn.lock().await;
@@ -38,7 +51,7 @@ impl LocalNode {
                 state => Err(NodeError::Busy(name(state))),
             };
         }
-        let machine = match self.start_machine(&order, DiskOrigin::Fresh).await {
+        let machine = match self.start_fresh(&sandbox, &order).await {
             Ok(machine) => machine,
             Err(error) => {
                 self.forget(order.sandbox, &sandbox);
@@ -57,6 +70,24 @@ impl LocalNode {
         up
     }
 
+    /// Starts a machine of a build: with its processes, where it has them and they can go on here.
+    async fn start_fresh(&self, sandbox: &Sandbox, order: &Order) -> Result<Arc<dyn Machine>, NodeError> {
+        if self.runtime.memory_of(order.build).await != Memory::Durable {
+            return self.start_machine(order, DiskOrigin::Fresh, false).await;
+        }
+        let restored = self.try_machine(order, DiskOrigin::Fresh, true).await;
+        let Err(error @ RuntimeError::CannotRestore { .. }) = restored else {
+            return restored.map_err(failed("starting the machine"));
+        };
+        tracing::warn!(sandbox = %order.sandbox, build = %order.build, error = &error as &dyn std::error::Error, "the memory of a build cannot be used here; its sandbox boots");
+        sandbox.lines().say(
+            SystemTime::now(),
+            ports::Level::Warn,
+            format!("it boots, and runs its start command: {error}"),
+        );
+        self.start_machine(order, DiskOrigin::Fresh, false).await
+    }
+
     async fn bring_up_known(self: &Arc<Self>, order: Order) -> Result<(), NodeError> {
         let sandbox = self.find(order.sandbox).ok_or(NodeError::Unknown)?;
         let _turn = sandbox.turn.lock().await;
@@ -67,6 +98,9 @@ impl LocalNode {
         match (order.origin, held.state) {
             (OrderOrigin::Paused(build, wanted), HeldState::Paused(paused, kept)) if build == paused => {
                 match (wanted, kept) {
+                    (PauseMode::Full, PauseMode::Full) if sandbox.is_on_disk() => {
+                        self.restore(&sandbox, order).await
+                    }
                     (PauseMode::Full, PauseMode::Full) => self.thaw(&sandbox, order).await,
                     // A resume from its disk ended what was frozen, and did not come up.
                     (PauseMode::Full, PauseMode::Filesystem) => Err(NodeError::MemoryLost),
@@ -104,9 +138,63 @@ impl LocalNode {
     ) -> Result<(), NodeError> {
         machine.thaw().await.map_err(failed("thawing"))?;
         failpoint::reach("node/thawed");
-        // Its start command runs already.
-        self.tell_settings(&**machine, &order, false).await?;
+        self.tell_settings(&**machine, &order, Begun::Thawed).await?;
         self.settle(sandbox, order, Arc::clone(machine))
+    }
+
+    /// Lets processes go on whose memory lies on the disk.
+    async fn restore(self: &Arc<Self>, sandbox: &Arc<Sandbox>, order: Order) -> Result<(), NodeError> {
+        let machine = match self.try_machine(&order, DiskOrigin::Kept, true).await {
+            Ok(machine) => machine,
+            Err(error @ RuntimeError::CannotRestore { .. }) => {
+                tracing::warn!(sandbox = %sandbox.id(), error = &error as &dyn std::error::Error, "the memory of a sandbox cannot be used any more; its disk is there");
+                sandbox
+                    .lines()
+                    .say(SystemTime::now(), ports::Level::Error, error.to_string());
+                return Err(NodeError::MemoryLost);
+            }
+            Err(error) => return Err(failed("starting the machine")(error)),
+        };
+        failpoint::reach("node/machine-restored");
+        if !machine.is_restored() {
+            // It has booted: what was kept beside the disk was not there.
+            self.lay_down(sandbox, machine).await;
+            return Err(NodeError::MemoryLost);
+        }
+        // Its envd goes on counting its lines where it was.
+        let up = self.make_usable(sandbox, order, Arc::clone(&machine)).await;
+        if up.is_err() {
+            self.freeze_restored(sandbox, machine).await;
+        }
+        up
+    }
+
+    /// Puts a machine back whose processes went on, and that nobody was told of: they have gone on since their memory was
+    /// written down, so that it is this machine that has it now.
+    async fn freeze_restored(self: &Arc<Self>, sandbox: &Arc<Sandbox>, machine: Arc<dyn Machine>) {
+        if let Err(error) = machine.freeze().await {
+            let id = sandbox.id();
+            tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "a sandbox that was not resumed could not be frozen again");
+        }
+        self.change_anyway(sandbox, |entry| {
+            entry.booted = Some(machine.execution());
+            entry.stay_in_memory();
+        });
+        sandbox.now().machine = Some(machine);
+        self.drive(sandbox);
+    }
+
+    /// Ends a machine that was to be a sandbox's, and keeps the disk.
+    async fn lay_down(self: &Arc<Self>, sandbox: &Arc<Sandbox>, machine: Arc<dyn Machine>) {
+        if let HeldState::Paused(build, _) = sandbox.state() {
+            self.set_state_anyway(sandbox, HeldState::Paused(build, PauseMode::Filesystem));
+        }
+        if let Err(error) = machine.stop(Disk::Keep).await {
+            let id = sandbox.id();
+            tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "a sandbox that did not boot could not be stopped; it is tried again");
+            sandbox.now().machine = Some(machine);
+            self.drive(sandbox);
+        }
     }
 
     /// Boots a new machine from the sandbox's disk, after ending the one that there is.
@@ -136,21 +224,36 @@ impl LocalNode {
             self.set_state_anyway(sandbox, disk_only);
             failpoint::reach("node/reboot-written");
         }
+        if let HeldState::Paused(build, PauseMode::Full) = sandbox.state() {
+            // Its memory lies beside its disk, and fits it no more as soon as something has booted from that.
+            self.set_state(sandbox, HeldState::Paused(build, PauseMode::Filesystem))?;
+            failpoint::reach("node/memory-given-up");
+        }
         sandbox.lines().forget_seen();
-        let machine = self.start_machine(&order, DiskOrigin::Kept).await?;
+        let machine = self.start_machine(&order, DiskOrigin::Kept, false).await?;
         let up = self.make_usable(sandbox, order, Arc::clone(&machine)).await;
-        if up.is_err()
-            && let Err(error) = machine.stop(Disk::Keep).await
-        {
-            let id = sandbox.id();
-            tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "a sandbox that did not boot could not be stopped; it is tried again");
-            sandbox.now().machine = Some(machine);
-            self.drive(sandbox);
+        if up.is_err() {
+            self.lay_down(sandbox, machine).await;
         }
         up
     }
 
-    async fn start_machine(&self, order: &Order, disk: DiskOrigin) -> Result<Arc<dyn Machine>, NodeError> {
+    async fn start_machine(
+        &self,
+        order: &Order,
+        disk: DiskOrigin,
+        restore: bool,
+    ) -> Result<Arc<dyn Machine>, NodeError> {
+        let started = self.try_machine(order, disk, restore).await;
+        started.map_err(failed("starting the machine"))
+    }
+
+    async fn try_machine(
+        &self,
+        order: &Order,
+        disk: DiskOrigin,
+        restore: bool,
+    ) -> Result<Arc<dyn Machine>, RuntimeError> {
         let spec = MachineSpec {
             sandbox: order.sandbox,
             execution: order.execution,
@@ -158,20 +261,21 @@ impl LocalNode {
             resources: order.resources,
             network: order.network.clone(),
             disk,
+            restore,
+            volumes: order.volumes.clone(),
         };
         let begun = Instant::now();
         let machine = self
             .runtime
             .start(spec)
             .instrument(tracing::debug_span!("machine.start"))
-            .await
-            .map_err(failed("starting the machine"))?;
+            .await?;
         metrics::histogram!("atoll_node_start_stage_seconds", "stage" => "machine").record(begun.elapsed());
         failpoint::reach("node/machine-started");
         Ok(machine)
     }
 
-    /// Tells the envd of a machine that has booted what it needs, then everybody that it runs.
+    /// Tells the envd of a machine that has come up what it needs, then everybody that it runs.
     async fn make_usable(
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
@@ -179,18 +283,20 @@ impl LocalNode {
         machine: Arc<dyn Machine>,
     ) -> Result<(), NodeError> {
         let begun = Instant::now();
-        self.tell_settings(&*machine, &order, true).await?;
+        let how = if machine.is_restored() {
+            Begun::Restored
+        } else {
+            Begun::Booted
+        };
+        self.tell_settings(&*machine, &order, how).await?;
         metrics::histogram!("atoll_node_start_stage_seconds", "stage" => "init").record(begun.elapsed());
         self.settle(sandbox, order, machine)
     }
 
-    async fn tell_settings(
-        &self,
-        machine: &dyn Machine,
-        order: &Order,
-        is_boot: bool,
-    ) -> Result<(), NodeError> {
-        let start = order.start.as_ref().filter(|_| is_boot);
+    async fn tell_settings(&self, machine: &dyn Machine, order: &Order, how: Begun) -> Result<(), NodeError> {
+        let start = order.start.as_ref().filter(|_| how == Begun::Booted);
+        // What goes on from a build's memory is not the only one that does.
+        let is_copy = how == Begun::Restored && order.origin == OrderOrigin::Fresh;
         let init = Init {
             env_vars: Some(order.env.clone()),
             access_token: order.envd_token.as_ref().map(|token| token.expose().clone()),
@@ -208,6 +314,9 @@ impl LocalNode {
                 user: start.user.clone(),
                 cwd: start.cwd.clone(),
             }),
+            machine_id: is_copy.then(|| machine_id(order.sandbox)),
+            renew: is_copy,
+            restored: how == Begun::Restored,
         };
         envd::init(machine, &init)
             .await
@@ -229,6 +338,7 @@ impl LocalNode {
             order,
             state: HeldState::Running,
             booted: Some(machine.execution()),
+            kept: None,
         };
         failpoint::reach("node/settings-told");
         self.write(&entry)?;
@@ -250,6 +360,12 @@ impl LocalNode {
     }
 }
 
+/// What a copy is to be known by, inside: the same for the sandbox's whole life.
+fn machine_id(sandbox: SandboxId) -> String {
+    let digest = Sha256::digest(sandbox.as_str());
+    digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// How a failure of the runtime is told.
 pub(crate) fn failed(step: &'static str) -> impl FnOnce(RuntimeError) -> NodeError {
     move |error| match error {
@@ -257,6 +373,7 @@ pub(crate) fn failed(step: &'static str) -> impl FnOnce(RuntimeError) -> NodeErr
             what,
             retry_after: None,
         },
+        RuntimeError::CannotCheckpoint { why } => NodeError::CannotCheckpoint(why),
         error => NodeError::Failed {
             step,
             kind: error.kind(),

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use model::{BuildId, ExecutionId, KillReason, OnTimeout, PauseMode};
+use model::{BuildId, ExecutionId, KillReason, Memory, OnTimeout, PauseMode};
 use ports::Machine;
 use ports::node::{HeldState, NodeEvent, PauseOutcome};
 use ports::runtime::{Disk, Ended};
@@ -132,7 +132,8 @@ impl LocalNode {
         };
         let into = BuildId::random();
         self.tell(NodeEvent::Pausing(id, execution, into, mode));
-        if mode == PauseMode::Filesystem {
+        // A machine that is only frozen keeps its connections.
+        if mode == PauseMode::Filesystem || self.runtime.capabilities().durable_memory {
             tokio::time::sleep(LEAD).await;
         }
         let paused = self.pause_in_turn(sandbox, execution, into, mode).await;
@@ -145,10 +146,11 @@ impl LocalNode {
             }
             // Its machine is dead, and its disk is what there is.
             (Err(_), _) => {
-                let outcome = PauseOutcome {
+                let outcome = sandbox.held().pause.unwrap_or(PauseOutcome {
                     mode,
+                    memory: Memory::None,
                     envd_unresponsive: false,
-                };
+                });
                 NodeEvent::Paused(id, execution, into, outcome)
             }
         };

@@ -2,13 +2,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use model::{BuildId, ExecutionId, KillReason, PauseMode, SandboxId};
+use model::{BuildId, ExecutionId, KillReason, Memory, PauseMode, SandboxId};
 use ports::Machine;
 use ports::node::{HeldState, NodeError, PauseOutcome};
 use ports::runtime::Disk;
 
 use crate::envd;
-use crate::journal::Entry;
+use crate::journal::{Entry, Kept};
 use crate::node::LocalNode;
 use crate::sandbox::bring_up::failed;
 use crate::sandbox::{Sandbox, name};
@@ -41,21 +41,30 @@ impl LocalNode {
         }
         match held.state {
             HeldState::Running => {}
-            HeldState::Paused(paused, kept) if paused == into => {
-                return Ok(PauseOutcome {
-                    mode: kept,
-                    envd_unresponsive: false,
-                });
+            HeldState::Paused(paused, _) if paused == into => {
+                return held.pause.ok_or(NodeError::Busy("paused"));
             }
             state => return Err(NodeError::Busy(name(state))),
         }
         let machine = sandbox.machine().ok_or(NodeError::Unknown)?;
         let envd_unresponsive = !envd::is_healthy(&*machine).await;
         self.fetch_lines(sandbox).await;
-        self.set_state(sandbox, HeldState::Pausing(into, mode))?;
+        let memory = match mode {
+            PauseMode::Full if self.runtime.capabilities().durable_memory => Memory::Durable,
+            PauseMode::Full => Memory::Volatile,
+            PauseMode::Filesystem => Memory::None,
+        };
+        let kept = Kept {
+            memory,
+            envd_unresponsive,
+        };
+        self.change(sandbox, |entry| {
+            entry.state = HeldState::Pausing(into, mode);
+            entry.kept = Some(kept);
+        })?;
         failpoint::reach("node/pausing-written");
         let paused = match mode {
-            PauseMode::Full => self.keep_memory(sandbox, &*machine, into).await,
+            PauseMode::Full => self.keep_memory(sandbox, &*machine, into, kept).await,
             PauseMode::Filesystem => self.keep_disk(sandbox, &*machine, into).await,
         };
         // Whether it is paused or runs on: its deadline is another now.
@@ -69,19 +78,30 @@ impl LocalNode {
         );
         Ok(PauseOutcome {
             mode,
+            memory: sandbox.now().entry.kept.map_or(memory, |kept| kept.memory),
             envd_unresponsive,
         })
     }
 
+    /// Keeps memory on the disk, and where that cannot be, where it is.
     async fn keep_memory(
         &self,
         sandbox: &Sandbox,
         machine: &dyn Machine,
         into: BuildId,
+        kept: Kept,
     ) -> Result<(), NodeError> {
+        if kept.memory == Memory::Durable && self.write_down(sandbox, machine, into).await? {
+            return Ok(());
+        }
         let frozen = machine.freeze().await.map_err(failed("pausing the machine"));
         failpoint::reach("node/machine-paused");
-        let kept = frozen.and_then(|()| self.set_state(sandbox, HeldState::Paused(into, PauseMode::Full)));
+        let kept = frozen.and_then(|()| {
+            self.change(sandbox, |entry| {
+                entry.state = HeldState::Paused(into, PauseMode::Full);
+                entry.stay_in_memory();
+            })
+        });
         if kept.is_err() {
             // What is not written is not paused: a restart would find it running.
             if let Err(error) = machine.thaw().await {
@@ -90,6 +110,47 @@ impl LocalNode {
             self.set_state_anyway(sandbox, HeldState::Running);
         }
         kept
+    }
+
+    /// Writes memory and disk down, and ends the machine. Whether it did: where it did not, the machine runs on.
+    async fn write_down(
+        &self,
+        sandbox: &Sandbox,
+        machine: &dyn Machine,
+        into: BuildId,
+    ) -> Result<bool, NodeError> {
+        let paused = HeldState::Paused(into, PauseMode::Full);
+        let quiet = sandbox.close_door().await;
+        envd::quiesce(machine).await;
+        failpoint::reach("node/quiet-to-pause");
+        let error = match machine.hibernate().await {
+            Ok(()) => {
+                failpoint::reach("node/machine-hibernated");
+                sandbox.let_go();
+                // A restart that finds the disk, and that memory was meant to lie beside it, says the same.
+                self.set_state_anyway(sandbox, paused);
+                return Ok(true);
+            }
+            Err(error) => error,
+        };
+        drop(quiet);
+        let id = sandbox.id();
+        if machine.ended().borrow().is_none() {
+            tracing::warn!(sandbox = %id, error = &error as &dyn std::error::Error, "the memory of a sandbox could not be written down; it stays in this machine's");
+            sandbox.lines().say(
+                SystemTime::now(),
+                ports::Level::Warn,
+                format!("memory is kept only until this machine restarts: {error}"),
+            );
+            return Ok(false);
+        }
+        tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "a sandbox died while it was written down; its disk is kept");
+        self.change_anyway(sandbox, |entry| {
+            entry.state = paused;
+            entry.stay_in_memory();
+        });
+        sandbox.nudge.notify_waiters();
+        Err(NodeError::Busy(name(paused)))
     }
 
     async fn keep_disk(
@@ -204,25 +265,33 @@ impl LocalNode {
             .map_err(failed("discarding a disk"))
     }
 
-    /// Changes a state, in the journal first, and not at all where that fails.
-    pub(crate) fn set_state(&self, sandbox: &Sandbox, state: HeldState) -> Result<(), NodeError> {
+    /// Changes an entry, in the journal first, and not at all where that fails.
+    pub(crate) fn change(&self, sandbox: &Sandbox, edit: impl FnOnce(&mut Entry)) -> Result<(), NodeError> {
         let mut now = sandbox.now();
-        let entry = Entry {
-            state,
-            ..now.entry.clone()
-        };
+        let mut entry = now.entry.clone();
+        edit(&mut entry);
         self.write(&entry)?;
         now.entry = entry;
         Ok(())
     }
 
     /// Notes what is true already, whatever the journal says: what it was told before leads a restart to the same.
-    pub(crate) fn set_state_anyway(&self, sandbox: &Sandbox, state: HeldState) {
+    pub(crate) fn change_anyway(&self, sandbox: &Sandbox, edit: impl FnOnce(&mut Entry)) {
         let mut now = sandbox.now();
-        now.entry.state = state;
+        edit(&mut now.entry);
         if let Err(error) = self.write(&now.entry) {
-            let id = now.entry.order.sandbox;
-            tracing::error!(sandbox = %id, state = name(state), error = &error as &dyn std::error::Error, "the state of a sandbox was not written");
+            let (id, state) = (now.entry.order.sandbox, name(now.entry.state));
+            tracing::error!(sandbox = %id, state, error = &error as &dyn std::error::Error, "the state of a sandbox was not written");
         }
+    }
+
+    /// Changes a state, as [`LocalNode::change`] does.
+    pub(crate) fn set_state(&self, sandbox: &Sandbox, state: HeldState) -> Result<(), NodeError> {
+        self.change(sandbox, |entry| entry.state = state)
+    }
+
+    /// Notes a state, as [`LocalNode::change_anyway`] does.
+    pub(crate) fn set_state_anyway(&self, sandbox: &Sandbox, state: HeldState) {
+        self.change_anyway(sandbox, |entry| entry.state = state);
     }
 }

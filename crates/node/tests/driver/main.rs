@@ -1,5 +1,8 @@
 //! The drivers of sandboxes, over a runtime that fails where it is told to and a journal that can be taken away.
+mod builds;
+mod copies;
 mod ends;
+mod memory;
 mod pauses;
 mod recovery;
 mod starts;

@@ -9,7 +9,7 @@ use crate::change::apply;
 use crate::failure;
 use crate::nodes::{WORD_MAX, within};
 use crate::orchestrator::Orchestrator;
-use crate::pause::{paused, pausing};
+use crate::pause::{kept_at_least, paused, pausing};
 use crate::timeout::whole_micros;
 
 impl Orchestrator {
@@ -51,6 +51,11 @@ impl Orchestrator {
             Verdict::Paused(into, mode) => {
                 let edit = |sandbox: &mut Sandbox| {
                     sandbox.phase = paused(sandbox.phase, into, mode).map_err(failure::refused(id))?;
+                    sandbox.kept = kept_at_least(mode);
+                    if let Some(outcome) = held.and_then(|held| held.pause) {
+                        sandbox.kept = outcome.memory;
+                        sandbox.envd_unresponsive_at_pause = outcome.envd_unresponsive;
+                    }
                     Ok(())
                 };
                 self.unroute_if(&sandbox, self.edit(&sandbox, edit).await?).await
@@ -186,12 +191,9 @@ impl Orchestrator {
             return Ok(false);
         };
         let id = sandbox.id;
-        let template = self.parts.templates.get(sandbox.template).await;
-        let template = template.map_err(failure::store("reading the template"))?;
-        let template = template.ok_or_else(|| ManagerError::NoTemplate(sandbox.template.to_string()))?;
         let node = self.node(at.node)?;
         let order = self
-            .order(&sandbox, &template, at, OrderOrigin::Reboot(old), sandbox.end_at)
+            .order(&sandbox, at, OrderOrigin::Reboot(old), sandbox.end_at)
             .await?;
         self.withdraw(
             id,

@@ -1,11 +1,18 @@
 //! A node that runs sandboxes in a map, and fails or waits where a test says so.
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use model::{BuildId, ExecutionId, KillReason, MiB, NetworkPolicy, NodeId, PauseMode, SandboxId};
+use model::recipe::{Context, Key};
+use model::{
+    BuildId, BuildStep, ExecutionId, KillReason, Kind, Memory, MiB, NetworkPolicy, NodeId, PauseMode,
+    SandboxId,
+};
+use ports::builds::{BuildError, BuildLine, BuildOrder, BuildTalk, Built, CachedStep};
+use ports::logs::Level;
 use ports::node::{Held, HeldState, Order, OrderOrigin, PauseOutcome, Report};
+use ports::runtime::Capabilities;
 use ports::{LogLine, LogQuery, MetricSample, Node, NodeError, NodeEvent};
 use tokio::sync::{Semaphore, broadcast};
 
@@ -22,6 +29,18 @@ struct Inner {
     gates: HashMap<&'static str, Arc<Semaphore>>,
     calls: Vec<&'static str>,
     envd_unresponsive: bool,
+    /// What sandboxes can be started from.
+    builds: BTreeSet<BuildId>,
+    /// What was, and is not any more.
+    removed: BTreeSet<BuildId>,
+    /// How much memory copies hold.
+    copies: Memory,
+    /// How builds fail, in this order.
+    build_failures: VecDeque<BuildError>,
+    /// What it was told to build.
+    build_orders: Vec<BuildOrder>,
+    /// What was used after it was removed, or removed while it was used.
+    wrongs: Vec<String>,
 }
 
 impl Default for FakeNode {
@@ -75,6 +94,38 @@ impl FakeNode {
             node: Arc::clone(self),
             what,
         }
+    }
+
+    /// Sandboxes can be started from it.
+    pub(crate) fn add_build(&self, build: BuildId) {
+        self.inner().builds.insert(build);
+    }
+
+    pub(crate) fn has_build(&self, build: BuildId) -> bool {
+        self.inner().builds.contains(&build)
+    }
+
+    pub(crate) fn build_ids(&self) -> BTreeSet<BuildId> {
+        self.inner().builds.clone()
+    }
+
+    /// How much memory copies hold from now on.
+    pub(crate) fn copy_memory(&self, memory: Memory) {
+        self.inner().copies = memory;
+    }
+
+    /// The next build fails.
+    pub(crate) fn fail_build(&self, error: BuildError) {
+        self.inner().build_failures.push_back(error);
+    }
+
+    pub(crate) fn build_orders(&self) -> Vec<BuildOrder> {
+        self.inner().build_orders.clone()
+    }
+
+    /// Says that nothing was used after it was removed, nor removed while it was used.
+    pub(crate) fn assert_right(&self) {
+        assert_eq!(self.inner().wrongs, Vec::<String>::new());
     }
 
     /// The guest answers no more.
@@ -141,6 +192,14 @@ impl FakeNode {
 }
 
 impl FakeNode {
+    /// Notes that a build is used.
+    fn use_of(&self, build: Option<BuildId>) {
+        let mut inner = self.inner();
+        if let Some(build) = build.filter(|build| inner.removed.contains(build)) {
+            inner.wrongs.push(format!("built on a removed build: {build}"));
+        }
+    }
+
     fn with_running(
         &self,
         id: SandboxId,
@@ -166,6 +225,16 @@ impl Node for FakeNode {
     async fn start(&self, order: Order) -> Result<(), NodeError> {
         let entered = self.enter("start").await;
         let mut inner = self.inner();
+        if order.origin == OrderOrigin::Fresh && inner.removed.contains(&order.build) {
+            inner
+                .wrongs
+                .push(format!("started from a removed build: {}", order.build));
+            return Err(NodeError::Failed {
+                step: "finding the build",
+                kind: Kind::NotFound,
+                source: "it was removed".into(),
+            });
+        }
         let held = inner.held.get(&order.sandbox);
         if held
             .is_some_and(|held| held.order.execution == order.execution && held.state == HeldState::Running)
@@ -188,7 +257,14 @@ impl Node for FakeNode {
             }
             (Err(_), _) => return entered,
         };
-        inner.held.insert(order.sandbox, Held { order, state });
+        inner.held.insert(
+            order.sandbox,
+            Held {
+                order,
+                state,
+                pause: None,
+            },
+        );
         entered
     }
 
@@ -201,13 +277,119 @@ impl Node for FakeNode {
     ) -> Result<PauseOutcome, NodeError> {
         self.enter("pause").await?;
         let envd_unresponsive = self.inner().envd_unresponsive;
-        self.with(sandbox, execution, |held| {
-            held.state = HeldState::Paused(into, mode)
-        })?;
-        Ok(PauseOutcome {
+        let outcome = PauseOutcome {
             mode,
+            memory: match mode {
+                PauseMode::Full => Memory::Volatile,
+                PauseMode::Filesystem => Memory::None,
+            },
             envd_unresponsive,
+        };
+        self.with(sandbox, execution, |held| {
+            held.state = HeldState::Paused(into, mode);
+            held.pause = Some(outcome);
+        })?;
+        Ok(outcome)
+    }
+
+    async fn checkpoint(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        into: BuildId,
+        memory: bool,
+    ) -> Result<Memory, NodeError> {
+        let runs = || self.with_running(sandbox, execution, |_| {});
+        runs()?;
+        self.enter("checkpoint").await?;
+        runs()?;
+        let mut inner = self.inner();
+        inner.builds.insert(into);
+        Ok(if memory { inner.copies } else { Memory::None })
+    }
+
+    async fn build(&self, order: BuildOrder, talk: BuildTalk) -> Result<Built, BuildError> {
+        let base = order.base.as_ref().map(|base| base.build);
+        self.inner().build_orders.push(order.clone());
+        let key = base.map_or(Key::of_image("sha256:00"), Key::of_build);
+        let mut key = key;
+        let mut at = base;
+        let mut context = order
+            .base
+            .as_ref()
+            .map(|base| base.context.clone())
+            .unwrap_or_default();
+        for (number, step) in (1..).zip(&order.recipe.steps) {
+            key = key.then(&step.action);
+            let line = BuildLine {
+                at: SystemTime::UNIX_EPOCH,
+                level: Level::Info,
+                step: Some(BuildStep::Step(number)),
+                message: format!("{:?}", step.action),
+            };
+            let _ = talk.lines.send(line).await;
+            if let Some(kept) = talk.shelf.cached(key).await
+                && self.has_build(kept.build)
+            {
+                (at, context) = (Some(kept.build), kept.context);
+                continue;
+            }
+            let made = BuildId::random();
+            self.use_of(at);
+            self.add_build(made);
+            // Nobody knows of it yet.
+            tokio::task::yield_now().await;
+            context.set("STEP", number.to_string());
+            let kept = CachedStep {
+                build: made,
+                context: context.clone(),
+            };
+            talk.shelf.cache(key, kept).await;
+            at = Some(made);
+        }
+        let entered = tokio::select! {
+            entered = self.enter("build") => entered,
+            () = talk.cancel.cancelled() => return Err(BuildError::Cancelled),
+        };
+        if let Err(error) = entered {
+            return Err(BuildError::Node {
+                step: "building",
+                source: error.into(),
+            });
+        }
+        if let Some(error) = self.inner().build_failures.pop_front() {
+            return Err(error);
+        }
+        self.use_of(at);
+        self.add_build(order.build);
+        Ok(Built {
+            context: Context {
+                env: context.env,
+                ..Context::default()
+            },
+            start: None,
+            memory: Memory::None,
         })
+    }
+
+    async fn builds(&self) -> Result<Vec<BuildId>, NodeError> {
+        self.enter("builds").await?;
+        Ok(self.inner().builds.iter().copied().collect())
+    }
+
+    async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), NodeError> {
+        self.enter("remove_builds").await?;
+        let mut inner = self.inner();
+        for build in builds {
+            if inner.held.values().any(|held| held.order.build == *build) {
+                inner
+                    .wrongs
+                    .push(format!("removed while a sandbox was of it: {build}"));
+            }
+            inner.builds.remove(build);
+            inner.removed.insert(*build);
+        }
+        Ok(())
     }
 
     async fn is_healthy(&self, _: SandboxId, _: ExecutionId) -> Result<bool, NodeError> {
@@ -269,6 +451,11 @@ impl Node for FakeNode {
         Ok(Report {
             node: self.id,
             runtime: "fake".to_owned(),
+            capabilities: Capabilities {
+                durable_memory: false,
+                freeze: true,
+                own_kernel: false,
+            },
             started_at: SystemTime::UNIX_EPOCH,
             held: self.inner().held.values().cloned().collect(),
             cpu_total: 2,

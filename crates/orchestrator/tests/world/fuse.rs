@@ -1,16 +1,25 @@
 //! A process that dies in the middle: after so many effects, none of its words reaches anybody any more.
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use model::recipe::Key;
 use model::{
-    BuildId, ExecutionId, KillReason, Kind, NetworkPolicy, NodeId, PauseMode, Sandbox, SandboxId, State,
-    TeamId,
+    Build, BuildId, ExecutionId, KillReason, Kind, Memory, MiB, NetworkPolicy, NodeId, PauseMode, Sandbox,
+    SandboxId, State, TeamId, Template, TemplateId, Volume, VolumeId,
+};
+use ports::blobs::ByteStream;
+use ports::builds::{
+    BuildError, BuildLine, BuildOrder, BuildStore, BuildTalk, Built, CachedStep, LinesQuery,
 };
 use ports::node::{Order, PauseOutcome, Report};
 use ports::store::SandboxQuery;
-use ports::{LogLine, LogQuery, MetricSample, Node, NodeError, NodeEvent, SandboxStore, StoreError};
+use ports::volumes::{FileError, FileStat, Ownership};
+use ports::{
+    LogLine, LogQuery, MetricSample, Node, NodeError, NodeEvent, SandboxStore, StoreError, TemplateStore,
+    VolumeFiles, VolumeStore,
+};
 use tokio::sync::broadcast;
 
 /// Counts the effects that are left.
@@ -19,6 +28,28 @@ pub(crate) struct Fuse {
     /// Whether the last effect happens, and only its answer is lost.
     last_happens: bool,
     burnt: AtomicUsize,
+    /// Lets others go first, before and after effects, as often as it says.
+    jitter: Option<Mutex<Dice>>,
+}
+
+/// Draws numbers that look like chance, and are the same for the same seed.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) % sides
+    }
+
+    pub(crate) fn pick<T: Copy, const N: usize>(&mut self, of: [T; N]) -> T {
+        of[usize::try_from(self.roll(N as u64)).unwrap()]
+    }
 }
 
 /// What becomes of one effect.
@@ -35,7 +66,38 @@ impl Fuse {
             left: AtomicUsize::new(effects),
             last_happens,
             burnt: AtomicUsize::new(0),
+            jitter: None,
         })
+    }
+
+    /// One that never burns through, and mixes what goes on at the same time.
+    pub(crate) fn jitter(seed: u64) -> Arc<Self> {
+        Arc::new(Self {
+            left: AtomicUsize::new(usize::MAX),
+            last_happens: false,
+            burnt: AtomicUsize::new(0),
+            jitter: Some(Mutex::new(Dice::new(seed))),
+        })
+    }
+
+    /// Somebody who is about to store what it has in hand is held up, now and then for as long as others take for much.
+    async fn hold_up(&self) {
+        let Some(jitter) = &self.jitter else { return };
+        let turns = {
+            let mut dice = jitter.lock().unwrap();
+            dice.pick([0, 0, 300, 1500])
+        };
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn let_others(&self) {
+        let Some(jitter) = &self.jitter else { return };
+        let turns = jitter.lock().unwrap().roll(3);
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Whether the process died.
@@ -61,11 +123,33 @@ impl Fuse {
         let outcome = if matches!(fate, Fate::Dead) {
             None
         } else {
-            Some(effect.await)
+            self.let_others().await;
+            let outcome = effect.await;
+            self.let_others().await;
+            Some(outcome)
         };
         match (fate, outcome) {
             (Fate::Alive, Some(outcome)) => outcome,
             _ => Err(StoreError::Away("the process is dead".into())),
+        }
+    }
+
+    async fn files<T>(&self, effect: impl Future<Output = Result<T, FileError>>) -> Result<T, FileError> {
+        let fate = self.burn();
+        let outcome = if matches!(fate, Fate::Dead) {
+            None
+        } else {
+            self.let_others().await;
+            let outcome = effect.await;
+            self.let_others().await;
+            Some(outcome)
+        };
+        match (fate, outcome) {
+            (Fate::Alive, Some(outcome)) => outcome,
+            _ => Err(FileError::Failed {
+                step: "dying",
+                source: std::io::Error::other("the process is dead"),
+            }),
         }
     }
 
@@ -74,7 +158,10 @@ impl Fuse {
         let outcome = if matches!(fate, Fate::Dead) {
             None
         } else {
-            Some(effect.await)
+            self.let_others().await;
+            let outcome = effect.await;
+            self.let_others().await;
+            Some(outcome)
         };
         match (fate, outcome) {
             (Fate::Alive, Some(outcome)) => outcome,
@@ -102,6 +189,7 @@ impl<T: ?Sized> Fused<T> {
 #[async_trait]
 impl SandboxStore for Fused<dyn SandboxStore> {
     async fn insert(&self, sandbox: &Sandbox) -> Result<(), StoreError> {
+        self.fuse.hold_up().await;
         self.fuse.store(self.part.insert(sandbox)).await
     }
     async fn get(&self, id: SandboxId) -> Result<Option<Sandbox>, StoreError> {
@@ -125,6 +213,156 @@ impl SandboxStore for Fused<dyn SandboxStore> {
 }
 
 #[async_trait]
+impl TemplateStore for Fused<dyn TemplateStore> {
+    async fn insert(&self, template: &Template) -> Result<(), StoreError> {
+        self.fuse.hold_up().await;
+        self.fuse.store(self.part.insert(template)).await
+    }
+    async fn update(&self, template: &Template) -> Result<u64, StoreError> {
+        self.fuse.hold_up().await;
+        self.fuse.store(self.part.update(template)).await
+    }
+    async fn get(&self, id: TemplateId) -> Result<Option<Template>, StoreError> {
+        self.fuse.store(self.part.get(id)).await
+    }
+    async fn named(&self, team: TeamId, name: &str) -> Result<Option<Template>, StoreError> {
+        self.fuse.store(self.part.named(team, name)).await
+    }
+    async fn promoted(&self, name: &str) -> Result<Option<Template>, StoreError> {
+        self.fuse.store(self.part.promoted(name)).await
+    }
+    async fn list(&self, team: TeamId) -> Result<Vec<Template>, StoreError> {
+        self.fuse.store(self.part.list(team)).await
+    }
+    async fn remove(&self, id: TemplateId) -> Result<(), StoreError> {
+        self.fuse.store(self.part.remove(id)).await
+    }
+    async fn spawned(&self, id: TemplateId, at: SystemTime) -> Result<(), StoreError> {
+        self.part.spawned(id, at).await
+    }
+    async fn builds(&self) -> Result<Vec<BuildId>, StoreError> {
+        self.fuse.store(self.part.builds()).await
+    }
+}
+
+#[async_trait]
+impl BuildStore for Fused<dyn BuildStore> {
+    async fn insert_build(&self, build: &Build) -> Result<(), StoreError> {
+        self.fuse.store(self.part.insert_build(build)).await
+    }
+    async fn build(&self, id: BuildId) -> Result<Option<Build>, StoreError> {
+        self.fuse.store(self.part.build(id)).await
+    }
+    async fn update_build(&self, build: &Build) -> Result<u64, StoreError> {
+        self.fuse.store(self.part.update_build(build)).await
+    }
+    async fn builds_of(&self, template: TemplateId) -> Result<Vec<Build>, StoreError> {
+        self.fuse.store(self.part.builds_of(template)).await
+    }
+    async fn unfinished_builds(&self) -> Result<Vec<Build>, StoreError> {
+        self.fuse.store(self.part.unfinished_builds()).await
+    }
+    async fn remove_builds_of(&self, template: TemplateId) -> Result<(), StoreError> {
+        self.fuse.store(self.part.remove_builds_of(template)).await
+    }
+    async fn append_lines(&self, build: BuildId, lines: &[BuildLine]) -> Result<(), StoreError> {
+        self.fuse.store(self.part.append_lines(build, lines)).await
+    }
+    async fn lines(&self, build: BuildId, query: LinesQuery) -> Result<Vec<BuildLine>, StoreError> {
+        self.fuse.store(self.part.lines(build, query)).await
+    }
+    async fn cached_step(
+        &self,
+        team: TeamId,
+        key: Key,
+        now: SystemTime,
+    ) -> Result<Option<CachedStep>, StoreError> {
+        self.fuse.store(self.part.cached_step(team, key, now)).await
+    }
+    async fn cache_step(
+        &self,
+        team: TeamId,
+        key: Key,
+        step: &CachedStep,
+        now: SystemTime,
+    ) -> Result<(), StoreError> {
+        self.fuse.store(self.part.cache_step(team, key, step, now)).await
+    }
+    async fn cached_builds(&self) -> Result<Vec<(BuildId, SystemTime)>, StoreError> {
+        self.fuse.store(self.part.cached_builds()).await
+    }
+    async fn forget_cached(&self, build: BuildId) -> Result<(), StoreError> {
+        self.fuse.store(self.part.forget_cached(build)).await
+    }
+}
+
+#[async_trait]
+impl VolumeStore for Fused<dyn VolumeStore> {
+    async fn insert_volume(&self, volume: &Volume) -> Result<(), StoreError> {
+        self.fuse.store(self.part.insert_volume(volume)).await
+    }
+    async fn volume(&self, id: VolumeId) -> Result<Option<Volume>, StoreError> {
+        self.fuse.store(self.part.volume(id)).await
+    }
+    async fn volume_named(&self, team: TeamId, name: &str) -> Result<Option<Volume>, StoreError> {
+        self.fuse.store(self.part.volume_named(team, name)).await
+    }
+    async fn volumes(&self, team: TeamId) -> Result<Vec<Volume>, StoreError> {
+        self.fuse.store(self.part.volumes(team)).await
+    }
+    async fn all_volumes(&self) -> Result<Vec<Volume>, StoreError> {
+        self.fuse.store(self.part.all_volumes()).await
+    }
+    async fn remove_volume(&self, id: VolumeId) -> Result<(), StoreError> {
+        self.fuse.store(self.part.remove_volume(id)).await
+    }
+}
+
+#[async_trait]
+impl VolumeFiles for Fused<dyn VolumeFiles> {
+    async fn make(&self, id: VolumeId, size: MiB) -> Result<(), FileError> {
+        self.fuse.files(self.part.make(id, size)).await
+    }
+    async fn discard(&self, id: VolumeId) -> Result<(), FileError> {
+        self.fuse.files(self.part.discard(id)).await
+    }
+    async fn stat(&self, id: VolumeId, path: &str) -> Result<FileStat, FileError> {
+        self.fuse.files(self.part.stat(id, path)).await
+    }
+    async fn change(&self, id: VolumeId, path: &str, ownership: Ownership) -> Result<FileStat, FileError> {
+        self.part.change(id, path, ownership).await
+    }
+    async fn list(&self, id: VolumeId, path: &str, depth: u32) -> Result<Vec<FileStat>, FileError> {
+        self.part.list(id, path, depth).await
+    }
+    async fn make_dir(
+        &self,
+        id: VolumeId,
+        path: &str,
+        ownership: Ownership,
+        force: bool,
+    ) -> Result<FileStat, FileError> {
+        self.part.make_dir(id, path, ownership, force).await
+    }
+    async fn remove(&self, id: VolumeId, path: &str) -> Result<(), FileError> {
+        self.part.remove(id, path).await
+    }
+    async fn read(&self, id: VolumeId, path: &str) -> Result<(u64, ByteStream), FileError> {
+        self.part.read(id, path).await
+    }
+    async fn write(
+        &self,
+        id: VolumeId,
+        path: &str,
+        bytes: ByteStream,
+        ownership: Ownership,
+        force: bool,
+    ) -> Result<FileStat, FileError> {
+        self.part.write(id, path, bytes, ownership, force).await
+    }
+}
+
+#[async_trait]
 impl Node for Fused<dyn Node> {
     fn id(&self) -> NodeId {
         self.part.id()
@@ -142,6 +380,31 @@ impl Node for Fused<dyn Node> {
         self.fuse
             .node(self.part.pause(sandbox, execution, into, mode))
             .await
+    }
+    async fn checkpoint(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        into: BuildId,
+        memory: bool,
+    ) -> Result<Memory, NodeError> {
+        self.fuse
+            .node(self.part.checkpoint(sandbox, execution, into, memory))
+            .await
+    }
+    async fn build(&self, order: BuildOrder, talk: BuildTalk) -> Result<Built, BuildError> {
+        let dead = |source: NodeError| BuildError::Node {
+            step: "dying",
+            source: source.into(),
+        };
+        let build = async { Ok(self.part.build(order, talk).await) };
+        self.fuse.node(build).await.map_err(dead)?
+    }
+    async fn builds(&self) -> Result<Vec<BuildId>, NodeError> {
+        self.fuse.node(self.part.builds()).await
+    }
+    async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), NodeError> {
+        self.fuse.node(self.part.remove_builds(builds)).await
     }
     async fn kill(&self, sandbox: SandboxId, why: KillReason) -> Result<(), NodeError> {
         self.fuse.node(self.part.kill(sandbox, why)).await

@@ -1,6 +1,7 @@
 //! A small world around an orchestrator: stores, one scripted node, the adapters of one process.
 #![allow(dead_code, reason = "every test file uses its own part of the world")]
 
+mod fake_files;
 mod fake_node;
 mod fuse;
 
@@ -11,17 +12,19 @@ use std::time::{Duration, SystemTime};
 use model::{
     Lifecycle, NetworkPolicy, OnTimeout, PauseMode, Phase, Sandbox, SandboxId, Team, TeamId, Template,
 };
-use orchestrator::{Orchestrator, Parts};
+use orchestrator::{Config, Orchestrator, Parts};
 use ports::manager::Granted;
 use ports::node::HeldState;
 use ports::store::contract;
 use ports::{
-    Catalog, Clock, CreateSandbox, ManagerError, Node, Route, SandboxManager, SandboxStore, TeamStore,
-    TemplateStore, bus, catalog, fleet, limits,
+    BuildStore, Catalog, Clock, CreateSandbox, ManagerError, Node, Route, SandboxManager, SandboxStore,
+    TeamStore, TemplateStore, VolumeStore, blobs, bus, catalog, fleet, limits,
 };
 
+pub(crate) use fake_files::FakeFiles;
 pub(crate) use fake_node::FakeNode;
-pub(crate) use fuse::{Fuse, Fused};
+#[allow(unused_imports, reason = "every test file uses its own part of the world")]
+pub(crate) use fuse::{Dice, Fuse, Fused};
 
 /// A clock that tests move.
 pub(crate) struct Hands(Mutex<SystemTime>);
@@ -49,11 +52,61 @@ pub(crate) struct World {
     pub(crate) teams: Arc<dyn TeamStore>,
     pub(crate) node: Arc<FakeNode>,
     pub(crate) catalog: Arc<catalog::Memory>,
+    pub(crate) builds: Arc<dyn BuildStore>,
+    pub(crate) volumes: Arc<dyn VolumeStore>,
+    pub(crate) files: Arc<FakeFiles>,
+    pub(crate) blobs: Arc<blobs::Memory>,
     pub(crate) bus: Arc<bus::Memory>,
     pub(crate) clock: Arc<Hands>,
+    bare: Bare,
     pub(crate) team: Team,
     pub(crate) base: Template,
     directory: Option<tempfile::TempDir>,
+}
+
+/// What outlives a process.
+struct Bare {
+    sandboxes: Arc<dyn SandboxStore>,
+    templates: Arc<dyn TemplateStore>,
+    teams: Arc<dyn TeamStore>,
+    builds: Arc<dyn BuildStore>,
+    volumes: Arc<dyn VolumeStore>,
+    files: Arc<FakeFiles>,
+    blobs: Arc<blobs::Memory>,
+    bus: Arc<bus::Memory>,
+    clock: Arc<Hands>,
+    config: Config,
+}
+
+impl Bare {
+    /// The parts of a process, which dies when the fuse burns through.
+    fn parts(&self, catalog: &Arc<catalog::Memory>, node: &Arc<FakeNode>, fuse: Option<Arc<Fuse>>) -> Parts {
+        let mut parts = Parts {
+            sandboxes: self.sandboxes.clone(),
+            templates: self.templates.clone(),
+            teams: self.teams.clone(),
+            builds: self.builds.clone(),
+            volumes: self.volumes.clone(),
+            volume_files: self.files.clone(),
+            blobs: self.blobs.clone(),
+            catalog: catalog.clone(),
+            limits: Arc::new(limits::Memory::default()),
+            bus: self.bus.clone(),
+            fleet: Arc::new(fleet::Static::new(vec![node.clone() as Arc<dyn Node>])),
+            clock: self.clock.clone(),
+            config: self.config,
+        };
+        if let Some(fuse) = fuse {
+            let node: Arc<dyn Node> = Arc::new(Fused::new(node.clone() as Arc<dyn Node>, fuse.clone()));
+            parts.fleet = Arc::new(fleet::Static::new(vec![node]));
+            parts.sandboxes = Arc::new(Fused::new(parts.sandboxes, fuse.clone()));
+            parts.templates = Arc::new(Fused::new(parts.templates, fuse.clone()));
+            parts.builds = Arc::new(Fused::new(parts.builds, fuse.clone()));
+            parts.volumes = Arc::new(Fused::new(parts.volumes, fuse.clone()));
+            parts.volume_files = Arc::new(Fused::new(parts.volume_files, fuse));
+        }
+        parts
+    }
 }
 
 impl World {
@@ -86,29 +139,37 @@ impl World {
         TeamStore::insert_team(&*store, &team).await.unwrap();
         TemplateStore::insert(&*store, &base).await.unwrap();
         let node = Arc::new(FakeNode::default());
-        let catalog = Arc::new(catalog::Memory::default());
-        let bus = Arc::new(bus::Memory::default());
+        node.add_build(base.tags["default"]);
         let clock = Arc::new(Hands(Mutex::new(SystemTime::now())));
-        let parts = Parts {
+        let shelf = Arc::new(ports::store::Memory::default());
+        let bare = Bare {
             sandboxes: store.clone(),
             templates: store.clone(),
-            teams: store.clone(),
-            catalog: catalog.clone(),
-            limits: Arc::new(limits::Memory::default()),
-            bus: bus.clone(),
-            fleet: Arc::new(fleet::Static::new(vec![node.clone() as Arc<dyn Node>])),
-            clock: clock.clone(),
+            teams: store,
+            builds: shelf.clone(),
+            volumes: shelf,
+            files: Arc::default(),
+            blobs: Arc::default(),
+            bus: Arc::default(),
+            clock,
+            config: Config::default(),
         };
-        let orchestrator = Orchestrator::new(parts);
+        let catalog = Arc::new(catalog::Memory::default());
+        let orchestrator = Orchestrator::new(bare.parts(&catalog, &node, None));
         Self {
             orchestrator,
-            store: store.clone(),
-            templates: store.clone(),
-            teams: store,
+            store: bare.sandboxes.clone(),
+            templates: bare.templates.clone(),
+            teams: bare.teams.clone(),
+            builds: bare.builds.clone(),
+            volumes: bare.volumes.clone(),
+            files: bare.files.clone(),
+            blobs: bare.blobs.clone(),
+            bus: bare.bus.clone(),
+            clock: bare.clock.clone(),
+            bare,
             node,
             catalog,
-            bus,
-            clock,
             team,
             base,
             directory: None,
@@ -124,24 +185,14 @@ impl World {
     /// The same stores and node under a new process: nothing that was in memory is there. With a fuse, the process dies
     /// when it burns through.
     pub(crate) fn reborn(&mut self, fuse: Option<Arc<Fuse>>) {
-        let (sandboxes, node): (Arc<dyn SandboxStore>, Arc<dyn Node>) = match fuse {
-            None => (self.store.clone(), self.node.clone()),
-            Some(fuse) => (
-                Arc::new(Fused::new(self.store.clone(), fuse.clone())),
-                Arc::new(Fused::new(self.node.clone() as Arc<dyn Node>, fuse)),
-            ),
-        };
         self.catalog = Arc::new(catalog::Memory::default());
-        self.orchestrator = Orchestrator::new(Parts {
-            sandboxes,
-            templates: self.templates.clone(),
-            teams: self.teams.clone(),
-            catalog: self.catalog.clone(),
-            limits: Arc::new(limits::Memory::default()),
-            bus: self.bus.clone(),
-            fleet: Arc::new(fleet::Static::new(vec![node])),
-            clock: self.clock.clone(),
-        });
+        self.orchestrator = Orchestrator::new(self.bare.parts(&self.catalog, &self.node, fuse));
+    }
+
+    /// The same stores and node under a new process that is set otherwise.
+    pub(crate) fn configured(&mut self, edit: impl FnOnce(&mut Config)) {
+        edit(&mut self.bare.config);
+        self.reborn(None);
     }
 
     pub(crate) async fn create(&self) -> Granted {
@@ -258,6 +309,7 @@ pub(crate) fn request() -> CreateSandbox {
         network: NetworkPolicy::default(),
         metadata: BTreeMap::new(),
         env: BTreeMap::new(),
+        volumes: Vec::new(),
         idempotency: None,
     }
 }

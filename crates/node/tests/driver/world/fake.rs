@@ -1,22 +1,26 @@
 //! Machines without processes. At each step they do what was asked, or what the script says.
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use model::{BuildId, ExecutionId, NetworkPolicy, SandboxId};
+use model::{BuildId, ExecutionId, Memory, NetworkPolicy, SandboxId};
 use ports::runtime::{Capabilities, Disk, DiskOrigin, Ended, Recovered, Usage};
 use ports::{DialError, Machine, MachineSpec, RuntimeError, Stream};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Notify, watch};
+use wire::init::Init;
+
+use super::envd::{self, Ran, Script};
 
 /// What happens at a step, once.
 #[derive(Clone)]
 pub(crate) enum Fault {
     /// It fails and changes nothing.
     Fail,
+    /// It makes a build, and then fails.
+    Half,
     /// It ends all processes, and then fails.
     FailDead,
     /// The first process dies; the step is done.
@@ -25,31 +29,75 @@ pub(crate) enum Fault {
     NoJournal,
     /// It waits for this; then the step is done.
     Wait(Arc<Notify>),
+    /// The disk is full from here on, and it fails.
+    FillDisk,
+    /// Something is killed for want of memory, and it fails.
+    OutOfMemory,
+}
+
+/// What machines of a build begin with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Content {
+    /// What was done to the disk.
+    pub(crate) disk: Vec<String>,
+    /// Layers that were imported.
+    pub(crate) layers: Vec<PathBuf>,
+    /// Programs that ran.
+    pub(crate) memory: Option<Vec<String>>,
+    /// Whether many share it.
+    pub(crate) is_sealed: bool,
 }
 
 pub(crate) struct Runtime(Arc<Shared>);
 
-struct Shared {
+pub(crate) struct Shared {
     journal: PathBuf,
     state: Mutex<State>,
+    pub(crate) guest: Script,
 }
 
 #[derive(Default)]
 struct State {
     machines: Vec<Arc<Fake>>,
     disks: BTreeSet<SandboxId>,
+    /// Of kept disks: programs that ran.
+    memories: BTreeMap<SandboxId, Vec<String>>,
+    is_durable: bool,
+    builds: BTreeMap<BuildId, Content>,
     script: VecDeque<(&'static str, Fault)>,
     steps: Vec<&'static str>,
+    specs: Vec<MachineSpec>,
+    inits: Vec<Init>,
 }
 
-struct Fake {
-    shared: Arc<Shared>,
-    spec: MachineSpec,
+pub(crate) struct Fake {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) spec: MachineSpec,
     frozen: AtomicBool,
+    restored: bool,
     ended: watch::Sender<Option<Ended>>,
+    pub(crate) content: Mutex<Content>,
+    /// Programs that run.
+    pub(crate) programs: Mutex<Vec<String>>,
+    disk_used: AtomicU64,
+    oom_kills: AtomicU64,
 }
+
+const HALF: &str = "half";
+
+fn is_half(outcome: &Result<(), RuntimeError>) -> bool {
+    matches!(outcome, Err(RuntimeError::Step { step, .. }) if step == HALF)
+}
+
+/// The size of every disk.
+const DISK_BYTES: u64 = 1 << 30;
 
 impl Shared {
+    /// An envd was told its settings.
+    pub(crate) fn take(&self, init: Init) {
+        self.state().inits.push(init);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -64,7 +112,7 @@ impl Shared {
         std::fs::write(&self.journal, "").unwrap();
     }
 
-    async fn step(&self, name: &'static str, machine: Option<&Fake>) -> Result<(), RuntimeError> {
+    pub(crate) async fn step(&self, name: &'static str, machine: Option<&Fake>) -> Result<(), RuntimeError> {
         let fault = {
             let mut state = self.state();
             state.steps.push(name);
@@ -86,6 +134,16 @@ impl Shared {
                 return Ok(());
             }
             Some(Fault::FailDead) => machine.unwrap().end(Ended::Stopped),
+            Some(Fault::FillDisk) => machine.unwrap().disk_used.store(DISK_BYTES, Ordering::SeqCst),
+            Some(Fault::OutOfMemory) => {
+                machine.unwrap().oom_kills.fetch_add(1, Ordering::SeqCst);
+            }
+            Some(Fault::Half) => {
+                return Err(RuntimeError::Step {
+                    step: HALF.to_owned(),
+                    source: std::io::Error::other("as the script says"),
+                });
+            }
             Some(Fault::Fail) => {}
         }
         Err(RuntimeError::Step {
@@ -100,7 +158,58 @@ impl Runtime {
         Arc::new(Self(Arc::new(Shared {
             journal,
             state: Mutex::default(),
+            guest: Script::default(),
         })))
+    }
+
+    /// Memory can be written down from now on, or not any more.
+    pub(crate) fn set_durable(&self, is_durable: bool) {
+        self.0.state().is_durable = is_durable;
+    }
+
+    /// What envd is told to do.
+    pub(crate) fn guest(&self) -> &Script {
+        &self.0.guest
+    }
+
+    /// A build that is there.
+    pub(crate) fn add_build(&self, content: Content) -> BuildId {
+        let build = BuildId::random();
+        self.0.state().builds.insert(build, content);
+        build
+    }
+
+    pub(crate) fn content(&self, build: BuildId) -> Option<Content> {
+        self.0.state().builds.get(&build).cloned()
+    }
+
+    pub(crate) fn all_builds(&self) -> BTreeSet<BuildId> {
+        self.0.state().builds.keys().copied().collect()
+    }
+
+    /// Every machine that was asked for since the last look.
+    pub(crate) fn specs(&self) -> Vec<MachineSpec> {
+        std::mem::take(&mut self.0.state().specs)
+    }
+
+    /// The settings that envds were told since the last look.
+    pub(crate) fn inits(&self) -> Vec<Init> {
+        std::mem::take(&mut self.0.state().inits)
+    }
+
+    /// All machines that there are.
+    pub(crate) fn machine_count(&self) -> usize {
+        self.0.state().machines.len()
+    }
+
+    /// Whether the memory of a sandbox lies beside its disk.
+    pub(crate) fn has_memory(&self, sandbox: SandboxId) -> bool {
+        self.0.state().memories.contains_key(&sandbox)
+    }
+
+    /// Programs that ran in labs and sandboxes since the last look.
+    pub(crate) fn ran(&self) -> Vec<Ran> {
+        self.0.guest.ran()
     }
 
     /// What is to happen at the next step of this name for which nothing else is said.
@@ -150,7 +259,29 @@ impl Runtime {
     }
 }
 
+impl Runtime {
+    fn do_seal(&self, from: BuildId, into: BuildId) -> Result<(), RuntimeError> {
+        let mut state = self.0.state();
+        let content = state
+            .builds
+            .get(&from)
+            .cloned()
+            .ok_or(RuntimeError::NoBuild(from))?;
+        let sealed = Content {
+            memory: None,
+            is_sealed: true,
+            ..content
+        };
+        assert_eq!(state.builds.insert(into, sealed), None);
+        Ok(())
+    }
+}
+
 impl Fake {
+    pub(crate) fn is_dead(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+
     fn end(&self, how: Ended) {
         self.ended.send_if_modified(|ended| {
             let is_news = ended.is_none();
@@ -168,7 +299,7 @@ impl ports::Runtime for Runtime {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            durable_memory: false,
+            durable_memory: self.0.state().is_durable,
             freeze: true,
             own_kernel: false,
         }
@@ -196,29 +327,102 @@ impl ports::Runtime for Runtime {
         })
     }
 
-    async fn has_build(&self, _: BuildId) -> bool {
-        true
+    async fn has_build(&self, build: BuildId) -> bool {
+        self.0.state().builds.contains_key(&build)
     }
 
     async fn start(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, RuntimeError> {
+        self.0.state().specs.push(spec.clone());
         self.0.step("start", None).await?;
+        let cannot = |why: &str| RuntimeError::CannotRestore {
+            what: spec.sandbox.to_string(),
+            why: why.to_owned(),
+        };
+        if spec.restore && self.0.step("restore", None).await.is_err() {
+            return Err(cannot("as the script says"));
+        }
         let mut state = self.0.state();
-        if spec.disk == DiskOrigin::Kept && !state.disks.remove(&spec.sandbox) {
+        if spec.disk == DiskOrigin::Kept && !state.disks.contains(&spec.sandbox) {
             return Err(RuntimeError::NoDisk(spec.sandbox));
+        }
+        let content = state.builds.get(&spec.build).cloned().unwrap_or_default();
+        let memory = match spec.disk {
+            _ if !spec.restore => None,
+            DiskOrigin::Kept => Some(
+                state
+                    .memories
+                    .get(&spec.sandbox)
+                    .cloned()
+                    .ok_or_else(|| cannot("there is none"))?,
+            ),
+            DiskOrigin::Fresh | DiskOrigin::Single => content.memory.clone(),
+        };
+        if spec.disk == DiskOrigin::Kept {
+            // It is the machine's now.
+            state.disks.remove(&spec.sandbox);
+            state.memories.remove(&spec.sandbox);
         }
         let machine = Arc::new(Fake {
             shared: Arc::clone(&self.0),
             spec,
             frozen: AtomicBool::new(false),
+            restored: memory.is_some(),
             ended: watch::Sender::new(None),
+            content: Mutex::new(content),
+            programs: Mutex::new(memory.unwrap_or_default()),
+            disk_used: AtomicU64::new(0),
+            oom_kills: AtomicU64::new(0),
         });
         state.machines.push(Arc::clone(&machine));
         Ok(Arc::new(Handle(machine)))
     }
 
+    async fn import(&self, build: BuildId, layers: Vec<PathBuf>) -> Result<(), RuntimeError> {
+        self.0.step("import", None).await?;
+        let content = Content {
+            layers,
+            ..Content::default()
+        };
+        assert_eq!(self.0.state().builds.insert(build, content), None);
+        Ok(())
+    }
+
+    async fn seal(&self, from: BuildId, into: BuildId) -> Result<(), RuntimeError> {
+        let said = self.0.step("seal", None).await;
+        if said.is_err() && !is_half(&said) {
+            return said;
+        }
+        self.do_seal(from, into)?;
+        said
+    }
+
+    async fn builds(&self) -> Vec<BuildId> {
+        self.all_builds().into_iter().collect()
+    }
+
+    async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), RuntimeError> {
+        self.0.step("remove", None).await?;
+        self.0.state().builds.retain(|build, _| !builds.contains(build));
+        Ok(())
+    }
+
+    async fn memory_of(&self, build: BuildId) -> Memory {
+        let state = self.0.state();
+        match state
+            .builds
+            .get(&build)
+            .is_some_and(|build| build.memory.is_some())
+        {
+            true => Memory::Durable,
+            false => Memory::None,
+        }
+    }
+
     async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError> {
         self.0.step("discard", None).await?;
-        self.0.state().disks.remove(&sandbox);
+        let mut state = self.0.state();
+        state.disks.remove(&sandbox);
+        state.memories.remove(&sandbox);
         Ok(())
     }
 
@@ -255,7 +459,7 @@ impl Machine for Handle {
             return Err(DialError::Gone);
         }
         let (ours, theirs) = tokio::io::duplex(4096);
-        tokio::spawn(answer(Arc::clone(&self.0), theirs));
+        tokio::spawn(envd::serve(Arc::clone(&self.0), theirs));
         Ok(Box::new(ours))
     }
 
@@ -283,6 +487,43 @@ impl Machine for Handle {
         self.0.is_frozen()
     }
 
+    async fn checkpoint(&self, into: BuildId, memory: bool) -> Result<Memory, RuntimeError> {
+        let step = if memory { "checkpoint memory" } else { "checkpoint" };
+        let said = self.shared.step(step, Some(self)).await;
+        if said.is_err() && !is_half(&said) {
+            return said
+                .map(|()| Memory::None)
+                .map_err(|error| if memory { cannot_checkpoint() } else { error });
+        }
+        let programs = self.programs.lock().unwrap().clone();
+        let content = Content {
+            memory: memory.then_some(programs),
+            is_sealed: false,
+            ..self.content.lock().unwrap().clone()
+        };
+        assert_eq!(self.shared.state().builds.insert(into, content), None);
+        said?;
+        Ok(if memory { Memory::Durable } else { Memory::None })
+    }
+
+    async fn hibernate(&self) -> Result<(), RuntimeError> {
+        if let Err(error) = self.shared.step("hibernate", Some(self)).await {
+            let is_alive = self.ended.borrow().is_none();
+            return Err(if is_alive { cannot_checkpoint() } else { error });
+        }
+        self.end(Ended::Stopped);
+        let mut state = self.shared.state();
+        state.machines.retain(|machine| !Arc::ptr_eq(machine, &self.0));
+        state.disks.insert(self.spec.sandbox);
+        let programs = self.programs.lock().unwrap().clone();
+        state.memories.insert(self.spec.sandbox, programs);
+        Ok(())
+    }
+
+    fn is_restored(&self) -> bool {
+        self.restored
+    }
+
     async fn stop(&self, disk: Disk) -> Result<(), RuntimeError> {
         let step = match disk {
             Disk::Keep => "keep",
@@ -300,7 +541,13 @@ impl Machine for Handle {
     }
 
     async fn usage(&self) -> Result<Usage, RuntimeError> {
-        Ok(Usage::default())
+        Ok(Usage {
+            disk_used_bytes: self.disk_used.load(Ordering::SeqCst),
+            disk_total_bytes: DISK_BYTES,
+            memory_total_bytes: 512 << 20,
+            oom_kills: self.oom_kills.load(Ordering::SeqCst),
+            ..Usage::default()
+        })
     }
 
     fn ended(&self) -> watch::Receiver<Option<Ended>> {
@@ -316,38 +563,8 @@ impl Machine for Handle {
     }
 }
 
-/// An envd that says yes.
-async fn answer(machine: Arc<Fake>, mut stream: tokio::io::DuplexStream) {
-    let mut heard = Vec::new();
-    let head = loop {
-        let mut piece = [0; 1024];
-        let Ok(1..) = stream
-            .read(&mut piece)
-            .await
-            .inspect(|n| heard.extend(&piece[..*n]))
-        else {
-            return;
-        };
-        if let Some(end) = heard.windows(4).position(|four| four == b"\r\n\r\n") {
-            break String::from_utf8_lossy(&heard[..end]).into_owned();
-        }
-    };
-    let step = match head.split(' ').nth(1) {
-        Some("/init") => "init",
-        Some("/host/shutdown") => "shut down",
-        _ => "word",
-    };
-    let said = machine.shared.step(step, Some(&machine)).await;
-    if machine.ended.borrow().is_some() {
-        return;
+fn cannot_checkpoint() -> RuntimeError {
+    RuntimeError::CannotCheckpoint {
+        why: "as the script says".to_owned(),
     }
-    let status = if said.is_ok() { "200 OK" } else { "500 No" };
-    let body = r#"{"next":0,"entries":[]}"#;
-    let text = format!(
-        "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    let _ = stream.write_all(text.as_bytes()).await;
-    // What else is sent is read, so that the other end finds nothing broken.
-    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
 }

@@ -1,4 +1,6 @@
 //! A node over a scripted runtime, whose time is tokio's.
+mod bench;
+mod envd;
 mod fake;
 
 use std::collections::BTreeMap;
@@ -16,7 +18,9 @@ use ports::{Clock, Node, NodeError, NodeEvent};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
-pub(crate) use fake::{Fault, Runtime};
+pub(crate) use bench::{Bench, Outcome, run, step};
+pub(crate) use envd::{Act, Ran};
+pub(crate) use fake::{Content, Fault, Runtime};
 
 pub(crate) const FULL: PauseMode = PauseMode::Full;
 pub(crate) const DISK: PauseMode = PauseMode::Filesystem;
@@ -95,6 +99,7 @@ impl World {
             deadline: self.now() + LIFE,
             lifecycle: Lifecycle::default(),
             origin: OrderOrigin::Fresh,
+            volumes: Vec::new(),
         }
     }
 

@@ -74,6 +74,7 @@ impl Scene {
         let held = held.map(|(execution, state)| Held {
             order: order(&sandbox, execution),
             state,
+            pause: None,
         });
         let now = sandbox.end_at - Duration::from_secs(1) + late;
         assert_eq!(
@@ -102,6 +103,7 @@ fn order(sandbox: &Sandbox, execution: ExecutionId) -> Order {
         deadline: sandbox.end_at,
         lifecycle: sandbox.lifecycle,
         origin: OrderOrigin::Fresh,
+        volumes: Vec::new(),
     }
 }
 

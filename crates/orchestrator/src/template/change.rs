@@ -1,0 +1,163 @@
+//! Writing templates and builds: by compare-and-set, each change beginning with what is stored.
+use model::recipe::Base;
+use model::{Build, BuildFailure, BuildId, BuildStatus, BuildStep, Template, TemplateId};
+use ports::{ManagerError, StoreError};
+
+use crate::failure;
+use crate::orchestrator::Orchestrator;
+use crate::timeout::whole_micros;
+
+/// Writers of one template or build are few. Losing this often means that something writes in a loop.
+const ATTEMPTS_MAX: usize = 16;
+
+/// A failure that is told by its message.
+pub(crate) fn failed(step: Option<BuildStep>, message: impl Into<String>) -> BuildFailure {
+    BuildFailure {
+        message: message.into(),
+        step,
+    }
+}
+
+/// A build that has ended.
+fn end(build: &mut Build, status: BuildStatus, now: std::time::SystemTime) {
+    build.status = status;
+    build.finished_at = Some(now);
+    if let Some(recipe) = &mut build.recipe
+        && let Base::Image { credentials, .. } = &mut recipe.from
+    {
+        *credentials = None;
+    }
+}
+
+impl Orchestrator {
+    /// Edits a template; `None` where it is not there (any more). `edit` says whether there is anything to be written.
+    pub(super) async fn edit_template<E>(
+        &self,
+        id: TemplateId,
+        mut edit: impl FnMut(&mut Template) -> Result<bool, E> + Send,
+    ) -> Result<Option<Template>, E>
+    where
+        E: From<ManagerError>,
+    {
+        let step = "storing the template";
+        for _ in 0..ATTEMPTS_MAX {
+            let stored = self.parts.templates.get(id).await;
+            let Some(mut template) = stored.map_err(failure::store("reading the template"))? else {
+                return Ok(None);
+            };
+            if !edit(&mut template)? {
+                return Ok(Some(template));
+            }
+            template.updated_at = whole_micros(self.now());
+            match self.parts.templates.update(&template).await {
+                Ok(version) => return Ok(Some(Template { version, ..template })),
+                Err(StoreError::Conflict) => {}
+                Err(StoreError::Missing) => return Ok(None),
+                Err(error) => return Err(failure::store(step)(error).into()),
+            }
+        }
+        Err(failure::store(step)(StoreError::Conflict).into())
+    }
+
+    /// Edits a build; `None` where it is not there any more. Where `edit` changes nothing, nothing is written.
+    pub(super) async fn edit_build<E>(
+        &self,
+        id: BuildId,
+        mut edit: impl FnMut(&mut Build) -> Result<(), E> + Send,
+    ) -> Result<Option<Build>, E>
+    where
+        E: From<ManagerError>,
+    {
+        let step = "storing the build";
+        for _ in 0..ATTEMPTS_MAX {
+            let stored = self.parts.builds.build(id).await;
+            let Some(before) = stored.map_err(failure::store("reading the build"))? else {
+                return Ok(None);
+            };
+            let mut build = before.clone();
+            edit(&mut build)?;
+            if build == before {
+                return Ok(Some(build));
+            }
+            build.updated_at = whole_micros(self.now());
+            match self.parts.builds.update_build(&build).await {
+                Ok(version) => return Ok(Some(Build { version, ..build })),
+                Err(StoreError::Conflict) => {}
+                Err(StoreError::Missing) => return Ok(None),
+                Err(error) => return Err(failure::store(step)(error).into()),
+            }
+        }
+        Err(failure::store(step)(StoreError::Conflict).into())
+    }
+
+    /// Stores that a build has ended, unless it had ended before: how, the answer tells.
+    pub(super) async fn end_build(
+        &self,
+        id: BuildId,
+        status: BuildStatus,
+    ) -> Result<Option<Build>, ManagerError> {
+        let now = whole_micros(self.now());
+        let edit = |build: &mut Build| {
+            if !build.status.is_over() {
+                end(build, status.clone(), now);
+            }
+            Ok(())
+        };
+        self.edit_build(id, edit).await
+    }
+
+    /// Stores that a build has failed, unless it had ended before, and ends its task.
+    pub(super) async fn give_up_build(&self, id: BuildId, why: BuildFailure) -> Result<(), ManagerError> {
+        self.end_build(id, BuildStatus::Failed(why)).await?;
+        self.building.cancel(id);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use model::recipe::{Recipe, RegistryCredentials};
+    use model::{Resources, Secret, TeamId};
+
+    use super::*;
+
+    #[test]
+    fn a_build_that_is_over_holds_no_credentials() {
+        let (username, password) = ("me".to_owned(), Secret::new("hunter2".to_owned()));
+        let at = SystemTime::UNIX_EPOCH;
+        let mut build = Build {
+            id: BuildId::random(),
+            template: TemplateId::random(),
+            team: TeamId::random(),
+            status: BuildStatus::Building,
+            tags: Vec::new(),
+            resources: Resources::default(),
+            recipe: Some(Recipe {
+                from: Base::Image {
+                    reference: "private/image".to_owned(),
+                    credentials: Some(RegistryCredentials::Basic { username, password }),
+                },
+                steps: Vec::new(),
+                start: None,
+                ready: None,
+                force: false,
+            }),
+            node: None,
+            created_at: at,
+            updated_at: at,
+            finished_at: None,
+            version: 0,
+        };
+        end(&mut build, BuildStatus::Ready, at);
+        assert_eq!(
+            build.recipe.unwrap().from,
+            Base::Image {
+                reference: "private/image".to_owned(),
+                credentials: None
+            }
+        );
+        assert_eq!(build.finished_at, Some(at));
+    }
+}
