@@ -28,7 +28,7 @@ const KNOWN_MAX: usize = 10_000;
 /// A key's last use is noted no more often than this.
 const NOTED_EVERY: Duration = Duration::from_secs(60);
 /// Requests of one team, whatever they are.
-const REQUESTS: Rate = Rate {
+pub(crate) const REQUESTS: Rate = Rate {
     per_second: 5_000,
     burst: 10_000,
 };

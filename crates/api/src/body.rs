@@ -200,6 +200,18 @@ impl<S: Send + Sync> FromRequestParts<S> for PathText {
     }
 }
 
+/// The two parts of a path that vary, decoded.
+pub(crate) struct PathTexts(pub(crate) String, pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathTexts {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = axum::extract::Path::<(String, String)>::from_request_parts(parts, state).await;
+        path.map(|axum::extract::Path((first, second))| Self(first, second))
+            .map_err(|_| ApiError::invalid("the path is not UTF-8 when it is decoded"))
+    }
+}
+
 pub(crate) fn sandbox_id(text: &str) -> Result<SandboxId, ApiError> {
     known_sandbox_id(text)?.ok_or_else(|| {
         let id = text.split('-').next().unwrap_or_default();

@@ -25,6 +25,14 @@ pub(crate) fn mode(mode: PauseMode) -> rest::PauseMode {
     }
 }
 
+pub(crate) fn memory(memory: model::Memory) -> rest::Memory {
+    match memory {
+        model::Memory::Durable => rest::Memory::Durable,
+        model::Memory::Volatile => rest::Memory::Volatile,
+        model::Memory::None => rest::Memory::None,
+    }
+}
+
 impl Api {
     pub(crate) fn granted(&self, granted: &Granted) -> rest::Sandbox {
         let sandbox = &granted.sandbox;
@@ -75,6 +83,19 @@ pub(crate) fn listed(sandbox: &Sandbox) -> rest::ListedSandbox {
         Some(State::Paused) => rest::SandboxState::Paused,
         _ => rest::SandboxState::Running,
     };
+    // What was kept is of use until it runs.
+    let is_kept = matches!(
+        sandbox.phase,
+        Phase::Paused { .. }
+            | Phase::Starting {
+                from: Origin::Snapshot { .. },
+                ..
+            }
+    );
+    let mounted = |mount: &model::VolumeMount| rest::VolumeMount {
+        name: mount.name.clone(),
+        path: mount.path.clone(),
+    };
     rest::ListedSandbox {
         template_id: sandbox.template.to_string(),
         sandbox_id: sandbox.id.to_string(),
@@ -88,7 +109,8 @@ pub(crate) fn listed(sandbox: &Sandbox) -> rest::ListedSandbox {
         envd_version: wire::ENVD_VERSION.to_owned(),
         alias: sandbox.alias.clone(),
         metadata: sandbox.metadata.clone(),
-        volume_mounts: Vec::new(),
+        volume_mounts: sandbox.volumes.iter().map(mounted).collect(),
+        memory: is_kept.then(|| memory(sandbox.kept)),
         envd_unresponsive_at_pause: sandbox.envd_unresponsive_at_pause.then_some(true),
     }
 }

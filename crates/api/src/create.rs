@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 use model::{Lifecycle, OnTimeout, PauseMode, Quota};
 use ports::CreateSandbox;
 use sha2::{Digest as _, Sha256};
-use wire::rest::{NewSandbox, Sandbox};
+use wire::rest::{NewSandbox, Sandbox, VolumeMount};
 
 use crate::Api;
 use crate::auth::Caller;
@@ -21,6 +21,10 @@ use crate::network;
 const PAIRS_MAX: usize = 1_024;
 /// Keys and values together: envd is told the environment in one message, and lists carry the labels.
 const PAIRS_BYTES_MAX: usize = 256 * 1024;
+/// Each is a mount of its own in the sandbox.
+const VOLUME_MOUNTS_MAX: usize = 64;
+/// No path of Linux is longer.
+const MOUNT_TEXT_BYTES_MAX: usize = 4_096;
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
 
 /// Which generation of the API a request speaks (contract, section 0).
@@ -109,7 +113,6 @@ pub(crate) fn request(version: Version, body: NewSandbox, quota: &Quota) -> Resu
         "iam",
         body.iam.as_ref().and_then(|iam| iam.get("tokens").or(Some(iam))),
     )?;
-    network::refuse_list("volumeMounts", body.volume_mounts.as_ref())?;
     if !body
         .mcp
         .as_ref()
@@ -136,6 +139,7 @@ pub(crate) fn request(version: Version, body: NewSandbox, quota: &Quota) -> Resu
         network: policy,
         metadata: pairs("metadata", body.metadata)?,
         env: environment(body.env_vars)?,
+        volumes: volumes(body.volume_mounts)?,
         idempotency: None,
     })
 }
@@ -193,6 +197,23 @@ fn pairs(name: &str, map: Option<BTreeMap<String, String>>) -> Result<BTreeMap<S
     Ok(map)
 }
 
+/// Which volumes there are, and which paths they may have, is the manager's to say.
+fn volumes(mounts: Option<Vec<VolumeMount>>) -> Result<Vec<(String, String)>, ApiError> {
+    let mounts = mounts.unwrap_or_default();
+    if mounts.len() > VOLUME_MOUNTS_MAX {
+        return Err(ApiError::invalid(format!(
+            "'volumeMounts' has more than {VOLUME_MOUNTS_MAX} entries"
+        )));
+    }
+    let too_long = |mount: &VolumeMount| mount.name.len().max(mount.path.len()) > MOUNT_TEXT_BYTES_MAX;
+    if let Some(at) = mounts.iter().position(too_long) {
+        return Err(ApiError::invalid(format!(
+            "'volumeMounts[{at}]' holds a text of more than {MOUNT_TEXT_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(mounts.into_iter().map(|mount| (mount.name, mount.path)).collect())
+}
+
 fn environment(map: Option<BTreeMap<String, String>>) -> Result<BTreeMap<String, String>, ApiError> {
     let map = pairs("envVars", map)?;
     match map
@@ -211,6 +232,8 @@ fn environment(map: Option<BTreeMap<String, String>>) -> Result<BTreeMap<String,
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn body(json: &str) -> NewSandbox {
@@ -233,10 +256,6 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
-        refused(
-            r#"{"templateID":"base","volumeMounts":[{"name":"a","path":"/a"}]}"#,
-            "volumeMounts",
-        );
         refused(
             r#"{"templateID":"base","iam":{"tokens":{"a":{"audience":"b"}}}}"#,
             "iam",
@@ -261,6 +280,22 @@ mod tests {
             r#"{"templateID":"base","network":{"allowOut":["*.example.com"]}}"#,
             "domain rules",
         );
+    }
+
+    #[test]
+    fn volumes_are_mounted_by_name() {
+        let json =
+            r#"{"templateID":"base","volumeMounts":[{"name":"a","path":"/a"},{"name":"b","path":"/b"}]}"#;
+        for version in [Version::V1, Version::V2] {
+            let asked = request(version, body(json), &Quota::default()).unwrap();
+            let expected = [("a", "/a"), ("b", "/b")].map(|(name, path)| (name.to_owned(), path.to_owned()));
+            assert_eq!(asked.volumes, expected);
+        }
+        let mount = json!({"name": "a", "path": "/a"});
+        let many = json!({"templateID": "base", "volumeMounts": vec![mount; VOLUME_MOUNTS_MAX + 1]});
+        refused(&many.to_string(), "volumeMounts");
+        let long = json!({"templateID": "base", "volumeMounts": [{"name": "a", "path": "/".repeat(5_000)}]});
+        refused(&long.to_string(), "volumeMounts[0]");
     }
 
     #[test]

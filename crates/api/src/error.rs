@@ -5,7 +5,9 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use model::Kind;
-use ports::{ManagerError, StoreError};
+use ports::volumes::FileError;
+use ports::{ManagerError, StoreError, TemplateError, VolumeError};
+use serde::Serialize;
 
 /// A request that was not carried out.
 #[derive(Debug)]
@@ -47,6 +49,29 @@ impl ApiError {
             ..Self::new(Kind::Exhausted, message)
         }
     }
+    pub(crate) fn busy(message: impl Into<String>, retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(Kind::Unavailable, message)
+        }
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// As every body of the API tells it, also where it is one of several results.
+    pub(crate) fn body(&self) -> wire::rest::Error {
+        wire::rest::Error {
+            code: self.status().as_u16(),
+            message: self.message.clone(),
+            error_code: self.error_code.map(str::to_owned),
+        }
+    }
 }
 
 impl From<ManagerError> for ApiError {
@@ -86,17 +111,53 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<TemplateError> for ApiError {
+    fn from(error: TemplateError) -> Self {
+        match error {
+            TemplateError::Manager(error) => error.into(),
+            error => Self::new(error.kind(), error.to_string()),
+        }
+    }
+}
+
+impl From<VolumeError> for ApiError {
+    fn from(error: VolumeError) -> Self {
+        match error {
+            VolumeError::Manager(error) => error.into(),
+            error => Self::new(error.kind(), error.to_string()),
+        }
+    }
+}
+
+impl From<FileError> for ApiError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Full => Self::http(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
+            FileError::Failed { .. } => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "a volume's files failed"
+                );
+                Self::new(error.kind(), format!("{error}; the error is in the server's log"))
+            }
+            error => Self::new(error.kind(), error.to_string()),
+        }
+    }
+}
+
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("should-retry");
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = wire::rest::Error {
-            code: status.as_u16(),
-            message: self.message,
-            error_code: self.error_code.map(str::to_owned),
-        };
-        let mut response = (status, Json(body)).into_response();
+        let body = self.body();
+        self.with_body(body)
+    }
+}
+
+impl ApiError {
+    /// The answer, with a body of its own kind.
+    pub(crate) fn with_body(self, body: impl Serialize) -> Response {
+        let mut response = (self.status(), Json(body)).into_response();
         // Clients try these again by themselves, unless they are told that it does not help (contract 2.4), or may do twice
         // what was perhaps done: what took too long may have happened.
         if matches!(self.status, 429 | 502 | 503 | 504) {
@@ -174,6 +235,53 @@ mod tests {
     fn a_store_that_is_away_looks_the_same_to_readers_and_to_writers() {
         check(away(), 503, Some("true"), None);
         check(failed(Kind::Unavailable, away()), 503, Some("true"), None);
+    }
+
+    #[test]
+    fn failures_of_templates_volumes_and_files_have_the_statuses_of_the_contract() {
+        check(TemplateError::NotFound("a".to_owned()), 404, None, None);
+        check(TemplateError::Forbidden("a".to_owned()), 403, None, None);
+        check(TemplateError::NotWaiting, 400, None, None);
+        check(TemplateError::Exhausted("a".to_owned()), 429, Some("false"), None);
+        check(
+            TemplateError::Manager(ManagerError::Timeout("it")),
+            504,
+            Some("false"),
+            None,
+        );
+        check(
+            TemplateError::Manager(failed(Kind::Unavailable, away())),
+            503,
+            Some("true"),
+            None,
+        );
+        check(VolumeError::NotFound, 404, None, None);
+        check(VolumeError::Exists("a".to_owned()), 400, None, None);
+        check(
+            VolumeError::Manager(ManagerError::ShuttingDown),
+            503,
+            Some("false"),
+            None,
+        );
+        check(FileError::Full, 507, None, None);
+        check(FileError::NotFound("/a".to_owned()), 404, None, None);
+        check(FileError::Exists("/a".to_owned()), 409, None, None);
+        let source = std::io::Error::other("broken");
+        check(
+            FileError::Failed {
+                step: "reading",
+                source,
+            },
+            500,
+            None,
+            None,
+        );
+        let saved = ManagerError::CannotCheckpoint {
+            id: SandboxId::random(),
+            why: "a socket is open".to_owned(),
+        };
+        check(saved, 409, None, Some("sandbox_memory_not_saved"));
+        check(ManagerError::ForkPaused(SandboxId::random()), 409, None, None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{Api, convert};
 const LIMIT_MAX: usize = 1_000;
 const SEARCH_CHARS_MAX: usize = 256;
 
-fn millisecond(query: &Query, name: &str) -> Result<Option<std::time::SystemTime>, ApiError> {
+pub(crate) fn millisecond(query: &Query, name: &str) -> Result<Option<std::time::SystemTime>, ApiError> {
     // No further than clients can count.
     let ms: Option<i64> = query.parsed(name, "milliseconds since the epoch")?;
     let at = |ms| {
@@ -29,6 +29,32 @@ fn millisecond(query: &Query, name: &str) -> Result<Option<std::time::SystemTime
             })
     };
     ms.map(at).transpose()
+}
+
+/// Whether the oldest lines are asked for.
+pub(crate) fn direction(query: &Query) -> Result<Option<bool>, ApiError> {
+    match query.get("direction") {
+        None => Ok(None),
+        Some("backward") => Ok(Some(false)),
+        Some("forward") => Ok(Some(true)),
+        Some(_) => Err(ApiError::invalid(
+            "query parameter 'direction' must be 'forward' or 'backward'",
+        )),
+    }
+}
+
+/// How much the lines matter at least that are asked for.
+pub(crate) fn level(query: &Query) -> Result<Option<Level>, ApiError> {
+    match query.get("level") {
+        None => Ok(None),
+        Some("debug") => Ok(Some(Level::Debug)),
+        Some("info") => Ok(Some(Level::Info)),
+        Some("warn") => Ok(Some(Level::Warn)),
+        Some("error") => Ok(Some(Level::Error)),
+        Some(_) => Err(ApiError::invalid(
+            "query parameter 'level' must be 'debug', 'info', 'warn' or 'error'",
+        )),
+    }
 }
 
 fn limit(query: &Query) -> Result<usize, ApiError> {
@@ -92,27 +118,8 @@ pub(crate) async fn v2(
     PathSandbox(id): PathSandbox,
     query: Query,
 ) -> Result<Json<LogsV2>, ApiError> {
-    let forward = match query.get("direction") {
-        None | Some("backward") => false,
-        Some("forward") => true,
-        Some(_) => {
-            return Err(ApiError::invalid(
-                "query parameter 'direction' must be 'forward' or 'backward'",
-            ));
-        }
-    };
-    let level = match query.get("level") {
-        None => None,
-        Some("debug") => Some(Level::Debug),
-        Some("info") => Some(Level::Info),
-        Some("warn") => Some(Level::Warn),
-        Some("error") => Some(Level::Error),
-        Some(_) => {
-            return Err(ApiError::invalid(
-                "query parameter 'level' must be 'debug', 'info', 'warn' or 'error'",
-            ));
-        }
-    };
+    let forward = direction(&query)?.unwrap_or(false);
+    let level = level(&query)?;
     let search = query.get("search").map(str::to_owned);
     if search
         .as_ref()
@@ -138,17 +145,20 @@ pub(crate) async fn v2(
 fn entry(line: LogLine) -> LogEntry {
     let mut fields = line.fields;
     fields.insert("logger".to_owned(), line.logger);
-    let level = match line.level {
+    LogEntry {
+        timestamp: convert::time(line.timestamp),
+        level: shown_level(line.level),
+        message: line.message,
+        fields,
+    }
+}
+
+pub(crate) fn shown_level(level: Level) -> LogLevel {
+    match level {
         Level::Debug => LogLevel::Debug,
         Level::Info => LogLevel::Info,
         Level::Warn => LogLevel::Warn,
         Level::Error => LogLevel::Error,
-    };
-    LogEntry {
-        timestamp: convert::time(line.timestamp),
-        level,
-        message: line.message,
-        fields,
     }
 }
 

@@ -6,7 +6,7 @@ use axum::extract::{FromRequestParts, State};
 use http::request::Parts;
 use model::TeamId;
 use ports::node::{Held, HeldState, Report};
-use wire::rest::{Node, NodeDetail};
+use wire::rest::{Capabilities, Node, NodeDetail};
 
 use crate::Api;
 use crate::auth::{Caller, Operator};
@@ -80,6 +80,11 @@ fn shown(report: &Report, onlooker: &Onlooker) -> Node {
         node_id: report.node.to_string(),
         status: if report.accepts { "ready" } else { "draining" }.to_owned(),
         runtime: report.runtime.clone(),
+        capabilities: Capabilities {
+            durable_memory: report.capabilities.durable_memory,
+            freeze: report.capabilities.freeze,
+            own_kernel: report.capabilities.own_kernel,
+        },
         sandbox_count: count(|state| state == HeldState::Running),
         paused_count: count(|state| matches!(state, HeldState::Paused(..))),
         sandbox_starting_count: u32::try_from(starting).unwrap_or(u32::MAX),
@@ -90,5 +95,41 @@ fn shown(report: &Report, onlooker: &Onlooker) -> Node {
         disk_total_mb: report.disk_total.0,
         disk_available_mb: report.disk_available.0,
         started_at: time(report.started_at),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use model::{MiB, NodeId};
+    use ports::runtime;
+
+    use super::*;
+
+    #[test]
+    fn a_node_tells_what_its_kind_of_machine_can_do() {
+        let report = Report {
+            node: NodeId::random(),
+            runtime: "container".to_owned(),
+            capabilities: runtime::Capabilities {
+                durable_memory: true,
+                freeze: true,
+                own_kernel: false,
+            },
+            started_at: SystemTime::UNIX_EPOCH,
+            held: Vec::new(),
+            cpu_total: 2,
+            memory_total: MiB(2),
+            memory_available: MiB(1),
+            disk_total: MiB(2),
+            disk_available: MiB(1),
+            slots_ready: 0,
+            starting: 0,
+            accepts: true,
+        };
+        let told = serde_json::to_value(shown(&report, &Onlooker(None))).unwrap();
+        let expected = serde_json::json!({"durableMemory": true, "freeze": true, "ownKernel": false});
+        assert_eq!(told["capabilities"], expected);
     }
 }

@@ -1,11 +1,18 @@
 //! The description of the API: served, checked in, and what strangers' tools test us by.
-use utoipa::openapi::path::Parameter;
+use std::collections::BTreeMap;
+
+use utoipa::openapi::path::{Operation, Parameter, ParameterIn, PathItem};
 use utoipa::openapi::schema::{Schema, SchemaFormat};
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme,
+};
 use utoipa::openapi::{ContentBuilder, OpenApi as Document, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
-use crate::{create, keys, lifecycle, logs, metrics, network, nodes, sandboxes, serve, templates};
+use crate::{
+    builds, content, create, fork, keys, lifecycle, logs, metrics, network, nodes, sandboxes, serve,
+    snapshots, tags, templates, uploads, volumes,
+};
 
 /// What every operation may answer, beside what it says itself.
 const ERRORS: [(&str, &str); 14] = [
@@ -42,9 +49,14 @@ const ERRORS: [(&str, &str); 14] = [
         metrics::of_one, metrics::of_several, logs::v1, logs::v2,
         keys::teams, keys::list, keys::create, keys::rename, keys::delete,
         nodes::list, nodes::get,
-        templates::list, templates::list_v2, templates::get, templates::alias, templates::tags,
+        templates::list, templates::list_v2, templates::get, templates::alias, templates::change_v1, templates::change_v2,
+        templates::delete, builds::register, builds::start, builds::status, builds::lines, uploads::link, uploads::put,
+        tags::assign, tags::delete, tags::list, tags::count, tags::exists, tags::assignments, tags::groups,
+        fork::fork, snapshots::create, snapshots::list,
+        volumes::create, volumes::list, volumes::get, volumes::delete,
+        content::stat, content::change, content::remove, content::list, content::make_dir, content::read, content::write,
     ),
-    components(schemas(wire::rest::Error)),
+    components(schemas(wire::rest::Error, wire::rest::VolumeContentError)),
     modifiers(&Common),
 )]
 struct Description;
@@ -56,23 +68,26 @@ impl Modify for Common {
         let key = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key")));
         if let Some(components) = &mut document.components {
             components.add_security_scheme("ApiKey", key);
+            components.add_security_scheme(
+                "VolumeToken",
+                SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)),
+            );
         }
+        tell_apart(document);
         document.security = Some(vec![SecurityRequirement::new("ApiKey", Vec::<String>::new())]);
-        for item in document.paths.paths.values_mut() {
-            let operations = [
-                &mut item.get,
-                &mut item.post,
-                &mut item.put,
-                &mut item.patch,
-                &mut item.delete,
-            ];
-            for operation in operations.into_iter().flatten() {
+        for (path, item) in &mut document.paths.paths {
+            let error = if content::is_content(path) {
+                "VolumeContentError"
+            } else {
+                "Error"
+            };
+            for operation in operations(item) {
                 for parameter in operation.parameters.iter_mut().flatten() {
                     describe(parameter);
                 }
                 for (status, meaning) in ERRORS {
                     let content = ContentBuilder::new()
-                        .schema(Some(Ref::from_schema_name("Error")))
+                        .schema(Some(Ref::from_schema_name(error)))
                         .build();
                     let response = ResponseBuilder::new()
                         .description(meaning)
@@ -89,6 +104,42 @@ impl Modify for Common {
     }
 }
 
+/// Operations are named after their functions; of one name there may be but one, so others carry their tag's before it.
+fn tell_apart(document: &mut Document) {
+    let mut seen = BTreeMap::<String, usize>::new();
+    let mut operations: Vec<&mut Operation> =
+        document.paths.paths.values_mut().flat_map(operations).collect();
+    for operation in &operations {
+        *seen
+            .entry(operation.operation_id.clone().unwrap_or_default())
+            .or_default() += 1;
+    }
+    for operation in &mut operations {
+        let id = operation.operation_id.take().unwrap_or_default();
+        let tag = operation
+            .tags
+            .iter()
+            .flatten()
+            .next()
+            .map(|tag| tag.replace(' ', "_"));
+        operation.operation_id = Some(match tag {
+            Some(tag) if seen[&id] > 1 => format!("{tag}_{id}"),
+            _ => id,
+        });
+    }
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    let all = [
+        &mut item.get,
+        &mut item.post,
+        &mut item.put,
+        &mut item.patch,
+        &mut item.delete,
+    ];
+    all.into_iter().flatten()
+}
+
 /// What the ids of a path look like.
 fn describe(parameter: &mut Parameter) {
     let Some(RefOr::T(Schema::Object(text))) = &mut parameter.schema else {
@@ -96,7 +147,13 @@ fn describe(parameter: &mut Parameter) {
     };
     match parameter.name.as_str() {
         "sandboxID" => text.pattern = Some("^[a-z0-9]+(-[a-z0-9]*)?$".to_owned()),
-        "apiKeyID" | "nodeID" => text.format = Some(SchemaFormat::Custom("uuid".to_owned())),
+        "hash" => text.pattern = Some("^[0-9a-f]{64}$".to_owned()),
+        "apiKeyID" | "nodeID" | "buildID" | "volumeID" => {
+            text.format = Some(SchemaFormat::Custom("uuid".to_owned()))
+        }
+        "teamID" if parameter.parameter_in == ParameterIn::Path => {
+            text.format = Some(SchemaFormat::Custom("uuid".to_owned()));
+        }
         "templateID" | "alias" => text.max_length = Some(model::TemplateRef::BYTES_MAX),
         _ => {}
     }
@@ -106,4 +163,25 @@ fn describe(parameter: &mut Parameter) {
 #[must_use]
 pub fn document() -> Document {
     Description::openapi()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_operations_have_one_name() {
+        let mut document = document();
+        let mut ids: Vec<String> = document
+            .paths
+            .paths
+            .values_mut()
+            .flat_map(operations)
+            .map(|operation| operation.operation_id.clone().unwrap())
+            .collect();
+        let count = ids.len();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), count);
+    }
 }

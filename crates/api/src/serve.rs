@@ -1,9 +1,14 @@
 //! Routes, and the server that serves them.
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, patch, post, put};
 use axum::{Json, Router, middleware};
+use bytes::Bytes;
 use http::{Method, StatusCode, Uri};
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -15,10 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::body::shown;
+use crate::content::{self, ContentError};
 use crate::error::ApiError;
 use crate::{
-    Api, create, keys, lifecycle, logs, metrics, network, nodes, observe, openapi, sandboxes, templates,
-    unsupported,
+    Api, builds, create, fork, keys, lifecycle, logs, metrics, network, nodes, observe, openapi, sandboxes,
+    snapshots, tags, templates, unsupported, uploads, volumes,
 };
 
 /// Connections at once; more wait in the kernel's queue.
@@ -62,15 +68,42 @@ impl Api {
             .route("/nodes/{nodeID}", get(nodes::get))
             .route(
                 "/templates",
-                get(templates::list).post(unsupported::missing("template builds")),
+                get(templates::list).post(unsupported::missing(unsupported::OLD_BUILDS)),
             )
             .route(
                 "/v2/templates",
-                get(templates::list_v2).post(unsupported::missing("template builds")),
+                get(templates::list_v2).post(unsupported::missing(unsupported::OLD_BUILDS)),
             )
             .route("/templates/aliases/{alias}", get(templates::alias))
             .route("/templates/{templateID}", templates_by_id())
-            .route("/templates/{templateID}/tags", get(templates::tags))
+            .route("/templates/tags", post(tags::assign).delete(tags::delete))
+            .route("/templates/{templateID}/tags", get(tags::list))
+            .route("/templates/{templateID}/tags/count", get(tags::count))
+            .route("/templates/{templateID}/tags/exists", get(tags::exists))
+            .route("/templates/{templateID}/tags/groups", get(tags::groups))
+            .route(
+                "/templates/{templateID}/tags/{tag}/assignments",
+                get(tags::assignments),
+            )
+            .route("/v2/templates/{templateID}", patch(templates::change_v2))
+            .route("/v3/templates", post(builds::register))
+            .route("/templates/{templateID}/files/{hash}", get(uploads::link))
+            .route("/uploads/{teamID}/{hash}", put(uploads::put))
+            .route("/v2/templates/{templateID}/builds/{buildID}", post(builds::start))
+            .route(
+                "/templates/{templateID}/builds/{buildID}/status",
+                get(builds::status),
+            )
+            .route(
+                "/templates/{templateID}/builds/{buildID}/logs",
+                get(builds::lines),
+            )
+            .route("/sandboxes/{sandboxID}/snapshots", post(snapshots::create))
+            .route("/sandboxes/{sandboxID}/fork", post(fork::fork))
+            .route("/snapshots", get(snapshots::list))
+            .route("/volumes", get(volumes::list).post(volumes::create))
+            .route("/volumes/{volumeID}", get(volumes::get).delete(volumes::delete))
+            .merge(content::routes())
             .merge(unsupported::routes())
             .method_not_allowed_fallback(wrong_method)
             .fallback(unknown_route)
@@ -122,11 +155,12 @@ async fn serve_one(stream: TcpStream, router: Router, shutdown: CancellationToke
     let under_way = Arc::new(under_way);
     let routes = TowerToHyperService::new(router);
     let service = service_fn(move |request| {
-        let (under_way, answer) = (UnderWay::new(&under_way), routes.call(request));
+        let (begun, answer) = (UnderWay::new(&under_way), routes.call(request));
+        let under_way = Arc::clone(&under_way);
         async move {
             let answer = answer.await;
-            drop(under_way);
-            answer
+            drop(begun);
+            answer.map(|answer| answer.map(|body| Answering { body, under_way }))
         }
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
@@ -167,12 +201,43 @@ impl Drop for UnderWay {
     }
 }
 
+/// The body of an answer. Each piece that its client takes is news of the connection, so that a long answer is not cut
+/// off as idle, and one that nobody reads is.
+struct Answering {
+    body: Body,
+    under_way: Arc<watch::Sender<usize>>,
+}
+
+impl hyper::body::Body for Answering {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        if frame.is_ready() {
+            this.under_way.send_modify(|_| {});
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
 fn templates_by_id() -> axum::routing::MethodRouter<Arc<Api>> {
-    const CHANGES: &str = "changes of templates";
     get(templates::get)
-        .delete(unsupported::missing(CHANGES))
-        .patch(unsupported::missing(CHANGES))
-        .post(unsupported::missing("template builds"))
+        .delete(templates::delete)
+        .patch(templates::change_v1)
+        .post(unsupported::missing(unsupported::OLD_BUILDS))
 }
 
 /// Whether the API answers.
@@ -187,17 +252,24 @@ pub(crate) async fn description() -> Json<utoipa::openapi::OpenApi> {
     Json(openapi::document())
 }
 
-async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    ApiError::http(
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    let (method, path) = (shown(method.as_str()), shown(uri.path()));
+    let error = ApiError::http(
         StatusCode::METHOD_NOT_ALLOWED,
-        format!(
-            "{} is not a method of {}",
-            shown(method.as_str()),
-            shown(uri.path())
-        ),
-    )
+        format!("{method} is not a method of {path}"),
+    );
+    refusal(&uri, error)
 }
 
-async fn unknown_route(uri: Uri) -> ApiError {
-    ApiError::not_found(format!("there is nothing at {}", shown(uri.path())))
+async fn unknown_route(uri: Uri) -> Response {
+    let error = ApiError::not_found(format!("there is nothing at {}", shown(uri.path())));
+    refusal(&uri, error)
+}
+
+fn refusal(uri: &Uri, error: ApiError) -> Response {
+    if content::is_content(uri.path()) {
+        ContentError::from(error).into_response()
+    } else {
+        error.into_response()
+    }
 }

@@ -6,17 +6,27 @@ use async_trait::async_trait;
 use axum::body::Body;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
-use model::{NetworkPolicy, Origin, PauseMode, Phase, Sandbox, SandboxId, Seat, TeamId};
+use model::{
+    Memory as Kept, NetworkPolicy, Origin, PauseMode, Phase, Sandbox, SandboxId, Seat, State, TeamId,
+    TemplateRef,
+};
 use ports::manager::{Connected, Granted, Page};
 use ports::node::Report;
 use ports::store::{Memory, SandboxQuery, contract};
+use ports::templates::SnapshotInfo;
 use ports::{CreateSandbox, LogLine, LogQuery, ManagerError, MetricSample, TemplateStore as _};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::*;
 
+mod builds;
+mod snapshots;
+mod volumes;
+
 const KEY: &str = "e2b_0123";
+/// Another team's.
+const STRANGER: &str = "e2b_4567";
 const ADMIN: &str = "admin-token";
 
 /// What the manager was asked, in its own words.
@@ -26,6 +36,8 @@ struct Notes {
     sandbox: Mutex<Option<Sandbox>>,
     listed: Mutex<Vec<Sandbox>>,
     logged: Mutex<Option<LogQuery>>,
+    snapshots: Mutex<Vec<SnapshotInfo>>,
+    created: Mutex<Option<CreateSandbox>>,
 }
 
 impl Notes {
@@ -46,7 +58,8 @@ impl Notes {
 
 #[async_trait]
 impl SandboxManager for Notes {
-    async fn create(&self, _: TeamId, _: CreateSandbox) -> Result<Granted, ManagerError> {
+    async fn create(&self, _: TeamId, request: CreateSandbox) -> Result<Granted, ManagerError> {
+        *self.created.lock().unwrap() = Some(request);
         Err(ManagerError::Exhausted {
             message: "too many sandboxes".to_owned(),
             retry_after: None,
@@ -82,6 +95,34 @@ impl SandboxManager for Notes {
     ) -> Result<(), ManagerError> {
         self.note(format!("pause {mode:?} {healthy}"));
         Ok(())
+    }
+    async fn snapshot(
+        &self,
+        _: TeamId,
+        id: SandboxId,
+        name: Option<TemplateRef>,
+        memory: bool,
+    ) -> Result<SnapshotInfo, ManagerError> {
+        self.note(format!("snapshot {name:?} {memory}"));
+        let taken = self.snapshots.lock().unwrap().first().cloned();
+        taken.ok_or(ManagerError::NotFound(id))
+    }
+    async fn fork(
+        &self,
+        _: TeamId,
+        id: SandboxId,
+        count: u32,
+        timeout: Duration,
+    ) -> Result<Vec<Result<Granted, ManagerError>>, ManagerError> {
+        self.note(format!("fork {count} {timeout:?}"));
+        let granted = self.granted()?;
+        if granted.sandbox.phase.state() == Some(State::Paused) {
+            return Err(ManagerError::ForkPaused(id));
+        }
+        let full = || Err(ManagerError::NoCapacity("it is full".to_owned()));
+        Ok((0..count)
+            .map(|copy| if copy == 0 { Ok(granted.clone()) } else { full() })
+            .collect())
     }
     async fn restart(&self, _: TeamId, _: SandboxId) -> Result<Granted, ManagerError> {
         self.granted()
@@ -136,29 +177,51 @@ impl SandboxManager for Notes {
 struct House {
     api: Arc<Api>,
     notes: Arc<Notes>,
+    builds: Arc<builds::Builds>,
+    volumes: Arc<volumes::Volumes>,
     store: Arc<Memory>,
     team: model::Team,
 }
 
 impl House {
     async fn open(admin: Option<&str>) -> Self {
+        Self::open_at(admin, None).await
+    }
+
+    async fn open_at(admin: Option<&str>, public_url: Option<&str>) -> Self {
         let (notes, store) = (Arc::<Notes>::default(), Arc::<Memory>::default());
         let team = contract::team("ours");
         store.insert_team(&team).await.unwrap();
         let hash = auth::hash_of(KEY).unwrap();
         store.insert_key(&contract::key(team.id, &hash)).await.unwrap();
+        let strangers = contract::team("strangers");
+        store.insert_team(&strangers).await.unwrap();
+        let hash = auth::hash_of(STRANGER).unwrap();
+        store
+            .insert_key(&contract::key(strangers.id, &hash))
+            .await
+            .unwrap();
+        let builds = Arc::new(builds::Builds::over(store.clone(), notes.clone()));
+        let volumes = Arc::<volumes::Volumes>::default();
         let api = Api::new(ApiParts {
             manager: notes.clone(),
             teams: store.clone(),
             templates: store.clone(),
+            templates_manager: builds.clone(),
+            volumes: volumes.clone(),
+            volume_files: volumes.clone(),
             limits: Arc::new(ports::limits::Memory::default()),
             clock: Arc::new(ports::clock::System),
             domain: None,
+            public_url: public_url.map(str::to_owned),
+            tls_host: Some("api.atoll.test".to_owned()),
             admin_token: admin.map(|token| Secret::new(token.to_owned())),
         });
         Self {
             api,
             notes,
+            builds,
+            volumes,
             store,
             team,
         }
@@ -187,6 +250,16 @@ impl House {
         .await
     }
 
+    /// As another team.
+    async fn stranger(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("x-api-key", STRANGER);
+        let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
+        self.send(request, body).await
+    }
+
     async fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, None).await
     }
@@ -207,6 +280,7 @@ struct Answer {
     status: StatusCode,
     headers: HeaderMap,
     body: Value,
+    bytes: bytes::Bytes,
 }
 
 impl Answer {
@@ -217,11 +291,16 @@ impl Answer {
             status: parts.status,
             headers: parts.headers,
             body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+            bytes,
         }
     }
 
     fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    fn message(&self) -> &str {
+        self.body["message"].as_str().unwrap_or_default()
     }
 
     fn count(&self) -> usize {
@@ -405,6 +484,57 @@ async fn a_sandbox_tells_how_it_was_paused_until_it_runs() {
 }
 
 #[tokio::test]
+async fn a_paused_sandbox_tells_how_safe_its_memory_is_and_every_sandbox_its_volumes() {
+    let house = House::open(None).await;
+    let mut sandbox = house.sandbox();
+    sandbox.volumes = vec![model::VolumeMount {
+        volume: model::VolumeId::random(),
+        name: "data".to_owned(),
+        path: "/mnt/data".to_owned(),
+    }];
+    let path = format!("/sandboxes/{}", sandbox.id);
+    let at: Seat = sandbox.phase.seat().unwrap();
+    for (kept, told) in [
+        (Kept::Durable, "durable"),
+        (Kept::Volatile, "volatile"),
+        (Kept::None, "none"),
+    ] {
+        sandbox.phase = Phase::Paused {
+            snapshot: sandbox.build,
+            mode: PauseMode::Full,
+            home: at.node,
+        };
+        sandbox.kept = kept;
+        *house.notes.sandbox.lock().unwrap() = Some(sandbox.clone());
+        *house.notes.listed.lock().unwrap() = vec![sandbox.clone()];
+        for shown in [
+            house.get(&path).await.body,
+            house.get("/v2/sandboxes").await.body[0].clone(),
+        ] {
+            assert_eq!(shown["memory"], told);
+            assert_eq!(
+                shown["volumeMounts"],
+                json!([{"name": "data", "path": "/mnt/data"}])
+            );
+        }
+    }
+    sandbox.phase = Phase::Running { at };
+    *house.notes.sandbox.lock().unwrap() = Some(sandbox);
+    assert!(house.get(&path).await.body["memory"].is_null());
+}
+
+#[tokio::test]
+async fn volumes_of_a_new_sandbox_are_passed_on_by_name() {
+    let house = House::open(None).await;
+    let body = json!({"templateID": "base", "volumeMounts": [{"name": "data", "path": "/mnt/data"}]});
+    for path in ["/sandboxes", "/v2/sandboxes"] {
+        house.ask("POST", path, Some(body.clone())).await;
+        let asked = house.notes.created.lock().unwrap().take().unwrap();
+        assert_eq!(asked.volumes, [("data".to_owned(), "/mnt/data".to_owned())]);
+    }
+}
+
+#[tokio::test]
 async fn logs_are_asked_for_as_the_query_says() {
     let house = House::open(None).await;
     let path = format!("/v2/sandboxes/{}/logs", house.sandbox().id);
@@ -447,12 +577,8 @@ async fn metrics_of_several_leave_out_the_unknown_and_nothing_else() {
 async fn what_is_missing_is_named_and_a_refusal_says_whether_to_try_again() {
     let house = House::open(None).await;
     for (path, feature) in [
-        ("/snapshots", "snapshots"),
         ("/default-templates", "default templates"),
-        ("/templates/x/tags/count", "template tags"),
-        ("/templates/x/tags/exists", "template tags"),
-        ("/templates/x/tags/groups", "template tags"),
-        ("/templates/x/tags/v1/assignments", "template tags"),
+        ("/secrets", "secrets"),
         ("/access-tokens", "access tokens"),
     ] {
         let answer = house.get(path).await;
@@ -466,11 +592,19 @@ async fn what_is_missing_is_named_and_a_refusal_says_whether_to_try_again() {
             "{path}"
         );
     }
-    // A volume is asked with a token of its own.
-    let volume = Request::get("/volumecontent/v/path?path=/").header("authorization", "Bearer x.y.z");
-    let answer = house.send(volume, Body::empty()).await;
-    assert_eq!(answer.status, 501);
-    assert!(answer.body["message"].as_str().unwrap().starts_with("volumes"));
+    for path in [
+        "/templates",
+        "/v2/templates",
+        "/templates/x",
+        "/templates/x/builds/y",
+    ] {
+        let answer = house.ask("POST", path, Some(json!({}))).await;
+        assert_eq!(answer.status, 501, "{path}");
+        assert!(
+            answer.message().starts_with("template builds of older clients"),
+            "{path}"
+        );
+    }
     let refused = house
         .ask("POST", "/v2/sandboxes", Some(json!({"templateID": "base"})))
         .await;
@@ -510,4 +644,47 @@ async fn connections_that_ask_for_nothing_are_closed() {
         begun.elapsed()
     );
     stop.cancel();
+}
+
+#[tokio::test]
+async fn no_operation_that_is_described_is_open_to_strangers() {
+    let house = House::open(None).await;
+    let document = serde_json::to_value(document()).unwrap();
+    let (mut open, mut asked) = (Vec::new(), 0);
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            if operation["security"] == json!([{}]) {
+                open.push(format!("{method} {path}"));
+                continue;
+            }
+            let mut parts: Vec<&str> = path.split('/').collect();
+            for part in parts.iter_mut().filter(|part| part.starts_with('{')) {
+                *part = "iaaaaaaaaaaaaaaaaaaaa";
+            }
+            for key in [None, Some("e2b_"), Some("e2b_zz"), Some("e2b_9999")] {
+                let request = Request::builder()
+                    .method(method.to_uppercase().as_str())
+                    .uri(parts.join("/"));
+                let request = match key {
+                    Some(key) => request.header("x-api-key", key),
+                    None => request,
+                };
+                let answer = house.send(request, Body::from("{}")).await;
+                assert_eq!(answer.status, 401, "{method} {path}");
+                let code = if path.starts_with("/volumecontent/") {
+                    json!("unauthenticated")
+                } else {
+                    json!(401)
+                };
+                assert_eq!(answer.body["code"], code, "{method} {path}");
+            }
+            asked += 1;
+        }
+    }
+    // The address of an upload is a permission by itself.
+    assert_eq!(
+        open,
+        ["get /health", "get /openapi.json", "put /uploads/{teamID}/{hash}"]
+    );
+    assert!(asked > 50, "{asked}");
 }

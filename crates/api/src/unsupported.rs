@@ -2,60 +2,27 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{any, delete, get, patch, post};
+use axum::routing::{any, delete, get, post};
 use model::Kind;
 
 use crate::Api;
 use crate::auth::Caller;
 use crate::error::ApiError;
 
+/// Builds as clients asked for them before version 3 of the API.
+pub(crate) const OLD_BUILDS: &str = "template builds of older clients";
+
 /// Every route of the contract that has no handler of its own.
 pub(crate) fn routes() -> Router<Arc<Api>> {
-    const BUILDS: &str = "template builds";
-    const SNAPSHOTS: &str = "snapshots";
-    const VOLUMES: &str = "volumes";
     const SECRETS: &str = "secrets";
-    const TAGS: &str = "changes of template tags";
-    const LOOKS: &str = "counts, groups and histories of template tags";
     const TOKENS: &str = "access tokens of persons";
     const ADMIN: &str = "admin operations";
     Router::new()
-        .route("/sandboxes/{sandboxID}/fork", post(missing("forks")))
-        .route("/sandboxes/{sandboxID}/snapshots", post(missing(SNAPSHOTS)))
-        .route("/snapshots", get(missing(SNAPSHOTS)))
-        .route("/v3/templates", post(missing(BUILDS)))
-        .route("/templates/{templateID}/files/{hash}", get(missing(BUILDS)))
         .route(
-            "/v2/templates/{templateID}/builds/{buildID}",
-            post(missing(BUILDS)),
-        )
-        .route("/templates/{templateID}/builds/{buildID}", post(missing(BUILDS)))
-        .route(
-            "/templates/{templateID}/builds/{buildID}/status",
-            get(missing(BUILDS)),
-        )
-        .route(
-            "/templates/{templateID}/builds/{buildID}/logs",
-            get(missing(BUILDS)),
-        )
-        .route(
-            "/v2/templates/{templateID}",
-            patch(missing("changes of templates")),
-        )
-        .route("/templates/tags", post(missing(TAGS)).delete(missing(TAGS)))
-        .route("/templates/{templateID}/tags/{what}", get(missing(LOOKS)))
-        .route(
-            "/templates/{templateID}/tags/{tag}/assignments",
-            get(missing(LOOKS)),
+            "/templates/{templateID}/builds/{buildID}",
+            post(missing(OLD_BUILDS)),
         )
         .route("/default-templates", get(missing("default templates")))
-        .route("/volumes", get(missing(VOLUMES)).post(missing(VOLUMES)))
-        .route(
-            "/volumes/{volumeID}",
-            get(missing(VOLUMES)).delete(missing(VOLUMES)),
-        )
-        // Asked for with a token of the volume's own, which nobody here has given out.
-        .route("/volumecontent/{*rest}", any(async || refusal(VOLUMES)))
         .route("/secrets", get(missing(SECRETS)).post(missing(SECRETS)))
         .route(
             "/secrets/{secretID}",

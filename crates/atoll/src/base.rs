@@ -3,7 +3,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use container::Containers;
-use model::{BuildId, Resources, Team, Template, TemplateId};
+use model::{BuildId, Settings, Team, Template, TemplateId, TemplateOrigin};
 use ports::{Runtime as _, TemplateStore};
 
 use crate::out;
@@ -16,15 +16,11 @@ pub(crate) async fn ensure(templates: &dyn TemplateStore, runtime: &Containers, 
         Some(template) => template,
         None => make(templates, runtime, team).await?,
     };
-    let build = template
-        .tags
-        .get("default")
-        .copied()
-        .context("the base template has no build")?;
+    let (build, settings) = template.tagged(None).context("the base template has no build")?;
     if !runtime.has_build(build).await {
         import(runtime, build).await?;
     }
-    runtime.prewarm(build, template.resources.disk);
+    runtime.prewarm(build, settings.resources.disk);
     Ok(())
 }
 
@@ -32,17 +28,20 @@ async fn make(templates: &dyn TemplateStore, runtime: &Containers, team: &Team) 
     let build = BuildId::random();
     import(runtime, build).await?;
     let now = SystemTime::now();
+    let settings = Settings {
+        workdir: Some("/home/user".to_owned()),
+        created_at: now,
+        ..Settings::default()
+    };
     let template = Template {
         id: TemplateId::random(),
         team: team.id,
         public: true,
         names: vec![NAME.to_owned()],
         tags: [("default".to_owned(), build)].into(),
-        resources: Resources::default(),
-        env: std::collections::BTreeMap::new(),
-        user: "user".to_owned(),
-        workdir: Some("/home/user".to_owned()),
-        start: None,
+        builds: [(build, settings)].into(),
+        origin: TemplateOrigin::Build,
+        version: 0,
         created_at: now,
         updated_at: now,
         last_spawned_at: None,

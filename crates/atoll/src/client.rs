@@ -1,13 +1,19 @@
 //! The API, from a terminal.
+mod context;
 mod conversation;
+mod copy;
+mod dockerfile;
 pub(crate) mod key;
 mod logs;
 pub(crate) mod program;
 pub(crate) mod sandbox;
 mod signals;
+pub(crate) mod snapshot;
 mod table;
 pub(crate) mod template;
 mod terminal;
+pub(crate) mod volume;
+mod words;
 
 use anyhow::Result;
 use model::Secret;

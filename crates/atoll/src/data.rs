@@ -119,7 +119,7 @@ fn read(dir: &Path) -> Option<Credentials> {
 /// The lines that a shell evaluates.
 fn exports(credentials: &Credentials) -> String {
     format!(
-        "export E2B_API_URL={}\nexport E2B_SANDBOX_URL={}\nexport E2B_API_KEY={}\n",
+        "export E2B_API_URL={0}\nexport E2B_SANDBOX_URL={1}\nexport E2B_VOLUME_API_URL={0}\nexport E2B_API_KEY={2}\n",
         credentials.api_url,
         credentials.sandbox_url,
         credentials.api_key.expose()
@@ -147,6 +147,7 @@ pub(crate) fn show(credentials: &Credentials, json: bool) -> Result<()> {
     out::json(&serde_json::json!({
         "E2B_API_URL": credentials.api_url,
         "E2B_SANDBOX_URL": credentials.sandbox_url,
+        "E2B_VOLUME_API_URL": credentials.api_url,
         "E2B_API_KEY": credentials.api_key.expose(),
     }))
 }

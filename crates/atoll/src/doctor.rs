@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use container::probe::{Check, Verdict, look};
+use container::probe::{Check, Verdict, look, memory};
 
 use crate::data::DataDir;
 use crate::out;
@@ -14,6 +14,10 @@ use crate::settings::Resolved;
 pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
     let mut checks = vec![kernel()];
     checks.extend(look(&settings.data_dir));
+    checks.push(memory(
+        &settings.data_dir.join("container"),
+        settings.criu.as_deref(),
+    ));
     checks.push(kvm());
     checks.extend(ports(settings)?);
     let fit = checks.iter().all(|check| check.verdict != Verdict::Missing);

@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use api::{Api, ApiParts};
+use artifact::Images;
 use container::Containers;
 use edge::{Edge, EdgeParts};
 use model::{Team, TeamId};
 use node::LocalNode;
 use orchestrator::{Orchestrator, Parts, bootstrap};
 use ports::node::{HeldState, Node};
-use ports::{Clock, Runtime as _, SandboxManager, TeamStore};
+use ports::{Blobs, Clock, Runtime as _, SandboxManager, TeamStore, VolumeFiles};
 use sql::Sqlite;
 
 use crate::control::{Ended, Status};
@@ -59,6 +60,9 @@ impl House {
         };
         let node = LocalNode::open(config, Arc::clone(&runtime) as Arc<dyn ports::Runtime>)
             .context("the node cannot be opened")?;
+        let images = Images::open(data.path().join("images"), settings.images.clone())
+            .context("images cannot be kept: see [images] of the configuration")?;
+        node.build_from(Arc::new(images));
         let found = node
             .recover()
             .await
@@ -74,10 +78,22 @@ impl House {
         let clock: Arc<dyn Clock> = Arc::new(ports::clock::System);
         let catalog = Arc::new(ports::catalog::Memory::default());
         let limits = Arc::new(ports::limits::Memory::default());
+        let blobs: Arc<dyn Blobs> = Arc::new(
+            settings
+                .blobs
+                .open(data.path())
+                .context("the place for uploads cannot be opened")?,
+        );
+        let volume_files: Arc<dyn VolumeFiles> = Arc::clone(&runtime) as _;
         let nodes: Vec<Arc<dyn Node>> = vec![Arc::clone(&node) as Arc<dyn Node>];
         let orchestrator = Orchestrator::new(Parts {
             sandboxes: Arc::clone(&store) as _,
             templates: Arc::clone(&store) as _,
+            builds: Arc::clone(&store) as _,
+            volumes: Arc::clone(&store) as _,
+            volume_files: Arc::clone(&volume_files),
+            blobs,
+            config: settings.volumes.config(),
             teams: Arc::clone(&store) as _,
             catalog: Arc::clone(&catalog) as _,
             limits: Arc::clone(&limits) as _,
@@ -93,9 +109,14 @@ impl House {
             manager: Arc::clone(&orchestrator) as Arc<dyn SandboxManager>,
             teams: Arc::clone(&store) as _,
             templates: Arc::clone(&store) as _,
+            templates_manager: Arc::clone(&orchestrator) as _,
+            volumes: Arc::clone(&orchestrator) as _,
+            volume_files,
             limits,
             clock: Arc::clone(&clock),
             domain: None,
+            public_url: None,
+            tls_host: settings.tls_listen.map(|_| format!("api.{}", settings.domain)),
             admin_token: settings.admin_token.clone(),
         });
         let edge = Edge::new(EdgeParts {
@@ -215,6 +236,7 @@ fn container_config(settings: &Resolved) -> Result<container::Config> {
         sudo: beside("atoll-sudo")?,
         launcher: beside("atoll-launcher")?,
         pool: settings.pool,
+        criu: settings.criu.clone(),
     })
 }
 

@@ -4,7 +4,7 @@
 //! up ──▶ house ──▶ orchestrator, node, container, api, edge     every role, wired in one place
 //! down, status ──▶ control                                      a word with the running daemon
 //! env, tls, doctor                                              what people need beside it
-//! sandbox, key, template ──▶ client                             the API, from a terminal
+//! sandbox, key, template, snapshot, volume ──▶ client           the API, from a terminal
 //! ```
 //!
 //! **Invariants.** Only this crate reads the environment and chooses adapters. What a command was asked for goes to
@@ -40,7 +40,8 @@ const ENDS: &str = "\
 What a command was asked for is on standard output, all other talk on standard error.
 
 With `--json`, that is one JSON document, also where a command has nothing else to say; `sandbox logs --follow` prints one \
-for each line. `sandbox exec`, `sandbox shell` and `completions` refuse it: what they print is not their own. \
+for each line, and so does `template logs --follow`. `sandbox exec`, `sandbox shell`, `completions` and `cp` to `-` \
+refuse it: what they print is not their own. \
 `up` prints its document when it is ready.
 
 Exit codes:
@@ -49,7 +50,7 @@ Exit codes:
 * `1`: failed; standard error says why, and standard output may hold no document
 * `2`: the arguments were not understood; nothing was done
 * `129`, `130`, `131`, `143`: ended by SIGHUP, SIGINT (Ctrl+C), SIGQUIT, SIGTERM; `sandbox exec` and `sandbox shell` first \
-end the program inside
+end the program inside; the build that `template build` waits for goes on
 * `141`: nobody reads standard output any more, as after `| head`
 
 `sandbox exec` and `sandbox shell` end as the program inside did: with its exit code, or with 128 and the number of the \
@@ -106,6 +107,12 @@ enum Command {
     /// Templates.
     #[command(subcommand)]
     Template(client::template::Command),
+    /// Snapshots of sandboxes.
+    #[command(subcommand)]
+    Snapshot(client::snapshot::Command),
+    /// Volumes.
+    #[command(subcommand)]
+    Volume(client::volume::Command),
     /// Prints completions for a shell.
     Completions {
         /// For which.
@@ -121,6 +128,7 @@ impl Command {
     const fn lends_output(&self) -> bool {
         match self {
             Self::Sandbox(command) => command.lends_output(),
+            Self::Volume(command) => command.lends_output(),
             Self::Completions { .. } | Self::GenDocs => true,
             _ => false,
         }
@@ -161,6 +169,8 @@ fn run(Arguments { command, json }: Arguments) -> anyhow::Result<ExitCode> {
         Command::Sandbox(command) => client(async move |endpoint| command.run(&endpoint, json).await),
         Command::Key(command) => client(async move |endpoint| command.run(&endpoint, json).await),
         Command::Template(command) => client(async move |endpoint| command.run(&endpoint, json).await),
+        Command::Snapshot(command) => client(async move |endpoint| command.run(&endpoint, json).await),
+        Command::Volume(command) => client(async move |endpoint| command.run(&endpoint, json).await),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "atoll", &mut script);

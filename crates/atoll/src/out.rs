@@ -40,6 +40,11 @@ pub(crate) fn say(words: impl Display) {
     let _ = writeln!(io::stderr(), "atoll: {words}");
 }
 
+/// Passes on what somebody else says, such as a build, to whoever watches.
+pub(crate) fn talk(words: impl Display) {
+    let _ = writeln!(io::stderr(), "{words}");
+}
+
 /// What it means that output could not be written.
 pub(crate) fn unwritten<T>(error: io::Error) -> Result<T> {
     if error.kind() == io::ErrorKind::BrokenPipe {

@@ -1,4 +1,7 @@
 //! What can be set: by a flag, by `ATOLL_*`, by the configuration file, in this order.
+mod blobs;
+mod volumes;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -6,6 +9,9 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use model::{Quota, Secret};
 use serde::Deserialize;
+
+use self::blobs::BlobsSettings;
+use self::volumes::VolumesSettings;
 
 const API_LISTEN: &str = "127.0.0.1:3000";
 const EDGE_LISTEN: &str = "127.0.0.1:3002";
@@ -51,6 +57,10 @@ pub(crate) struct Settings {
     /// Sandboxes that are prepared ahead [default: 16].
     #[arg(long, env = "ATOLL_POOL")]
     pool: Option<usize>,
+    /// The program CRIU, version 4.2 or newer, by which memory outlives processes and the host [default: `criu/criu` beside
+    /// this program, or `criu` on the PATH, where there is one]. An empty path: none.
+    #[arg(long, env = "ATOLL_CRIU")]
+    criu: Option<PathBuf>,
     /// What is logged, as tracing's filters are written [default: info].
     #[arg(long, env = "ATOLL_LOG")]
     log: Option<String>,
@@ -67,6 +77,15 @@ pub(crate) struct Settings {
     /// What a team may hold and do: `[quota]` of the file, and in it alone.
     #[arg(skip)]
     quota: Option<Quota>,
+    /// Where uploads are kept: `[blobs]` of the file, and in it alone.
+    #[arg(skip)]
+    blobs: Option<BlobsSettings>,
+    /// Which registries images come from: `[images]` of the file, and in it alone.
+    #[arg(skip)]
+    images: Option<artifact::Policy>,
+    /// What volumes may hold: `[volumes]` of the file, and in it alone.
+    #[arg(skip)]
+    volumes: Option<VolumesSettings>,
 }
 
 /// Settings with every default in its place.
@@ -80,11 +99,15 @@ pub(crate) struct Resolved {
     pub(crate) insecure_listen: bool,
     pub(crate) domain: String,
     pub(crate) pool: usize,
+    pub(crate) criu: Option<PathBuf>,
     pub(crate) log: String,
     pub(crate) log_json: bool,
     pub(crate) otlp_endpoint: Option<String>,
     pub(crate) admin_token: Option<Secret<String>>,
     pub(crate) quota: Quota,
+    pub(crate) blobs: BlobsSettings,
+    pub(crate) images: artifact::Policy,
+    pub(crate) volumes: VolumesSettings,
 }
 
 impl Settings {
@@ -118,6 +141,10 @@ impl Settings {
             insecure_listen: self.insecure_listen.or(file.insecure_listen).unwrap_or(false),
             domain: self.domain.or(file.domain).unwrap_or_else(|| DOMAIN.to_owned()),
             pool: self.pool.or(file.pool).unwrap_or(POOL),
+            criu: match self.criu.or(file.criu) {
+                Some(path) => Some(path).filter(|path| !path.as_os_str().is_empty()),
+                None => find_criu(),
+            },
             log: self.log.or(file.log).unwrap_or_else(|| LOG.to_owned()),
             log_json: self.log_json.or(file.log_json).unwrap_or(false),
             otlp_endpoint: self
@@ -125,6 +152,9 @@ impl Settings {
                 .or(file.otlp_endpoint)
                 .or_else(|| std::env::var(OTLP_ENDPOINT_OF_ALL).ok())
                 .filter(|endpoint| !endpoint.is_empty()),
+            blobs: self.blobs.or(file.blobs).unwrap_or_default(),
+            images: self.images.or(file.images).unwrap_or_default(),
+            volumes: self.volumes.or(file.volumes).unwrap_or_default(),
             quota: self.quota.or(file.quota).unwrap_or_default(),
             admin_token: self.admin_token.or(file.admin_token).map(Secret::new),
         })
@@ -152,6 +182,15 @@ impl Resolved {
 fn read(path: &Path) -> Result<Settings> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     toml::from_str(&text).with_context(|| format!("{} is not a configuration of Atoll", path.display()))
+}
+
+/// CRIU beside this program, or else on the `PATH`.
+fn find_criu() -> Option<PathBuf> {
+    let own = std::env::current_exe().ok();
+    let beside = own.map(|own| own.with_file_name("criu").join("criu"));
+    let dirs = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&dirs).map(|dir| dir.join("criu"));
+    beside.into_iter().chain(on_path).find(|path| path.is_file())
 }
 
 fn default_data_dir() -> PathBuf {

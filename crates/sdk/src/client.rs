@@ -1,20 +1,29 @@
 //! The public API (contract, section 3): one file for each noun.
+mod builds;
 mod keys;
+mod nodes;
 mod sandboxes;
+mod snapshots;
+mod tags;
 mod templates;
+mod volumes;
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, header};
-use http_body_util::Full;
 use model::Secret;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 
 use crate::base::BaseUrl;
+use crate::body::whole;
 use crate::error::CallError;
 use crate::transport::{ANSWER_WITHIN, Answer, Transport, header_value};
 
+pub use builds::StatusQuery;
 pub use sandboxes::{Connected, ListQuery, LogsQuery};
+pub use snapshots::SnapshotsQuery;
 
 /// The API, with the rights of a key. Clones share connections.
 #[derive(Debug, Clone)]
@@ -47,21 +56,39 @@ impl Client {
     }
 
     async fn get(&self, path: &str) -> Result<Answer, CallError> {
-        self.call(Method::GET, path, Bytes::new()).await
+        self.call(Method::GET, path, Bytes::new(), ANSWER_WITHIN).await
     }
 
     async fn post(&self, path: &str, body: &impl Serialize) -> Result<Answer, CallError> {
-        let body = serde_json::to_vec(body).map_err(CallError::garbled)?;
-        self.call(Method::POST, path, body.into()).await
+        self.send(Method::POST, path, body, ANSWER_WITHIN).await
     }
 
     async fn delete(&self, path: &str) -> Result<(), CallError> {
-        self.call(Method::DELETE, path, Bytes::new()).await.map(drop)
+        self.call(Method::DELETE, path, Bytes::new(), ANSWER_WITHIN)
+            .await
+            .map(drop)
     }
 
-    async fn call(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, CallError> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+        within: Duration,
+    ) -> Result<Answer, CallError> {
+        let body = serde_json::to_vec(body).map_err(CallError::garbled)?;
+        self.call(method, path, body.into(), within).await
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        within: Duration,
+    ) -> Result<Answer, CallError> {
         let has_body = !body.is_empty();
-        let mut request = Request::new(Full::new(body));
+        let mut request = Request::new(whole(body));
         *request.method_mut() = method;
         *request.uri_mut() = self.base.join(path);
         let headers = request.headers_mut();
@@ -70,7 +97,32 @@ impl Client {
         if has_body {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
-        self.transport.call(request, Some(ANSWER_WITHIN)).await
+        self.transport.call(request, Some(within)).await
+    }
+}
+
+/// Says where the next page begins (contract 3.1).
+const NEXT_TOKEN: &str = "x-next-token";
+
+/// A part of a list, out of an answer.
+fn page<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<Page<T>, CallError> {
+    Ok(Page {
+        items: answer.json()?,
+        next: next(answer),
+    })
+}
+
+/// Where the next part begins, if there is one.
+fn next(answer: &Answer) -> Option<String> {
+    let token = answer.headers.get(NEXT_TOKEN)?.to_str().ok()?;
+    (!token.is_empty()).then(|| token.to_owned())
+}
+
+fn with_query(path: &str, query: &str) -> String {
+    if query.is_empty() {
+        path.to_owned()
+    } else {
+        format!("{path}?{query}")
     }
 }
 

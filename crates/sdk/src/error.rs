@@ -39,6 +39,17 @@ pub enum CallError {
         /// How long it had.
         within: Duration,
     },
+    /// It took no more of an upload, or did not say that it has it.
+    #[error("{server} took no more of the upload for {within:?}")]
+    Stalled {
+        /// Where.
+        server: String,
+        /// How long it had.
+        within: Duration,
+    },
+    /// What was to be uploaded could not be read.
+    #[error("what is uploaded cannot be read")]
+    Source(#[source] io::Error),
     /// The server says no.
     #[error("{message}")]
     Refused {
@@ -72,8 +83,8 @@ impl CallError {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Refused { kind, .. } => *kind,
-            Self::Address { .. } | Self::Unsendable { .. } => Kind::Invalid,
-            Self::Late { .. } | Self::Silent(_) => Kind::Timeout,
+            Self::Address { .. } | Self::Unsendable { .. } | Self::Source(_) => Kind::Invalid,
+            Self::Late { .. } | Self::Stalled { .. } | Self::Silent(_) => Kind::Timeout,
             Self::Authorities(_) | Self::Unreachable { .. } | Self::Cut(_) | Self::Unended => {
                 Kind::Unavailable
             }
@@ -96,7 +107,10 @@ impl CallError {
             .and_then(|body| body.code.as_ref()?.as_str().map(wire::status::of_connect));
         let (message, error_code) = body.map_or((None, None), |body| (body.message, body.error_code));
         Self::Refused {
-            kind: word.unwrap_or_else(|| wire::status::of_http(status)),
+            // A word that is none of that protocol's says less than the status: those of a volume's content are others.
+            kind: word
+                .filter(|kind| *kind != Kind::Internal)
+                .unwrap_or_else(|| wire::status::of_http(status)),
             message: message
                 .filter(|text| !text.is_empty())
                 .unwrap_or_else(|| format!("the server answered {status}")),
@@ -139,6 +153,12 @@ mod tests {
             r#"{"code":"invalid_argument","message":"cwd '/x' does not exist"}"#,
             Kind::Invalid,
             "cwd '/x' does not exist",
+        );
+        check(
+            404,
+            r#"{"code":"no_such_thing","message":"path '/x' does not exist"}"#,
+            Kind::NotFound,
+            "path '/x' does not exist",
         );
     }
 

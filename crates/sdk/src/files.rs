@@ -3,8 +3,12 @@ use form_urlencoded::Serializer;
 use http::{HeaderValue, Method, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use model::Kind;
+use wire::envd::filesystem as proto;
 
+use crate::body::Upload;
 use crate::error::CallError;
+use crate::rpc;
 use crate::sandbox::SandboxClient;
 use crate::transport::ANSWER_WITHIN;
 
@@ -13,6 +17,10 @@ use crate::transport::ANSWER_WITHIN;
 pub struct FileReader(Incoming);
 
 impl FileReader {
+    pub(crate) const fn new(body: Incoming) -> Self {
+        Self(body)
+    }
+
     /// The next piece; `None` at the end. A pause of a minute is an error.
     ///
     /// # Errors
@@ -77,6 +85,134 @@ impl SandboxClient {
             .call(request, Some(ANSWER_WITHIN))
             .await
             .map(drop)
+    }
+}
+
+impl SandboxClient {
+    /// Writes a file out of a stream; directories on the way to it are made. One that breaks off leaves a part.
+    ///
+    /// # Errors
+    /// [`CallError::Refused`] with the reason of envd; [`CallError::Stalled`], [`CallError::Source`].
+    pub async fn upload_file(
+        &self,
+        path: &str,
+        user: Option<&str>,
+        content: Upload,
+    ) -> Result<(), CallError> {
+        let (body, progress) = content.into_body();
+        let mut request = self
+            .request(Method::POST, &files(path, user), None, Bytes::new())?
+            .map(|_| body);
+        request.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/octet-stream"),
+        );
+        self.transport().upload(request, &progress).await.map(drop)
+    }
+
+    /// What lies at a path.
+    ///
+    /// # Errors
+    /// [`CallError::Refused`], as of every call: nothing lies there.
+    pub async fn stat(&self, path: &str, user: Option<&str>) -> Result<Entry, CallError> {
+        let question = proto::StatRequest {
+            path: path.to_owned(),
+            ..Default::default()
+        };
+        let answer: proto::StatResponse = self.ask("/filesystem.Filesystem/Stat", user, &question).await?;
+        answer
+            .entry
+            .into_option()
+            .map(Entry::from)
+            .ok_or_else(|| CallError::garbled("it tells of no entry"))
+    }
+
+    /// What lies in a directory, and nothing below that.
+    ///
+    /// # Errors
+    /// As of every call.
+    pub async fn list_dir(&self, path: &str, user: Option<&str>) -> Result<Vec<Entry>, CallError> {
+        let question = proto::ListDirRequest {
+            path: path.to_owned(),
+            depth: 1,
+            ..Default::default()
+        };
+        let answer: proto::ListDirResponse = self
+            .ask("/filesystem.Filesystem/ListDir", user, &question)
+            .await?;
+        Ok(answer.entries.into_iter().map(Entry::from).collect())
+    }
+
+    /// Makes a directory and those above it; whether it was not there before.
+    ///
+    /// # Errors
+    /// As of every call.
+    pub async fn make_dir(&self, path: &str, user: Option<&str>) -> Result<bool, CallError> {
+        let question = proto::MakeDirRequest {
+            path: path.to_owned(),
+            ..Default::default()
+        };
+        let made: Result<proto::MakeDirResponse, _> =
+            self.ask("/filesystem.Filesystem/MakeDir", user, &question).await;
+        match made {
+            Ok(_) => Ok(true),
+            Err(CallError::Refused {
+                kind: Kind::Conflict, ..
+            }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ask<Q: serde::Serialize, A: serde::de::DeserializeOwned>(
+        &self,
+        method: &str,
+        user: Option<&str>,
+        question: &Q,
+    ) -> Result<A, CallError> {
+        rpc::unary(self, method, user, question, Some(ANSWER_WITHIN)).await
+    }
+}
+
+/// What lies at a path of a sandbox, as the sandbox tells it: not even the name can be trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The path's last part.
+    pub name: String,
+    /// What it is, or what a link leads to.
+    pub kind: EntryKind,
+    /// Whether it is a symbolic link.
+    pub is_link: bool,
+    /// Permission bits.
+    pub mode: u32,
+    /// Bytes; of a link, its own.
+    pub size: u64,
+}
+
+/// What kind of thing lies at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// None of them, or a link that leads nowhere.
+    Other,
+}
+
+impl From<proto::EntryInfo> for Entry {
+    fn from(entry: proto::EntryInfo) -> Self {
+        let kind = match entry.r#type.as_known() {
+            Some(proto::FileType::FILE_TYPE_FILE) => EntryKind::File,
+            Some(proto::FileType::FILE_TYPE_DIRECTORY) => EntryKind::Directory,
+            _ => EntryKind::Other,
+        };
+        Self {
+            name: entry.name,
+            kind,
+            is_link: entry.is_symlink || entry.symlink_target.is_some(),
+            mode: entry.mode & 0o7777,
+            size: u64::try_from(entry.size).unwrap_or(0),
+        }
     }
 }
 

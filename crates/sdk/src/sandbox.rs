@@ -2,12 +2,12 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, header};
-use http_body_util::Full;
 use model::{Kind, Secret};
 use wire::envd::process as proto;
 use wire::host::{SANDBOX_ID_HEADER, SANDBOX_PORT_HEADER};
 
 use crate::base::BaseUrl;
+use crate::body::{Body, whole};
 use crate::error::CallError;
 use crate::process::{Process, Program};
 use crate::rpc;
@@ -114,8 +114,8 @@ impl SandboxClient {
         path: &str,
         user: Option<&str>,
         body: Bytes,
-    ) -> Result<Request<Full<Bytes>>, CallError> {
-        let mut request = Request::new(Full::new(body));
+    ) -> Result<Request<Body>, CallError> {
+        let mut request = Request::new(whole(body));
         *request.method_mut() = method;
         *request.uri_mut() = self.base.join(path);
         let headers = request.headers_mut();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
@@ -15,7 +15,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::de::DeserializeOwned;
+use wire::rest::LogLevel;
 
+use crate::body::{Body, Progress};
 use crate::error::CallError;
 
 /// How long a request may take; the deadline that E2B's clients have too (contract 2.4).
@@ -30,7 +32,7 @@ const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("atoll/", env!(
 
 /// A pool of connections. Clones share it.
 #[derive(Debug, Clone)]
-pub(crate) struct Transport(Pool<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>);
+pub(crate) struct Transport(Pool<HttpsConnector<HttpConnector<Resolver>>, Body>);
 
 /// An answer that was read whole.
 pub(crate) struct Answer {
@@ -82,7 +84,7 @@ impl Transport {
     /// deadline, the caller has its own reason to stop waiting.
     pub(crate) async fn open(
         &self,
-        mut request: Request<Full<Bytes>>,
+        mut request: Request<Body>,
         within: Option<Duration>,
     ) -> Result<Response<Incoming>, CallError> {
         let server = request
@@ -119,34 +121,71 @@ impl Transport {
         Err(CallError::refused(status, &body))
     }
 
+    /// Sends a request whose body is read as the server takes it, and waits for the head of a good answer as long as the
+    /// server takes more.
+    pub(crate) async fn upload(
+        &self,
+        request: Request<Body>,
+        progress: &Progress,
+    ) -> Result<Answer, CallError> {
+        let server = request
+            .uri()
+            .authority()
+            .map_or_else(String::new, ToString::to_string);
+        let answered = tokio::select! {
+            biased;
+            answered = self.open(request, None) => answered,
+            within = progress.stalled() => Err(CallError::Stalled { server, within }),
+        };
+        match (answered, progress.failure()) {
+            (Ok(answer), _) => read(answer).await,
+            (Err(error @ CallError::Refused { .. }), _) | (Err(error), None) => Err(error),
+            (Err(_), Some(source)) => Err(CallError::Source(source)),
+        }
+    }
+
     /// Sends a request and reads all of a good answer.
     pub(crate) async fn call(
         &self,
-        request: Request<Full<Bytes>>,
+        request: Request<Body>,
         within: Option<Duration>,
     ) -> Result<Answer, CallError> {
-        let (head, body) = self.open(request, within).await?.into_parts();
-        let server = || "the server".to_owned();
-        let read = tokio::time::timeout(ANSWER_WITHIN, Limited::new(body, ANSWER_BYTES_MAX).collect()).await;
-        let read = read.map_err(|_| CallError::Late {
-            server: server(),
-            within: ANSWER_WITHIN,
-        })?;
-        let body = read.map_err(|error| match error.downcast::<hyper::Error>() {
-            Ok(cut) => CallError::Cut(*cut),
-            Err(_) => CallError::garbled(format!("it is longer than {ANSWER_BYTES_MAX} bytes")),
-        })?;
-        Ok(Answer {
-            status: head.status,
-            headers: head.headers,
-            body: body.to_bytes(),
-        })
+        read(self.open(request, within).await?).await
     }
+}
+
+/// Reads all of an answer.
+async fn read(answer: Response<Incoming>) -> Result<Answer, CallError> {
+    let (head, body) = answer.into_parts();
+    let read = tokio::time::timeout(ANSWER_WITHIN, Limited::new(body, ANSWER_BYTES_MAX).collect()).await;
+    let read = read.map_err(|_| CallError::Late {
+        server: "the server".to_owned(),
+        within: ANSWER_WITHIN,
+    })?;
+    let body = read.map_err(|error| match error.downcast::<hyper::Error>() {
+        Ok(cut) => CallError::Cut(*cut),
+        Err(_) => CallError::garbled(format!("it is longer than {ANSWER_BYTES_MAX} bytes")),
+    })?;
+    Ok(Answer {
+        status: head.status,
+        headers: head.headers,
+        body: body.to_bytes(),
+    })
 }
 
 /// A header's value out of something that a person wrote.
 pub(crate) fn header_value(what: &'static str, text: &str) -> Result<HeaderValue, CallError> {
     HeaderValue::from_str(text).map_err(|_| CallError::Unsendable { what })
+}
+
+/// A level, as queries name it.
+pub(crate) const fn level_name(level: LogLevel) -> &'static str {
+    match level {
+        LogLevel::Debug => "debug",
+        LogLevel::Info => "info",
+        LogLevel::Warn => "warn",
+        LogLevel::Error => "error",
+    }
 }
 
 /// Names below `localhost` are this machine (RFC 6761, section 6.3), whatever its resolver thinks; others are asked for.

@@ -5,8 +5,12 @@ use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
 use sdk::{Connected, ListQuery};
 use serde_json::json;
-use wire::rest::{AutoResume, ConnectSandbox, NetworkConfig, NewSandbox, PauseSandbox, SandboxState};
+use wire::rest::{
+    AutoResume, ConnectSandbox, ForkSandbox, Memory, NetworkConfig, NewSandbox, NewSnapshot, PauseSandbox,
+    SandboxState, VolumeMount,
+};
 
+use super::copy::Copy;
 use super::logs::{self, Logs};
 use super::program::{self, Exec, Shell};
 use super::{Endpoint, table};
@@ -20,6 +24,12 @@ pub(crate) enum Command {
         /// From which template.
         #[arg(default_value = "base")]
         template: String,
+        /// The same, by name.
+        #[arg(long = "template", value_name = "TEMPLATE", conflicts_with = "template")]
+        from: Option<String>,
+        /// A volume that it has at a path, NAME:/path; may be given several times.
+        #[arg(long, value_name = "NAME:/PATH", value_parser = mount)]
+        volume: Vec<VolumeMount>,
         /// How long it lives, in seconds.
         #[arg(long, default_value_t = 300)]
         timeout: i64,
@@ -88,6 +98,36 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 300)]
         timeout: i64,
     },
+    /// Takes a snapshot of a running sandbox, which goes on, and prints its id: sandboxes are created from it.
+    Snapshot {
+        /// Which.
+        id: String,
+        /// What the snapshot is called, NAME or NAME:TAG.
+        #[arg(long)]
+        name: Option<String>,
+        /// Keeps the disk only: what is created from it boots.
+        #[arg(long)]
+        disk_only: bool,
+    },
+    /// Starts copies of a running sandbox, which goes on, and prints their ids.
+    Fork {
+        /// Which.
+        id: String,
+        /// How many.
+        #[arg(long, default_value_t = 1)]
+        count: i64,
+        /// How long they live, in seconds.
+        #[arg(long, default_value_t = 300)]
+        timeout: i64,
+    },
+    /// Copies files between this machine and a sandbox, ID:/path.
+    Cp {
+        #[command(flatten)]
+        copy: Copy,
+        /// As whom, there [default: the sandbox's user].
+        #[arg(long, short)]
+        user: Option<String>,
+    },
     /// Reboots a running sandbox from its disk.
     Restart {
         /// Which.
@@ -119,10 +159,25 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+/// `NAME:/path`.
+fn mount(text: &str) -> Result<VolumeMount, String> {
+    match text.split_once(':') {
+        Some((name, path)) if !name.is_empty() && path.starts_with('/') => Ok(VolumeMount {
+            name: name.to_owned(),
+            path: path.to_owned(),
+        }),
+        _ => Err(format!("'{text}' is not NAME:/path")),
+    }
+}
+
 impl Command {
-    /// Whether standard output belongs to a program inside.
+    /// Whether standard output belongs to a program inside, or to a file.
     pub(crate) const fn lends_output(&self) -> bool {
-        matches!(self, Self::Exec(_) | Self::Shell(_))
+        match self {
+            Self::Exec(_) | Self::Shell(_) => true,
+            Self::Cp { copy, .. } => copy.lends_output(),
+            _ => false,
+        }
     }
 
     pub(crate) async fn run(self, endpoint: &Endpoint, json: bool) -> Result<ExitCode> {
@@ -130,6 +185,8 @@ impl Command {
         match self {
             Command::Create {
                 template,
+                from,
+                volume,
                 timeout,
                 metadata,
                 env,
@@ -139,14 +196,14 @@ impl Command {
                 auto_pause,
                 auto_resume,
             } => {
-                let list = |list: Vec<String>| (!list.is_empty()).then_some(list);
                 let network = NetworkConfig {
-                    allow_out: list(allow),
-                    deny_out: list(deny),
+                    allow_out: given(allow),
+                    deny_out: given(deny),
                     ..NetworkConfig::default()
                 };
                 let wanted = NewSandbox {
-                    template_id: template,
+                    template_id: from.unwrap_or(template),
+                    volume_mounts: given(volume),
                     timeout: Some(timeout),
                     auto_pause: Some(auto_pause),
                     auto_resume: auto_resume.then_some(AutoResume { enabled: true }),
@@ -207,6 +264,11 @@ impl Command {
                     out::json(&sandbox)?;
                 }
             }
+            Command::Snapshot { id, name, disk_only } => {
+                snapshot(endpoint, &id, name, disk_only, json).await?
+            }
+            Command::Fork { id, count, timeout } => return fork(endpoint, &id, count, timeout, json).await,
+            Command::Cp { copy, user } => copy.sandbox(endpoint, user, json).await?,
             Command::Restart { id } => {
                 let sandbox = api.restart(&id).await?;
                 out::say(format_args!("{id} runs again, from its disk"));
@@ -219,6 +281,62 @@ impl Command {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// A list that says nothing is none.
+fn given<T>(list: Vec<T>) -> Option<Vec<T>> {
+    (!list.is_empty()).then_some(list)
+}
+
+async fn snapshot(
+    endpoint: &Endpoint,
+    id: &str,
+    name: Option<String>,
+    disk_only: bool,
+    json: bool,
+) -> Result<()> {
+    let wanted = NewSnapshot {
+        name,
+        memory: Some(!disk_only),
+    };
+    let taken = endpoint.api()?.snapshot(id, &wanted).await?;
+    let memory = match taken.memory {
+        Memory::None if disk_only => "it holds the disk",
+        Memory::None => "it holds the disk: memory cannot be kept here, and what is created from it boots",
+        Memory::Volatile => "it holds disk and memory, the latter until the machine goes down",
+        Memory::Durable => "it holds disk and memory",
+    };
+    out::say(memory);
+    if json {
+        return out::json(&taken);
+    }
+    out::line(taken.snapshot_id)
+}
+
+/// All copies are told of, also where some have not come up.
+async fn fork(endpoint: &Endpoint, id: &str, count: i64, timeout: i64, json: bool) -> Result<ExitCode> {
+    let wanted = ForkSandbox {
+        timeout: Some(timeout),
+        count: Some(count),
+    };
+    let copies = endpoint.api()?.fork(id, wanted).await?;
+    let is_whole = copies.iter().all(|copy| copy.sandbox.is_some());
+    for copy in &copies {
+        match (&copy.sandbox, &copy.error) {
+            (Some(sandbox), _) if !json => out::line(&sandbox.sandbox_id)?,
+            (None, Some(error)) => out::say(format_args!("a copy has not come up: {}", error.message)),
+            (None, None) => out::say("a copy has not come up, and the server does not say why"),
+            (Some(_), _) => {}
+        }
+    }
+    if json {
+        out::json(&copies)?;
+    }
+    Ok(if is_whole {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn list(

@@ -1,7 +1,7 @@
 //! This side's terminal, while a shell on the other side has it.
 use std::io::{self, IsTerminal as _};
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use sdk::TerminalSize;
 
 /// Where nothing is known of the size.
@@ -28,6 +28,27 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
+    }
+}
+
+/// A terminal that does not show what is typed; it gets its old mode back with this.
+pub(crate) struct Quiet(Termios);
+
+impl Quiet {
+    /// Quiets standard input, which is a terminal.
+    pub(crate) fn enter() -> io::Result<Self> {
+        let input = io::stdin();
+        let old = tcgetattr(&input)?;
+        let mut quiet = old.clone();
+        quiet.local_modes -= LocalModes::ECHO;
+        tcsetattr(&input, OptionalActions::Flush, &quiet)?;
+        Ok(Self(old))
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
     }
 }
 

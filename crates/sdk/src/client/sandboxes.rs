@@ -8,11 +8,9 @@ use wire::rest::{
     RefreshSandbox, Sandbox, SandboxDetail, SandboxMetric, SandboxState, SetTimeout,
 };
 
-use super::{Client, Page, segment};
+use super::{Client, Page, page, segment, with_query};
 use crate::error::CallError;
-
-/// Says where the next page begins (contract 3.1).
-const NEXT_TOKEN: &str = "x-next-token";
+use crate::transport::level_name;
 
 /// Which sandboxes are listed.
 #[derive(Debug, Clone, Default)]
@@ -63,16 +61,7 @@ impl Client {
     /// # Errors
     /// As of every call.
     pub async fn sandboxes(&self, query: &ListQuery) -> Result<Page<ListedSandbox>, CallError> {
-        let answer = self.get(&list_path(query)).await?;
-        let next = answer
-            .headers
-            .get(NEXT_TOKEN)
-            .and_then(|token| token.to_str().ok())
-            .map(str::to_owned);
-        Ok(Page {
-            items: answer.json()?,
-            next,
-        })
+        page(&self.get(&list_path(query)).await?)
     }
 
     /// All about a sandbox.
@@ -218,23 +207,9 @@ fn logs_path(id: &str, query: LogsQuery) -> String {
         pairs.append_pair("direction", name);
     }
     if let Some(level) = query.level {
-        let name = match level {
-            LogLevel::Debug => "debug",
-            LogLevel::Info => "info",
-            LogLevel::Warn => "warn",
-            LogLevel::Error => "error",
-        };
-        pairs.append_pair("level", name);
+        pairs.append_pair("level", level_name(level));
     }
     with_query(&format!("/v2/sandboxes/{}/logs", segment(id)), &pairs.finish())
-}
-
-fn with_query(path: &str, query: &str) -> String {
-    if query.is_empty() {
-        path.to_owned()
-    } else {
-        format!("{path}?{query}")
-    }
 }
 
 const fn state_name(state: SandboxState) -> &'static str {
