@@ -7,7 +7,17 @@ use clap::Args;
 
 use crate::shell::{cache, cargo, command, root, run, target_dir};
 
-const TARGETS: [&str; 5] = ["host", "envelopes", "frames", "form", "metadata"];
+const TARGETS: [&str; 9] = [
+    "host",
+    "envelopes",
+    "frames",
+    "form",
+    "metadata",
+    "upload",
+    "tar",
+    "layer",
+    "manifest",
+];
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// As cargo-fuzz has it, without a sanitizer: there is no `unsafe` in what is fuzzed.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

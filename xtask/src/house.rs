@@ -42,6 +42,9 @@ impl House {
             env.insert(listener.into(), format!("127.0.0.1:{}", free_port()?));
         }
         env.insert("ATOLL_DATA_DIR".into(), dir.display().to_string());
+        if let Some(criu) = crate::criu::have() {
+            env.insert("ATOLL_CRIU".into(), criu.display().to_string());
+        }
         env.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
         let daemon = spawn(atoll, &dir, &env)?;
         let mut house = House {

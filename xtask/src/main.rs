@@ -3,6 +3,7 @@
 //! ```text
 //! up      build, prepare the machine, start Atoll          setup ─▶ build ─▶ atoll up
 //! test    the whole test suite                             setup ─▶ check ─▶ rust ─▶ house ─▶ tally
+//! criu    a CRIU for this clone, so that pauses and copies hold memory
 //! check   fmt, clippy, tidy (crate arrows, unsafe, docs), generated files, licences
 //! bench   the benchmark table                              setup ─▶ release build ─▶ testkit's bench
 //! fuzz    the fuzz targets, each for a minute
@@ -20,6 +21,7 @@ mod bench;
 mod build;
 mod check;
 mod clients;
+mod criu;
 mod fuzz;
 mod generate;
 mod house;
@@ -53,6 +55,8 @@ enum Chore {
     },
     /// Run the whole test suite, official SDKs included.
     Test(suite::Options),
+    /// Get CRIU, so that pauses and copies hold memory: into this clone, nothing else is changed. Prints where it is.
+    Criu,
     /// Run the static checks: fmt, clippy, tidy, generated files.
     Check,
     /// Print the benchmark table. Arguments go to the benchmark.
@@ -83,6 +87,7 @@ fn main() -> Result<()> {
     match Args::parse().chore {
         Chore::Up { rest } => up::run(&rest),
         Chore::Test(options) => suite::run(&options),
+        Chore::Criu => criu::get().map(|program| println!("{}", program.display())),
         Chore::Check => check::run().map(|tally| println!("{tally}")),
         Chore::Bench { rest } => bench::run(&rest),
         Chore::Fuzz(options) => fuzz::fuzz(&options),

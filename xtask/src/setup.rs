@@ -80,6 +80,11 @@ const TO_TEST: &[Need] = &[
         why: "makes a root that owes nothing to the host",
     },
     Need {
+        program: "docker-registry",
+        package: "docker-registry",
+        why: "gives the tests images to pull",
+    },
+    Need {
         program: "e2fsck",
         package: "e2fsprogs",
         why: "checks cloned disks",

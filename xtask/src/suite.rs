@@ -23,7 +23,7 @@ use clap::{Args, ValueEnum};
 use crate::house::House;
 use crate::shell::{cargo, command, root};
 use crate::tally::{self, Tally};
-use crate::{bench, build, check, clients, setup};
+use crate::{bench, build, check, clients, criu, setup};
 
 /// What to run.
 #[derive(Args)]
@@ -134,6 +134,9 @@ fn rust() -> Result<Tally> {
         // No documentation has examples to run, and asking for them costs a run of rustdoc for each crate.
         .args(["--lib", "--bins", "--tests", "--examples"])
         .env("ATOLL_TEST_BIN_DIR", bin);
+    if let Some(criu) = criu::have() {
+        tests.env("ATOLL_TEST_CRIU", criu);
+    }
     run_and_count("rust", &mut tests, tally::of_cargo)
 }
 
@@ -160,6 +163,10 @@ fn pytest(dirs: &[&str], env: &BTreeMap<String, String>) -> Result<Command> {
         .args(["-m", "pytest", "-ra", "-p", "no:cacheprovider"])
         .args(dirs)
         .envs(env);
+    if let Some(criu) = criu::have() {
+        // Of daemons that the tests start themselves.
+        tests.env("ATOLL_CRIU", criu);
+    }
     tests
         .env("ATOLL_JS", clients::javascript()?)
         .env("ATOLL_NODE", clients::node()?);
@@ -223,7 +230,7 @@ fn tls() -> Result<Tally> {
     let listen = [("ATOLL_TLS_LISTEN", format!("{TLS_ADDRESS}:443"))];
     with_house("tls", &listen, |env| {
         let mut env = env.clone();
-        for direct in ["E2B_API_URL", "E2B_SANDBOX_URL"] {
+        for direct in ["E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL"] {
             env.remove(direct);
         }
         env.insert("E2B_DOMAIN".into(), "atoll.localhost".into());

@@ -24,10 +24,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("orchestrator", &["model", "ports", "failpoint"]),
     ("api", &["model", "ports", "wire"]),
     ("edge", &["model", "ports", "wire"]),
-    ("node", &["model", "ports", "wire", "failpoint"]),
+    ("node", &["model", "ports", "wire", "artifact", "failpoint"]),
     ("container", &["model", "ports", "linux", "failpoint"]),
     ("envd", &["model", "wire", "linux"]),
+    ("artifact", &["model", "ports"]),
     ("sql", &["model", "ports"]),
+    ("cluster", &["model", "ports"]),
     ("sdk", &["wire", "model"]),
 ];
 

@@ -3,7 +3,7 @@ use std::os::unix::process::CommandExt;
 
 use anyhow::{Context, Result};
 
-use crate::{build, setup};
+use crate::{build, criu, setup};
 
 /// Prepares the machine, builds, and becomes `atoll up`.
 pub(crate) fn run(rest: &[String]) -> Result<()> {
@@ -13,6 +13,12 @@ pub(crate) fn run(rest: &[String]) -> Result<()> {
         "up: the program is {}; a PATH of yours may name its directory",
         atoll.display()
     );
-    let failed = std::process::Command::new(&atoll).arg("up").args(rest).exec();
+    let mut up = std::process::Command::new(&atoll);
+    if std::env::var_os("ATOLL_CRIU").is_none()
+        && let Some(criu) = criu::is_there()
+    {
+        up.env("ATOLL_CRIU", criu);
+    }
+    let failed = up.arg("up").args(rest).exec();
     Err(failed).with_context(|| format!("cannot start {}", atoll.display()))
 }

@@ -26,3 +26,11 @@ export async function withSandbox(options, test) {
     await sandbox.kill()
   }
 }
+
+/** What the API answers to a call that no SDK offers; the status must be among the expected. */
+export async function call(method, path, expected) {
+  const answer = await fetch((process.env.E2B_API_URL ?? `https://api.${process.env.E2B_DOMAIN}`) + path, { method, headers: { 'X-API-Key': process.env.E2B_API_KEY } })
+  const text = await answer.text()
+  if (!expected.includes(answer.status)) throw new Error(`${method} ${path}: ${answer.status} ${text}`)
+  return text
+}

@@ -14,6 +14,7 @@ const BY_ID = 'forms: let an id do what its object can'
 const ITSELF = 'forms: let a paused object connect itself, restored or rebooted'
 const LIVE = 'sandbox: live as long as they are told'
 const FOUND = 'sandbox: are created, described, found and killed'
+const VOLUMES = 'volumes: are made, found, written, read, mounted and destroyed'
 const MANY = 'files: are written many at once'
 
 /** What each class offers, and which test drives it. */
@@ -22,7 +23,8 @@ const DRIVEN = {
     ...each(['getInfo', 'getFullInfo', 'kill', 'setTimeout', 'updateNetwork', 'pause', 'betaPause', 'connect'], BY_ID),
     ...each(['create', 'list'], 'forms: list by state, order, start and template, and go on from a token'),
     getMetrics: 'forms: cut metrics to a time',
-    ...each(['fork', 'createSnapshot', 'listSnapshots', 'deleteSnapshot'], REFUSED),
+    ...each(['createSnapshot', 'listSnapshots', 'deleteSnapshot'], 'snapshots: have names'),
+    fork: 'snapshots: go their own ways',
   },
   Sandbox: {
     ...each(['connect', 'pause', 'betaPause', 'isRunning'], ITSELF),
@@ -32,7 +34,8 @@ const DRIVEN = {
     getMetrics: 'forms: cut metrics to a time',
     ...each(['getHost', 'getMcpUrl', 'getMcpToken'], 'forms: tell addresses, and the token of a gateway'),
     ...each(['uploadUrl', 'downloadUrl'], 'files: are reached by signed URLs'),
-    ...each(['fork', 'createSnapshot', 'listSnapshots'], REFUSED),
+    ...each(['createSnapshot', 'listSnapshots'], 'snapshots: are made, listed, started from and deleted'),
+    fork: 'snapshots: go their own ways',
   },
   Commands: {
     ...each(['run', 'connect', 'kill', 'list', 'sendStdin'], 'sandbox: take input, are listed, joined and killed'),
@@ -65,13 +68,15 @@ const DRIVEN = {
     dangerouslyAuthenticate: 'git: wants credentials for a guarded remote',
   },
   SandboxPaginator: { nextItems: 'forms: list by state, order, start and template, and go on from a token' },
-  SnapshotPaginator: { nextItems: REFUSED },
+  SnapshotPaginator: { nextItems: 'snapshots: are made, listed, started from and deleted' },
   'static TemplateBase': {
-    ...each(['exists', 'aliasExists', 'getTags'], 'refusals: are not for what can be read of templates'),
-    ...each(['build', 'buildInBackground', 'getBuildStatus', 'assignTags', 'removeTags'], REFUSED),
+    ...each(['exists', 'aliasExists', 'getTags'], 'templates: are read'),
+    ...each(['buildInBackground', 'getBuildStatus'], 'templates: are built in the background, and tell how far they are'),
+    ...each(['build', 'assignTags', 'removeTags'], 'templates: have tags'),
   },
   'static Secret': each(['create', 'destroy', 'exists', 'getInfo', 'list', 'update'], REFUSED),
-  'static Volume': each(['connect', 'create', 'destroy', 'getInfo', 'list'], REFUSED),
+  'static Volume': each(['connect', 'create', 'destroy', 'getInfo', 'list'], VOLUMES),
+  Volume: each(['list', 'makeDir', 'getInfo', 'exists', 'updateMetadata', 'readFile', 'writeFile', 'remove'], VOLUMES),
 }
 
 /** The static calls that need no server: they make values. */

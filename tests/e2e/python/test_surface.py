@@ -48,10 +48,10 @@ SANDBOX = {
     "get_host": "test_forms.test_addresses_are_told",
     "get_mcp_url": "test_forms.test_addresses_are_told",
     "get_mcp_token": "test_forms.test_the_token_of_a_gateway_is_read_as_root",
-    "fork": REFUSED,
-    "create_snapshot": REFUSED,
-    "list_snapshots": REFUSED,
-    "delete_snapshot": REFUSED,
+    "fork": "test_snapshots.test_forks_go_their_own_ways",
+    "create_snapshot": "test_snapshots.test_a_named_snapshot_has_tags",
+    "list_snapshots": "test_snapshots.test_a_named_snapshot_has_tags",
+    "delete_snapshot": "test_snapshots.test_a_snapshot_is_deleted_once",
 }
 CLONES = GIT + "test_commits_travel_through_the_remote"
 GIT_CALLS = {
@@ -89,12 +89,20 @@ HANDLE = {
     "disconnect": HANDLES + "test_a_command_outlives_the_handle_that_lets_go",
 }
 TEMPLATE = {
-    "exists": "test_refusals.test_what_can_be_read_of_templates_is_read",
+    "exists": "test_templates.test_tags_name_builds",
     "alias_exists": "test_refusals.test_what_can_be_read_of_templates_is_read",
-    "get_tags": "test_refusals.test_what_can_be_read_of_templates_is_read",
-} | dict.fromkeys(["assign_tags", "build", "build_in_background", "get_build_status", "remove_tags"], REFUSED)
+    "get_tags": "test_templates.test_tags_name_builds",
+    "assign_tags": "test_templates.test_tags_name_builds",
+    "remove_tags": "test_templates.test_tags_name_builds",
+    "build": "test_templates.test_tags_name_builds",
+    "build_in_background": "test_templates.test_a_build_goes_on_in_the_background_and_tells_how_far_it_is",
+    "get_build_status": "test_templates.test_a_build_goes_on_in_the_background_and_tells_how_far_it_is",
+}
 SECRET = dict.fromkeys(["create", "destroy", "exists", "get_info", "list", "update"], REFUSED)
-VOLUME = dict.fromkeys(["connect", "create", "destroy", "get_info", "list"], REFUSED)
+FILES_OF_VOLUMES = "test_volumes.test_files_are_written_read_listed_and_removed_from_outside"
+VOLUME = dict.fromkeys(["connect", "create", "destroy", "get_info", "list"], "test_volumes.test_a_volume_is_found_and_destroyed") | dict.fromkeys(
+    ["exists", "make_dir", "read_file", "remove", "update_metadata", "write_file"], FILES_OF_VOLUMES
+)
 
 
 #: What each class offers, and which test drives it.
@@ -149,8 +157,8 @@ DRIVEN = {
     AsyncWatchHandle: {"stop": HANDLES + "test_an_async_watch_tells_entries_and_its_end"},
     SandboxPaginator: {"next_items": "test_forms.test_a_list_goes_on_from_a_token"},
     AsyncSandboxPaginator: {"next_items": "test_forms.test_a_list_goes_on_from_a_token"},
-    SnapshotPaginator: {"next_items": REFUSED},
-    AsyncSnapshotPaginator: {"next_items": REFUSED},
+    SnapshotPaginator: {"next_items": "test_snapshots.test_snapshots_are_paged"},
+    AsyncSnapshotPaginator: {"next_items": "test_snapshots.test_snapshots_are_paged"},
     Template: TEMPLATE,
     AsyncTemplate: TEMPLATE,
     Secret: SECRET,
@@ -159,8 +167,8 @@ DRIVEN = {
     AsyncVolume: VOLUME,
 }
 
-#: Classes of which the calls by name alone count: what they do with an object, they do with one that nobody can make yet.
-BY_NAME_ALONE = (Template, AsyncTemplate, Secret, AsyncSecret, Volume, AsyncVolume)
+#: Classes of which the calls by name alone count: what is called on an object of theirs asks no server.
+BY_NAME_ALONE = (Template, AsyncTemplate, Secret, AsyncSecret)
 
 
 def calls(cls):

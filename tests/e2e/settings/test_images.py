@@ -1,0 +1,81 @@
+"""Templates out of images in a registry, driven by the official SDK."""
+
+import pytest
+from e2b import BuildException, Sandbox, Template
+from registry import Registry, small_root, tar_of
+
+
+@pytest.fixture(scope="module")
+def registry():
+    registry = Registry()
+    yield registry
+    registry.close()
+
+
+@pytest.fixture
+def house(house_with, registry):
+    return house_with(f'[images]\nothers = "deny"\n\n[images.registries."{registry.address}"]\n\n[images.registries."hub.test"]\nmirrors = ["http://{registry.address}"]\n')
+
+
+def build(house, template, name, lines=None):
+    return Template.build(template, name, on_build_logs=lambda entry: lines is not None and lines.append(entry.message), **{k: v for k, v in house.connection.items() if k != "retries"})
+
+
+def made(house, name):
+    return Sandbox.create(name, timeout=120, **house.connection)
+
+
+def test_an_image_becomes_a_template(house, registry):
+    above = tar_of({"etc": None, "etc/.wh.release": "", "etc/second": "second layer", "opt": None, "opt/tool": "#!/bin/bash\necho tool"})
+    config = {"Env": ["PATH=/opt:/usr/local/bin:/usr/bin:/bin", "FROM_IMAGE=yes"], "WorkingDir": "/opt"}
+    digest = registry.push("small", "1", [small_root(), above], config)
+    lines = []
+    template = Template().from_image(f"{registry.address}/small:1").run_cmd("id -un > /tmp/who; echo $FROM_IMAGE >> /tmp/who")
+    build(house, template, "small", lines)
+    with made(house, "small") as sandbox:
+        run = lambda command: sandbox.commands.run(command).stdout.strip()  # noqa: E731
+        assert run("cat /tmp/who /etc/second; ls /etc/release 2>/dev/null || echo gone") == "user\nyes\nsecond layer\ngone"
+        assert run("stat -c '%U %a' /home/user; sudo id -u") == "user 755\n0"
+        sandbox.files.write("/home/user/a", "b")
+        assert sandbox.files.read("/home/user/a") == "b"
+    # By digest, and by the mirror of another name: the same image, so nothing is built again.
+    for reference in [f"{registry.address}/small@{digest}", "hub.test/small:1"]:
+        lines.clear()
+        again = Template().from_image(reference).run_cmd("id -un > /tmp/who; echo $FROM_IMAGE >> /tmp/who")
+        build(house, again, "small-again", lines)
+        assert any("CACHED" in line for line in lines), lines
+
+
+def test_base_is_built_again_from_an_image(house, registry):
+    registry.push("small", "base", [small_root(), tar_of({"etc": None, "etc/mark": "from the image"})])
+    build(house, Template().from_image(f"{registry.address}/small:base"), "base")
+    with made(house, "base") as sandbox:
+        assert sandbox.commands.run("cat /etc/mark").stdout == "from the image"
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("{registry}/nothing-like-this:1", "nothing-like-this"),
+        ("{registry}/small:nothing", "nothing"),
+        ("registry.invalid/small:1", "registry.invalid"),
+        ("{registry}/other:1", "arm64|architecture"),
+        ("{registry}/no-shell:1", "bash"),
+    ],
+    ids=["no_image", "no_tag", "registry_that_is_not_allowed", "another_architecture", "no_shell"],
+)
+def test_an_image_that_is_not_to_be_had_is_an_error_that_says_why(house, registry, reference, words):
+    registry.push("small", "1", [small_root()])
+    registry.push("other", "1", [small_root()], architecture="arm64")
+    registry.push("no-shell", "1", [tar_of({"etc": None, "etc/x": "x"})])
+    with pytest.raises(BuildException, match=words):
+        build(house, Template().from_image(reference.format(registry=registry.address)).run_cmd("true"), "broken")
+
+
+def test_a_layer_that_leads_out_is_refused(house, registry):
+    registry.push("small", "hostile", [small_root(), tar_of({"../../../../tmp/atoll-escaped": "x"})])
+    with pytest.raises(BuildException):
+        build(house, Template().from_image(f"{registry.address}/small:hostile").run_cmd("true"), "hostile")
+    import os.path
+
+    assert not os.path.exists("/tmp/atoll-escaped")
