@@ -1,9 +1,12 @@
 //! `cargo xtask bench`: the benchmark table, against release builds that this starts and ends: one with prepared
 //! slots, one without.
+use std::fs;
+use std::net::TcpListener;
+
 use anyhow::Result;
 
 use crate::house::House;
-use crate::shell::command;
+use crate::shell::{cache, command};
 use crate::{build, clients, setup, shell};
 
 /// Runs testkit's benchmark against houses of its own.
@@ -11,15 +14,29 @@ pub(crate) fn run(rest: &[String]) -> Result<()> {
     setup::to_bench()?;
     let python = clients::python()?;
     let (bench, atoll) = build::benchmark()?;
-    let house = House::start(&atoll, "bench", &[])?;
-    // Nothing is prepared here: what a create takes when the pool is empty.
-    let cold = House::start(&atoll, "bench-cold", &[("ATOLL_POOL", "0".to_owned())])?;
+    let dir = cache().join("bench");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir)?;
+    // The benchmark has a registry there; no daemon asks loopback that is not told of it.
+    let registry = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let config = dir.join("atoll.toml");
+    fs::write(&config, format!("[images.registries.\"{registry}\"]\n"))?;
+    let config = ("ATOLL_CONFIG", config.display().to_string());
+    let house = House::start(&atoll, "bench", std::slice::from_ref(&config))?;
+    // Nothing is prepared here: what a create takes when the pool is empty. Nor has it a CRIU: copies have the disk alone.
+    let cold = House::start(
+        &atoll,
+        "bench-cold",
+        &[("ATOLL_POOL", "0".to_owned()), ("ATOLL_CRIU", String::new())],
+    )?;
     let mut bench = command(bench);
     bench
         .args(rest)
         .envs(house.env())
         .env("ATOLL_BENCH_PYTHON", python)
         .env("ATOLL_BENCH_DAEMON", house.pid().to_string())
+        .env("ATOLL_BENCH_REGISTRY", registry)
+        .env("ATOLL_BENCH_DIR", &dir)
         .envs(
             cold.env()
                 .into_iter()
@@ -29,5 +46,6 @@ pub(crate) fn run(rest: &[String]) -> Result<()> {
     let outcome = shell::run(&mut bench);
     cold.down()?;
     house.down()?;
+    let _ = fs::remove_dir_all(&dir);
     outcome
 }

@@ -9,6 +9,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 from house import House  # noqa: E402
 from machine import Machine  # noqa: E402
+from stage import Stages  # noqa: E402
 
 
 class Shared:
@@ -48,6 +49,24 @@ def shared():
     shared = Shared()
     yield shared
     shared.close()
+
+
+@pytest.fixture(scope="session")
+def stages():
+    stages = Stages()
+    yield stages
+    stages.close()
+
+
+@pytest.fixture
+def bare(stages):
+    """Nothing is prepared: each create walks the whole way."""
+    return stages.take(0)
+
+
+@pytest.fixture
+def pooled(stages):
+    return stages.take(2)
 
 
 @pytest.hookimpl(wrapper=True)

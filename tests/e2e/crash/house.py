@@ -19,6 +19,8 @@ import httpx  # noqa: E402
 ATOLL = os.path.realpath(os.environ.get("ATOLL_BIN", shutil.which("atoll") or "atoll"))
 # The same, built with the feature `failpoints`: it dies where it is told to.
 FAILPOINTS = os.environ.get("ATOLL_FAILPOINTS_BIN") and os.path.realpath(os.environ["ATOLL_FAILPOINTS_BIN"])
+# With it a house keeps memory; without it, none does.
+CRIU = os.environ.get("ATOLL_CRIU") and os.path.realpath(os.environ["ATOLL_CRIU"])
 # Slots that are prepared ahead, where a test does not say otherwise.
 POOL = 4
 READY_WITHIN_SECONDS = 120.0
@@ -33,12 +35,12 @@ def free_port():
 class House:
     """`atoll up` with its own data directory and ports."""
 
-    def __init__(self, program=ATOLL, pool=POOL):
-        self.program, self.pool = program, pool
+    def __init__(self, program=ATOLL, pool=POOL, criu=None):
+        self.program, self.pool, self.criu = program, pool, criu
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="atoll-crash-"))
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(("E2B_", "ATOLL_"))}
         self.env |= {f"ATOLL_{name}_LISTEN": f"127.0.0.1:{free_port()}" for name in ("API", "EDGE", "ADMIN")}
-        self.env |= {"ATOLL_DATA_DIR": str(self.dir), "ATOLL_POOL": str(pool), "ATOLL_FAILPOINTS": str(self.armed)}
+        self.env |= {"ATOLL_DATA_DIR": str(self.dir), "ATOLL_POOL": str(pool), "ATOLL_FAILPOINTS": str(self.armed), "ATOLL_CRIU": criu or str(self.dir / "no-criu")}
         self.daemon = None
 
     @property
@@ -95,11 +97,23 @@ class House:
     def connect(self, name, **options):
         return e2b.Sandbox.connect(name, **self.connection, **options)
 
+    @property
+    def api(self):
+        """What calls of the SDK that are not about sandboxes take."""
+        return {name: self.connection[name] for name in ("api_url", "api_key")}
+
+    def ask(self, method, path):
+        """A call that is in no SDK; its answer."""
+        answer = httpx.request(method, self.connection["api_url"] + path, headers={"X-API-Key": self.connection["api_key"]}, timeout=60)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
     def restart(self, name):
         """Reboots a sandbox: of our own, and in no SDK."""
-        url = f"{self.connection['api_url']}/sandboxes/{name}/restart"
-        answer = httpx.post(url, headers={"X-API-Key": self.connection["api_key"]}, timeout=60)
-        answer.raise_for_status()
+        self.ask("POST", f"/sandboxes/{name}/restart")
+
+    def keeps_memory(self):
+        return all(node["capabilities"]["durableMemory"] for node in self.ask("GET", "/nodes"))
 
     def list(self):
         pages, found = e2b.Sandbox.list(**self.connection), []

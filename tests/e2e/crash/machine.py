@@ -5,10 +5,12 @@ names of its groups, links and table, and the path of its data.
 """
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
 import re
+import sqlite3
 import subprocess
 
 from patience import PatienceIsOver, eventually
@@ -73,8 +75,16 @@ class Machine:
             mismatch = {kind: sorted(found ^ slots["records"]) for kind, found in slots.items() if kind != "firewall" and found != slots["records"]}
             stray = sorted(slots["firewall"] - slots["records"]) or self.rules_without_address()
             owners = {owner for owner in specs.values() if owner}
-            self.fault = {"slots apart from records": mismatch, "firewall without record": stray, "on file": kept ^ filed, "claimed for others": owners - wanted, "prepared": len(ready)}
-            return not mismatch and not stray and kept == filed and owners <= wanted and len(ready) == self.house.pool
+            unfinished = self.unfinished()
+            self.fault = {
+                "slots apart from records": mismatch,
+                "firewall without record": stray,
+                "on file": kept ^ filed,
+                "claimed for others": owners - wanted,
+                "prepared": len(ready),
+                "files of builds and volumes without record": unfinished,
+            }
+            return not mismatch and not stray and not unfinished and kept == filed and owners <= wanted and len(ready) == self.house.pool
 
         try:
             eventually(settled, what)
@@ -101,8 +111,61 @@ class Machine:
     def sandboxes_on_file(self):
         """Whose journal entries and kept disks there are."""
         journal = (self.house.dir / "node/sandboxes").glob("*.json")
-        kept = [path for volume in ("disks", "volume") for path in (self.house.dir / "container" / volume / "kept").glob("*.img")]
-        return {path.stem for path in [*journal, *kept]}
+        kept = [path for volume in ("disks", "volume") for path in (self.house.dir / "container" / volume / "kept").glob("*")]
+        # Whatever is kept under a name: its disk, its memory, and what it is over.
+        return {path.name.split(".")[0] for path in [*journal, *kept]}
+
+    def builds(self):
+        """The builds on record on the node: name → record."""
+        found = {}
+        for path in (self.house.dir / "container/builds").glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):  # replaced or removed while we looked
+                found[path.stem] = json.loads(path.read_text())
+        return found
+
+    def named_builds(self):
+        """The builds that something names: templates, sandboxes that are not gone, results of steps, builds under way."""
+        asked = """
+            SELECT named.key FROM templates, json_each(templates.body, '$.builds') AS named
+            UNION SELECT body ->> '$.build' FROM sandboxes WHERE gone_us IS NULL
+            UNION SELECT build FROM cached_steps
+            UNION SELECT id FROM builds WHERE NOT is_over"""
+        return {name for (name,) in self.ask_store(asked)}
+
+    def ask_store(self, question):
+        """The rows that the house's own store answers with."""
+        path = next(self.house.dir.glob("*.db"))
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)) as store:
+            return store.execute(question).fetchall()
+
+    def strays(self):
+        """Builds on the node that nothing names; a collection removes them."""
+        on_node = set(self.builds())
+        return on_node - self.named_builds()
+
+    def unfinished(self):
+        """Files and mounts of builds and volumes that no record accounts for: what was never finished, or was about to go."""
+        data, records = self.house.dir / "container", self.builds()
+        text = json.dumps(list(records.values()))
+        known = lambda name: name in records or name in text  # noqa: E731
+        volume = next(data / name for name in ("volume", "disks") if (data / name / "builds").is_dir())
+        volumes = {path.stem for path in (data / "volumes").glob("*.json")}
+        stored = {name for (name,) in self.ask_store("SELECT id FROM volumes")}
+        suspects = {
+            "builds": [path for path in names(volume / "builds") if path.name.split(".")[0] not in records],
+            "sealed": [path for path in names(volume / "sealed") if not known(path.name.split(".")[0])],
+            "layers": [path for path in names(data / "layers") if not known(path.name)],
+            "endings": [path for place in ("builds", "sealed", "kept", "volumes") for path in names(volume / place) if path.suffix in (".partial", ".gone", ".copy", ".new")],
+            "volumes": [path for path in names(volume / "volumes") if path.stem not in volumes],
+            "mounts": [path for path in self.mounts_of("sealed") if not known(path.name)] + [path for path in self.mounts_of("volumes") if path.name not in volumes],
+            "volumes of nobody": sorted(volumes ^ stored),
+        }
+        return {kind: [str(found) for found in those] for kind, those in suspects.items() if those}
+
+    def mounts_of(self, kind):
+        """Where images of a kind are mounted on the host."""
+        below = f"{self.house.dir}/container/mounts/{kind}/"
+        return [pathlib.Path(line.split()[4]) for line in open("/proc/self/mountinfo") if line.split()[4].startswith(below)]
 
     def claims(self):
         """Slot → the sandbox on its record; None while it is prepared."""
@@ -207,6 +270,11 @@ class Machine:
                 # The layers are thousands, and written once.
                 dirs[:] = [name for name in dirs if name != "layers"]
                 yield from (pathlib.Path(root) / name for name in names)
+
+
+def names(directory):
+    """What lies in a directory."""
+    return list(directory.iterdir()) if directory.is_dir() else []
 
 
 def first_user(instance):

@@ -140,28 +140,30 @@ async def test_processes_go_on_in_snapshots_and_forks(sdk, make):
         pytest.skip("NOT RUN: this node copies no memory (no CRIU that passes its probe)")
     sandbox = await make()
     await got(sandbox.commands.run(COUNTER, background=True))
-    await until(lambda: has_count(sandbox), "the counter counts")
+    await until(lambda: counted(sandbox), "the counter counts")
     snapshot = await got(sandbox.create_snapshot())
     forks = await got(sandbox.fork(count=2))
     try:
         for copy in [await make(snapshot.snapshot_id), *forks]:
-            first = int(await output(copy, "cat /tmp/count"))
+            first = await until(lambda copy=copy: counted(copy), "a copy has counted")
             await until(lambda copy=copy, first=first: counts_on(copy, first), "a copy counts on")
             assert any("itertools" in " ".join(process.args) for process in await got(copy.commands.list()))
-        first = int(await output(sandbox, "cat /tmp/count"))
+        first = await until(lambda: counted(sandbox), "the source has counted")
         await until(lambda: counts_on(sandbox, first), "the source counts on")
     finally:
         for fork in forks:
             await got(fork.kill())
 
 
-async def has_count(sandbox):
-    return (await got(sandbox.commands.run("cat /tmp/count 2>/dev/null || true"))).stdout.strip().isdigit()
+async def counted(sandbox):
+    """How far the counter is; `None` where it is not there, or is being written in this moment."""
+    text = await output(sandbox, "cat /tmp/count 2>/dev/null || true")
+    return int(text) + 1 if text.isdigit() else None
 
 
 async def counts_on(sandbox, first):
-    text = await output(sandbox, "cat /tmp/count")
-    return text.isdigit() and int(text) > first
+    now = await counted(sandbox)
+    return now is not None and now > first
 
 
 async def test_a_snapshot_of_the_disk_alone_boots(sdk, make):
@@ -176,12 +178,12 @@ async def test_a_snapshot_of_the_disk_alone_boots(sdk, make):
 async def test_a_pause_says_how_its_memory_is_kept(sdk, make):
     sandbox = await make()
     await got(sandbox.commands.run(COUNTER, background=True))
-    await until(lambda: has_count(sandbox), "the counter counts")
+    await until(lambda: counted(sandbox), "the counter counts")
     await got(sandbox.pause())
     told = call("GET", f"/sandboxes/{sandbox.sandbox_id}")
     assert told["memory"] == ("durable" if keeps_memory() else "volatile")
     again = await got(sdk.connect(sandbox.sandbox_id))
-    first = int(await output(again, "cat /tmp/count"))
+    first = await until(lambda: counted(again), "the counter has counted")
     await until(lambda: counts_on(again, first), "the counter goes on")
 
 

@@ -221,10 +221,19 @@ fn ended(end: &[u8]) -> ProgramError {
         error: Option<Refusal>,
     }
     match serde_json::from_slice::<End>(end) {
-        Ok(End { error: Some(error) }) => ProgramError::Refused(error.message()),
+        Ok(End { error: Some(error) }) => ProgramError::Refused(explained(error.message())),
         Ok(End { error: None }) => ProgramError::garbled("it ended before the program did"),
         Err(error) => ProgramError::garbled(error),
     }
+}
+
+/// What envd says of a program that it cannot start, and what its owner can do.
+fn explained(why: String) -> String {
+    // ENOENT of the shell itself: what the shell does not find it tells by its own exit code.
+    if why.contains("(os error 2)") {
+        return format!("{why}; commands are run by /bin/bash, which the image must have");
+    }
+    why
 }
 
 #[cfg(test)]

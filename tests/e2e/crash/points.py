@@ -1,0 +1,129 @@
+"""The points at which each flow dies. They are in the sources (`failpoint::reach`)."""
+
+PREPARE = [
+    "container/slot-recorded",
+    "container/cgroup-made",
+    "container/disk-given",
+    "container/skeleton-made",
+    "container/process-recorded",
+    "container/link-attached",
+    "container/root-assembled",
+    "container/boot-ordered",
+    "container/slot-up",
+]
+CLAIM = ["container/claim-recorded", "container/policy-in-force", "node/machine-started"]
+RUN = [
+    "node/settings-told",
+    "node/running-written",
+    "orchestrator/node-started",
+    "orchestrator/route-published",
+    "orchestrator/running-stored",
+]
+END = [
+    "container/machine-ended",
+    "container/all-ended",
+    "container/network-released",
+    "container/disk-put-away",
+    "container/cgroup-removed",
+    "container/record-removed",
+]
+PAUSE = ["orchestrator/pausing-stored", "node/pausing-written", "node/machine-paused", "node/paused-written", "orchestrator/node-paused", "orchestrator/paused-stored"]
+REBOOT = ["node/reboot-meant", "container/keep-recorded", *END, "node/disk-kept", "node/reboot-written", *PREPARE, *CLAIM, *RUN]
+KILL = ["orchestrator/killing-stored", "node/journal-removed", *END, "node/machine-stopped", "orchestrator/node-killed"]
+SANDBOX = {
+    "create": ["orchestrator/starting-stored", *PREPARE, *CLAIM, *RUN],
+    "pause": PAUSE,
+    "pause to disk": [*PAUSE, "node/shut-down-to-pause", "container/keep-recorded", *END],
+    "auto-pause": ["node/pausing-written", "node/machine-paused", "node/paused-written"],
+    "resume": ["orchestrator/resuming-stored", "node/thawed", *RUN],
+    "resume from disk": ["orchestrator/resuming-stored", *PREPARE, *CLAIM, *RUN],
+    "resume without memory": ["orchestrator/resuming-stored", *REBOOT],
+    "restart": ["orchestrator/restarting-stored", "node/shut-down", *REBOOT],
+    "kill": KILL,
+    "kill a pause": KILL,
+    "kill a disk": ["orchestrator/killing-stored", "node/journal-removed", "node/machine-stopped", "orchestrator/node-killed"],
+    "timeout": ["node/journal-removed", *END, "node/machine-stopped"],
+}
+# While a daemon settles what an earlier one left.
+RECOVERY = ["node/runtime-recovered", "node/journal-compared", "container/all-ended", "container/network-released", "container/disk-put-away", "container/cgroup-removed", "container/record-removed"]
+# A create that is answered from the pool dies behind the answer, when the pool is filled up again.
+REFILL = PREPARE
+
+# Of a running machine, without its memory.
+COPY = [
+    "orchestrator/snapshotting-stored",
+    "container/copying-recorded",
+    "container/machine-stands",
+    "container/disk-copied",
+    "container/copy-finished",
+    "container/build-recorded",
+    "node/machine-copied",
+    "orchestrator/node-checkpointed",
+]
+# Before a build is started it has nobody who goes on with it.
+REGISTER = ["orchestrator/template-stored", "orchestrator/build-registered"]
+BUILDS = {
+    "register": REGISTER,
+    "build": [
+        "orchestrator/building-stored",
+        "orchestrator/build-placed",
+        "node/build-machine-started",
+        "node/build-step-copied",
+        "orchestrator/step-cached",
+        "node/build-step-kept",
+        "container/disk-sealed",
+        "container/build-recorded",
+        "node/build-result",
+        "orchestrator/node-built",
+        "orchestrator/build-tagged",
+        "orchestrator/build-ready",
+    ],
+    "build that starts a command": ["node/build-ready", "node/build-result"],
+    "build of an image": ["node/build-image-imported"],
+    "build that fails": ["orchestrator/build-failed"],
+    "snapshot": [*COPY, "orchestrator/snapshot-stored"],
+    "fork": ["orchestrator/fork-copied", "orchestrator/starting-stored", "container/disk-given", "node/machine-started", "orchestrator/running-stored"],
+    "delete": ["orchestrator/snapshot-untagged", "orchestrator/builds-removed", "orchestrator/template-removed"],
+    "collect": ["orchestrator/builds-condemned", "container/build-forgotten", "orchestrator/builds-collected"],
+}
+VOLUMES = {
+    "make": ["orchestrator/volume-stored", "container/volume-recorded", "orchestrator/volume-made"],
+    "mount": ["container/volumes-attached"],
+    "delete": ["container/volume-removed", "orchestrator/volume-discarded", "orchestrator/volume-removed"],
+}
+
+# Processes that go on from what was written of them: their network is there before they are.
+RESTORE = [
+    "container/slot-recorded",
+    "container/cgroup-made",
+    "container/disk-given",
+    "container/root-assembled",
+    "container/skeleton-made",
+    "container/process-recorded",
+    "container/link-attached",
+    "container/policy-in-force",
+    "container/memory-restored",
+    "container/claim-recorded",
+    "node/machine-started",
+]
+MEMORY = {
+    "pause": [
+        "node/pausing-written",
+        "node/quiet-to-pause",
+        "container/hibernation-recorded",
+        "container/hibernation-dumped",
+        "container/hibernation-written",
+        "container/hibernation-kept",
+        "container/machine-ended",
+        "container/record-removed",
+        "node/machine-hibernated",
+        "node/paused-written",
+        "orchestrator/paused-stored",
+    ],
+    "resume": [*RESTORE, "node/machine-restored", "node/settings-told", "node/running-written", "orchestrator/running-stored"],
+    "resume without memory": ["node/memory-given-up", "container/disk-given", "node/running-written"],
+    "snapshot": ["node/quiet-to-copy", "container/memory-written", "container/copy-finished", "container/build-recorded", "orchestrator/snapshot-stored"],
+    "fork": ["orchestrator/fork-copied", "container/skeleton-made", "container/memory-restored", "node/settings-told"],
+    "build that starts a command": ["container/memory-written", "node/build-result"],
+}
+ALL = set(RECOVERY).union(*(points for flows in (SANDBOX, BUILDS, VOLUMES, MEMORY) for points in flows.values()))
