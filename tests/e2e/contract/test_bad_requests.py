@@ -127,7 +127,7 @@ def test_a_field_of_the_wrong_type_is_named(field, value):
         ({"templateID": "base", "network": {"maskRequestHost": "é" * 9000}}, "maskRequestHost"),
         ({"templateID": "base", "network": {"rules": {"a.com": []}}}, "network.rules"),
         ({"templateID": "base", "network": {"egressProxy": {"address": "x"}}}, "network.egressProxy"),
-        ({"templateID": "base", "volumeMounts": [{"name": "a", "path": "/a"}]}, "volumeMounts"),
+        ({"templateID": "base", "volumeMounts": [{"name": "a", "path": "/a"}]}, "volume mount #0"),
         ({"templateID": "base", "iam": {"tokens": {"a": {"audience": "b"}}}}, "iam"),
         ({"templateID": "base", "autoPauseMemory": False}, "autoPauseMemory"),
     ],

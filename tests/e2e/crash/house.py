@@ -48,6 +48,11 @@ class House:
         """The file that names the point at which the daemon dies, where it was built to."""
         return self.dir / "failpoint"
 
+    @property
+    def settings(self):
+        """The file in which the daemon reads its settings when it starts."""
+        return self.dir / "atoll.toml"
+
     def spawn(self):
         """Starts the daemon, and does not wait for it."""
         log = open(self.dir / "daemon.log", "ab")

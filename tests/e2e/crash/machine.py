@@ -128,6 +128,7 @@ class Machine:
         asked = """
             SELECT named.key FROM templates, json_each(templates.body, '$.builds') AS named
             UNION SELECT body ->> '$.build' FROM sandboxes WHERE gone_us IS NULL
+            UNION SELECT body ->> '$.phase.into' FROM sandboxes WHERE gone_us IS NULL
             UNION SELECT build FROM cached_steps
             UNION SELECT id FROM builds WHERE NOT is_over"""
         return {name for (name,) in self.ask_store(asked)}

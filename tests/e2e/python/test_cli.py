@@ -7,15 +7,36 @@ import re
 import select
 import subprocess
 import time
+import uuid
 
 import pytest
 from e2b import Sandbox
+from houses import forget
 
 ATOLL = [os.environ.get("ATOLL_BIN", "atoll")]
 
 
 def run(command, *arguments, **options):
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run([*command, *arguments], **{"capture_output": True, "text": True, "timeout": 60} | options)
+
+
+def document(*arguments, **options):
+    """What `atoll …` says with `--json`."""
+    done = run(ATOLL, *arguments, "--json", **options)
+    assert done.returncode == 0, done
+    return json.loads(done.stdout)
+
+
+def inside(name, *command):
+    return run(ATOLL, "sandbox", "exec", name, "--", *command).stdout
+
+
+@pytest.fixture
+def name():
+    """A name of its own, whose template is gone after the test."""
+    name = f"cli-{uuid.uuid4().hex[:12]}"
+    yield name
+    forget(name)
 
 
 def converse(command, *steps, timeout=60):
@@ -96,3 +117,145 @@ def test_the_house_describes_itself():
     assert "export E2B_API_KEY=" in run(ATOLL, "env").stdout
     assert run(ATOLL, "completions", "bash").stdout
     assert run(ATOLL, "no-such-command").returncode == 2
+
+
+def test_a_template_is_built_of_a_dockerfile(name, tmp_path):
+    (tmp_path / "hello.txt").write_text("hello from the context\n")
+    (tmp_path / "Dockerfile").write_text("FROM base\nENV GREETING=hi\nCOPY hello.txt /srv/hello.txt\nRUN echo ran > /tmp/ran\nWORKDIR /srv\n")
+    built = run(ATOLL, "template", "build", name, "-f", str(tmp_path / "Dockerfile"), str(tmp_path), timeout=300)
+    assert built.returncode == 0, built
+    made = document("sandbox", "create", name)["sandboxID"]
+    try:
+        assert inside(made, "sh", "-c", "cat hello.txt /tmp/ran; echo $GREETING; pwd") == "hello from the context\nran\nhi\n/srv\n"
+    finally:
+        run(ATOLL, "sandbox", "kill", made)
+    assert any(name in template["names"] + template["aliases"] for template in document("template", "list"))
+
+
+def test_a_sandbox_is_snapshotted_and_forked(fresh, name):
+    source = fresh().sandbox_id
+    inside(source, "sh", "-c", "echo kept > mark")
+    taken = document("sandbox", "snapshot", source, "--name", name)["snapshotID"]
+    assert taken in [snapshot["snapshotID"] for snapshot in document("snapshot", "list", "--sandbox", source)]
+    forked = [copy["sandbox"]["sandboxID"] for copy in document("sandbox", "fork", source, "--count", "2")]
+    made = document("sandbox", "create", taken)["sandboxID"]
+    try:
+        assert len(forked) == 2
+        assert [inside(other, "cat", "/home/user/mark") for other in [*forked, made]] == ["kept\n"] * 3
+    finally:
+        run(ATOLL, "sandbox", "kill", made, *forked)
+
+
+def test_files_are_copied_in_and_out(fresh, tmp_path):
+    sandbox = fresh().sandbox_id
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "file").write_bytes(bytes(range(256)) * 1000)
+    assert run(ATOLL, "sandbox", "cp", str(tmp_path / "in"), f"{sandbox}:/tmp/there").returncode == 0
+    assert run(ATOLL, "sandbox", "cp", f"{sandbox}:/tmp/there", str(tmp_path / "out")).returncode == 0
+    assert (tmp_path / "out" / "deep" / "file").read_bytes() == bytes(range(256)) * 1000
+
+
+def changes(sandbox):
+    told = document("sandbox", "diff", sandbox)
+    assert not told["truncated"]
+    return {change["path"]: (change["kind"], change["type"]) for change in told["changes"]}
+
+
+def test_what_a_sandbox_changed_is_told(fresh):
+    sandbox = fresh().sandbox_id
+    before = set(changes(sandbox))
+    inside(sandbox, "sudo", "sh", "-c", "rm -rf /usr/share/perl5 /etc/skel && mkdir /etc/skel && echo x > /etc/skel/new && echo >> /etc/profile && ln -s nowhere /srv/link && mkdir -p /srv/a/b && echo 1 > /srv/a/b/c && chmod 700 /opt")
+    found = {path: change for path, change in changes(sandbox).items() if path not in before}
+    wanted = {
+        "/usr/share/perl5": ("deleted", "directory"),
+        "/etc/skel/new": ("added", "file"),
+        "/etc/profile": ("modified", "file"),
+        "/srv/link": ("added", "symlink"),
+        "/srv/a": ("added", "directory"),
+        "/srv/a/b": ("added", "directory"),
+        "/srv/a/b/c": ("added", "file"),
+        "/opt": ("modified", "directory"),
+    }
+    assert {path: found.get(path) for path in wanted} == wanted
+    # What was there of a directory that was made anew is gone, and nothing else is told.
+    others = {path: change for path, change in found.items() if path not in wanted}
+    assert all(path.startswith("/etc/skel/") and kind == "deleted" for path, (kind, _) in others.items()), others
+    printed = run(ATOLL, "sandbox", "diff", sandbox).stdout.splitlines()
+    assert "D /usr/share/perl5/" in printed and "A /srv/link" in printed and "M /opt/" in printed
+    missing = run(ATOLL, "sandbox", "diff", "i" + 20 * "0")
+    assert missing.returncode == 1 and missing.stdout == ""
+
+
+def test_changes_are_told_against_a_snapshot(fresh, name):
+    source = fresh().sandbox_id
+    inside(source, "sh", "-c", "echo 1 > stays; echo 1 > goes; echo 1 > changes")
+    taken = document("sandbox", "snapshot", source, "--name", name, "--disk-only")["snapshotID"]
+    made = document("sandbox", "create", taken)["sandboxID"]
+    try:
+        inside(made, "sh", "-c", "rm goes; echo 2 > changes; echo 1 > comes")
+        found = {path.removeprefix("/home/user/"): kind for path, (kind, _) in changes(made).items() if path.startswith("/home/user/")}
+        assert found == {"goes": "deleted", "changes": "modified", "comes": "added"}
+    finally:
+        run(ATOLL, "sandbox", "kill", made)
+
+
+def test_an_exported_sandbox_is_an_image_that_templates_are_built_from(fresh, name, tmp_path):
+    sandbox = fresh(envs={"GREETING": "hello"}).sandbox_id
+    inside(sandbox, "sudo", "sh", "-c", "mkdir -p /srv/a && echo content > /srv/a/one && ln /srv/a/one /srv/a/two && ln -s one /srv/a/link && chown 1234:567 /srv/a/one && rm -rf /usr/share/perl5 && mkfifo /srv/a/pipe")
+    archive, image = tmp_path / "sandbox.tar", f"exported/{name}:1"
+    exported = document("sandbox", "export", sandbox, "-o", str(archive), "--name", image, timeout=600)
+    assert re.fullmatch("sha256:[0-9a-f]{64}", exported["digest"])
+    imported = document("image", "import", str(archive), timeout=600)
+    assert imported["name"].endswith(image)
+    try:
+        assert imported["name"] in [known["name"] for known in document("image", "list")]
+        built = run(ATOLL, "template", "build", name, "--from-image", image, timeout=600)
+        assert built.returncode == 0, built
+        made = document("sandbox", "create", name)["sandboxID"]
+        try:
+            assert inside(made, "sh", "-c", "cat /srv/a/two /srv/a/link; stat -c '%h %u:%g' /srv/a/one; stat -c %F /srv/a/pipe; ls /usr/share/perl5 2>&1 | wc -l; echo $GREETING; pwd; id -un").split("\n")[:-1] == ["content", "content", "2 1234:567", "fifo", "1", "hello", "/home/user", "user"]
+        finally:
+            run(ATOLL, "sandbox", "kill", made)
+    finally:
+        assert run(ATOLL, "image", "forget", imported["name"]).returncode == 0
+    again = run(ATOLL, "image", "forget", imported["name"])
+    assert again.returncode == 1 and imported["name"] in again.stderr
+
+
+def test_what_is_no_image_is_not_imported(tmp_path):
+    (tmp_path / "not.tar").write_bytes(b"nothing like that")
+    refused = run(ATOLL, "image", "import", str(tmp_path / "not.tar"), "--name", "x/y:1")
+    assert refused.returncode == 1 and "not.tar" in refused.stderr and refused.stdout == ""
+    assert run(ATOLL, "image", "import", str(tmp_path / "no-such.tar")).returncode == 1
+
+
+def test_a_volume_is_filled_and_emptied(tmp_path):
+    volume = f"v-{uuid.uuid4().hex[:12]}"
+    made = document("volume", "create", volume)["volumeID"]
+    try:
+        (tmp_path / "file").write_text("in a volume")
+        assert run(ATOLL, "volume", "cp", str(tmp_path / "file"), f"{volume}:/file").returncode == 0
+        assert "file" in run(ATOLL, "volume", "ls", volume).stdout
+        assert run(ATOLL, "volume", "cp", f"{volume}:/file", "-").stdout == "in a volume"
+        assert made in [known["volumeID"] for known in document("volume", "list")]
+    finally:
+        assert run(ATOLL, "volume", "delete", volume).returncode == 0
+
+
+def test_what_nothing_needs_is_collected():
+    removed = document("gc")
+    assert set(removed) == {"builds", "buildsWaiting", "steps", "uploads", "silentNodes", "layers", "layerBytes", "layerBytesLeft"}
+    assert removed["silentNodes"] == 0
+    assert "uploads" in run(ATOLL, "gc").stdout
+
+
+def test_the_base_template_is_made_anew():
+    before = next(template for template in document("template", "list") if "base" in template["names"] + template["aliases"])
+    made = document("template", "import-host", timeout=300)
+    after = next(template for template in document("template", "list") if template["templateID"] == before["templateID"])
+    assert after["buildID"] == made["buildID"] != before["buildID"]
+    sandbox = document("sandbox", "create")["sandboxID"]
+    try:
+        assert inside(sandbox, "echo", "it works") == "it works\n"
+    finally:
+        run(ATOLL, "sandbox", "kill", sandbox)

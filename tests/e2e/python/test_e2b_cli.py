@@ -12,14 +12,16 @@ import uuid
 import pytest
 from conftest import PATIENCE_SECONDS, eventually
 from e2b import NotFoundException, Sandbox, SandboxQuery, SandboxState
+from houses import call, forget
 from terminal import Terminal
 
 NODE = os.environ.get("ATOLL_NODE", "node")
-E2B = [NODE, str(pathlib.Path(os.environ.get("ATOLL_JS", ".")) / "node_modules/@e2b/cli/dist/index.js"), "sandbox"]
+CLI = [NODE, str(pathlib.Path(os.environ.get("ATOLL_JS", ".")) / "node_modules/@e2b/cli/dist/index.js")]
+E2B = [*CLI, "sandbox"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 ID = re.compile(r"\bi[a-z0-9]{20}\b")
 
-#: What `e2b sandbox --help` offers, each with its options. All but snapshots, which are refused, are driven below.
+#: What `e2b sandbox --help` offers, each with its options. All are driven below.
 OFFERED = {
     "create": {"detach", "lifecycle.ontimeout", "lifecycle.autoresume", "timeout", "user", "cwd", "env"},
     "connect": {"user", "cwd", "env"},
@@ -216,5 +218,46 @@ def test_a_terminal_of_a_running_sandbox_leaves_it_running(sandbox):
     assert sandbox.is_running()
 
 
-def test_snapshots_are_refused_by_name(sandbox):
-    assert "501: snapshots are not supported" in e2b("snapshot", "create", sandbox.sandbox_id, fails=True)[1]
+def templates(*arguments, fails=False, **options):
+    """Runs `e2b template …` to its end; returns what it printed without colours."""
+    done = subprocess.run([*CLI, "template", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, **options)
+    assert (done.returncode != 0) == fails, done
+    return ANSI.sub("", done.stdout), ANSI.sub("", done.stderr)
+
+
+@pytest.fixture
+def name():
+    """A name of its own, whose template is gone after the test."""
+    name = f"e2b-cli-{uuid.uuid4().hex[:12]}"
+    yield name
+    forget(name)
+
+
+def test_a_template_is_created_of_a_dockerfile_published_and_deleted(name, tmp_path):
+    (tmp_path / "hello.txt").write_text("hello from the context\n")
+    (tmp_path / "Dockerfile").write_text("FROM base\nENV GREETING=hi\nCOPY hello.txt /srv/hello.txt\nRUN echo ran > /srv/ran\n")
+    # Its Dockerfiles begin with images; what is imported under this name is one.
+    templates("create", name, "--path", str(tmp_path), "--cpu-count", "1", "--memory-mb", "512", "--cmd", "sleep 300", "--ready-cmd", "true")
+    known = {item["templateID"]: item for item in json.loads(templates("list", "--format", "json")[0])}
+    made = next(item for item in known.values() if name in item.get("aliases", []) + item.get("names", []))
+    assert (made["cpuCount"], made["memoryMB"], made["public"]) == (1, 512, False)
+    with Sandbox.create(name) as sandbox:
+        assert sandbox.commands.run("cat /srv/hello.txt /srv/ran; echo $GREETING").stdout == "hello from the context\nran\nhi\n"
+    templates("publish", "--yes", name)
+    assert call("GET", f"/templates/{name}")["public"] is True
+    templates("unpublish", "--yes", name)
+    assert call("GET", f"/templates/{name}")["public"] is False
+    templates("delete", "--yes", name)
+    call("GET", f"/templates/{name}", expect=404)
+
+
+def test_a_snapshot_is_taken_listed_and_deleted(fresh, name):
+    source = fresh()
+    source.commands.run("echo kept > mark")
+    e2b("snapshot", "create", "--name", name, source.sandbox_id)
+    (taken,) = call("GET", f"/snapshots?sandboxID={source.sandbox_id}")
+    assert name in e2b("snapshot", "list", source.sandbox_id)[0]
+    with Sandbox.create(taken["snapshotID"]) as copy:
+        assert copy.commands.run("cat mark").stdout == "kept\n"
+    e2b("snapshot", "delete", taken["snapshotID"])
+    assert call("GET", f"/snapshots?sandboxID={source.sandbox_id}") == []

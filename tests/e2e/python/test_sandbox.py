@@ -147,7 +147,6 @@ def test_the_same_idempotency_key_creates_once(fresh):
         ({"network": {"allow_out": ["example.com"], "deny_out": ["0.0.0.0/0"]}}, "allowOut"),
         ({"network": {"rules": {"example.com": [{"transform": {"headers": {"a": "b"}}}]}}}, "rules"),
         ({"network": {"egress_proxy": {"address": "127.0.0.1:1080"}}}, "egressProxy"),
-        ({"volume_mounts": {"/data": "nobody"}}, "volumeMounts"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(unsupported, named):
