@@ -48,7 +48,11 @@ pub(crate) fn debug(kinds: &[&str]) -> Result<PathBuf> {
 }
 
 /// What the tests are built of: everything, and an Atoll that dies where a test tells it to, and nowhere if none does.
-pub(crate) const IN_TESTS: [&str; 3] = ["--workspace", "--features", "atoll/failpoints"];
+pub(crate) const IN_TESTS: [&str; 3] = [
+    "--workspace",
+    "--features",
+    "atoll/failpoints,container/failpoints",
+];
 
 /// Places the Atoll that dies where a test tells it to in a directory of its own, with all that belongs beside it, and
 /// returns its path.

@@ -26,7 +26,7 @@ const LINES_MAX: u32 = 100;
 /// Lines that are looked through at a time.
 const LINES_AT_ONCE: u32 = 1_000;
 /// Names of one build.
-const TAGS_MAX: usize = 100;
+const TAGS_MAX: usize = 64;
 /// vCPUs of a sandbox.
 const CPU_MAX: i64 = 32;
 /// MiB of a sandbox's memory, at least.

@@ -21,7 +21,7 @@ use crate::{Api, incoming};
 /// No path of Linux is longer.
 const PATH_BYTES_MAX: usize = 4_096;
 /// Directories below one another, in one list.
-const DEPTH_MAX: u32 = 256;
+const DEPTH_MAX: u32 = 64;
 /// Permission bits of a file, with those for set-uid, set-gid and sticky.
 const MODE_MAX: u32 = 0o7777;
 /// A token that is longer is nobody's.
@@ -260,7 +260,7 @@ pub(crate) async fn remove(
 /// What lies in a directory.
 #[utoipa::path(get, path = "/volumecontent/{volumeID}/dir", tag = "volume content", security(("VolumeToken" = [])),
     params(("volumeID" = String, Path), ("path" = String, Query, min_length = 1, max_length = 4096),
-        ("depth" = Option<u32>, Query, minimum = 1, maximum = 256, description = "1 by default: what lies in it, and nothing below that")),
+        ("depth" = Option<u32>, Query, minimum = 1, maximum = 64, description = "1 by default: what lies in it, and nothing below that")),
     responses((status = 200, description = "By name.", body = Vec<VolumeEntry>)))]
 pub(crate) async fn list(
     State(api): State<Arc<Api>>,
@@ -268,7 +268,7 @@ pub(crate) async fn list(
     query: Result<Query, ApiError>,
 ) -> Result<Json<Vec<VolumeEntry>>, ContentError> {
     let query = query?;
-    let depth = query.parsed("depth", "a number in 1..=256")?.unwrap_or(1);
+    let depth = query.parsed("depth", "a number in 1..=64")?.unwrap_or(1);
     if !(1..=DEPTH_MAX).contains(&depth) {
         return Err(ApiError::invalid(format!(
             "query parameter 'depth' must be a number in 1..={DEPTH_MAX}"

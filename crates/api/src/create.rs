@@ -22,9 +22,9 @@ const PAIRS_MAX: usize = 1_024;
 /// Keys and values together: envd is told the environment in one message, and lists carry the labels.
 const PAIRS_BYTES_MAX: usize = 256 * 1024;
 /// Each is a mount of its own in the sandbox.
-const VOLUME_MOUNTS_MAX: usize = 64;
+const VOLUME_MOUNTS_MAX: usize = 32;
 /// No path of Linux is longer.
-const MOUNT_TEXT_BYTES_MAX: usize = 4_096;
+const MOUNT_TEXT_BYTES_MAX: usize = 1_024;
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
 
 /// Which generation of the API a request speaks (contract, section 0).

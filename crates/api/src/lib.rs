@@ -36,6 +36,7 @@ mod nodes;
 mod observe;
 mod openapi;
 mod recipe;
+mod root;
 mod sandboxes;
 mod serve;
 mod snapshots;

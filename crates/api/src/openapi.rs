@@ -10,7 +10,7 @@ use utoipa::openapi::{ContentBuilder, OpenApi as Document, Ref, RefOr, ResponseB
 use utoipa::{Modify, OpenApi};
 
 use crate::{
-    builds, content, create, fork, keys, lifecycle, logs, metrics, network, nodes, sandboxes, serve,
+    builds, content, create, fork, keys, lifecycle, logs, metrics, network, nodes, root, sandboxes, serve,
     snapshots, tags, templates, uploads, volumes,
 };
 
@@ -52,7 +52,7 @@ const ERRORS: [(&str, &str); 14] = [
         templates::list, templates::list_v2, templates::get, templates::alias, templates::change_v1, templates::change_v2,
         templates::delete, builds::register, builds::start, builds::status, builds::lines, uploads::link, uploads::put,
         tags::assign, tags::delete, tags::list, tags::count, tags::exists, tags::assignments, tags::groups,
-        fork::fork, snapshots::create, snapshots::list,
+        root::changes, root::export, fork::fork, snapshots::create, snapshots::list,
         volumes::create, volumes::list, volumes::get, volumes::delete,
         content::stat, content::change, content::remove, content::list, content::make_dir, content::read, content::write,
     ),

@@ -23,8 +23,8 @@ use crate::body::shown;
 use crate::content::{self, ContentError};
 use crate::error::ApiError;
 use crate::{
-    Api, builds, create, fork, keys, lifecycle, logs, metrics, network, nodes, observe, openapi, sandboxes,
-    snapshots, tags, templates, unsupported, uploads, volumes,
+    Api, builds, create, fork, keys, lifecycle, logs, metrics, network, nodes, observe, openapi, root,
+    sandboxes, snapshots, tags, templates, unsupported, uploads, volumes,
 };
 
 /// Connections at once; more wait in the kernel's queue.
@@ -100,6 +100,8 @@ impl Api {
             )
             .route("/sandboxes/{sandboxID}/snapshots", post(snapshots::create))
             .route("/sandboxes/{sandboxID}/fork", post(fork::fork))
+            .route("/sandboxes/{sandboxID}/changes", get(root::changes))
+            .route("/sandboxes/{sandboxID}/export", get(root::export))
             .route("/snapshots", get(snapshots::list))
             .route("/volumes", get(volumes::list).post(volumes::create))
             .route("/volumes/{volumeID}", get(volumes::get).delete(volumes::delete))

@@ -20,7 +20,7 @@ use crate::error::ApiError;
 use crate::{Api, listing, recipe, templates};
 
 /// Tags of one request.
-const TAGS_MAX: usize = 100;
+const TAGS_MAX: usize = 64;
 /// Tags of one page, where nothing is said.
 const GROUPS_DEFAULT: usize = 25;
 /// Builds of each of them, where nothing is said.

@@ -25,7 +25,7 @@ use crate::{Api, incoming};
 /// How long an address can be used: clients give an upload an hour.
 const USABLE_FOR: Duration = Duration::from_secs(3_600);
 /// The longest upload. A context that is larger is one that ought to be in an image, or in a volume.
-const UPLOAD_BYTES_MAX: u64 = 10 << 30;
+const UPLOAD_BYTES_MAX: u64 = 8 << 30;
 /// Digits of a hash.
 const HASH_CHARS: usize = 64;
 /// What the key of signatures is derived for, from the seed of all tokens.

@@ -34,6 +34,11 @@ const IDS: u64 = 1 << 16;
 const PIECE_BYTES: usize = 128 << 10;
 /// What a file or directory takes on a disk beside its bytes.
 const ENTRY_BYTES: u64 = 4096;
+/// So often is looked whether others still have room on the file system, …
+const LOOK_EVERY_BYTES: u64 = 64 << 20;
+/// … which is a tenth of a small one, and at most this: the daemon's own records are written there too, and an image must not
+/// be able to stop everything.
+const RESERVE_BYTES_MAX: u64 = 1 << 30;
 /// What is shown of a name.
 const SHOWN_CHARS_MAX: usize = 200;
 /// A file with holes looks no longer than this, whatever it holds: 16 TiB, the longest that ext4 has.
@@ -143,6 +148,7 @@ pub fn unpack(input: impl Read, into: &Path, limits: Limits) -> Result<Unpacked,
         limits,
         entries: 0,
         disk_bytes: 0,
+        unlooked_bytes: LOOK_EVERY_BYTES,
         passed_over: 0,
         hides_all: false,
     };
@@ -182,6 +188,8 @@ struct Work<R> {
     limits: Limits,
     entries: u64,
     disk_bytes: u64,
+    /// What was written since it was looked whether there is room.
+    unlooked_bytes: u64,
     passed_over: u64,
     hides_all: bool,
 }
@@ -197,10 +205,27 @@ impl<R: Read> Work<R> {
                 });
             }
             self.disk_bytes += ENTRY_BYTES;
+            self.take_room(&entry, ENTRY_BYTES)?;
             self.entry(&entry)?;
         }
         self.archive.drain().map_err(of_tar)?;
         Ok(())
+    }
+
+    /// Refuses what would take the room of others.
+    fn take_room(&mut self, entry: &Entry, bytes: u64) -> Result<(), LayerError> {
+        const STEP: &str = "looking for room";
+        self.unlooked_bytes += bytes;
+        if self.unlooked_bytes < LOOK_EVERY_BYTES {
+            return Ok(());
+        }
+        self.unlooked_bytes = 0;
+        let about = rustix::fs::fstatvfs(self.tree.root()).map_err(|errno| disk(&entry.path, STEP, errno))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(about.f_frsize);
+        if is_enough(bytes(about.f_bavail), bytes(about.f_blocks)) {
+            return Ok(());
+        }
+        Err(disk(&entry.path, STEP, Errno::NOSPC))
     }
 
     fn entry(&mut self, entry: &Entry) -> Result<(), LayerError> {
@@ -331,6 +356,7 @@ impl<R: Read> Work<R> {
                     read => have += read,
                 }
             }
+            self.take_room(entry, have as u64)?;
             let mut written = 0;
             while written < have {
                 match rustix::io::pwrite(file, &self.buffer[written..have], offset + written as u64) {
@@ -343,6 +369,10 @@ impl<R: Read> Work<R> {
         }
         Ok(())
     }
+}
+
+fn is_enough(free_bytes: u64, total_bytes: u64) -> bool {
+    free_bytes >= (total_bytes / 10).min(RESERVE_BYTES_MAX)
 }
 
 /// The names of a path, of which none leads up.

@@ -211,9 +211,11 @@ impl Policy {
         }
     }
 
-    /// Whether a host may have an address that is not public.
+    /// Whether a host may have an address that is not public. One that is named to be denied is not one to be led to.
     pub(crate) fn may_be_private(&self, authority: &str) -> bool {
-        self.registries.contains_key(authority) || self.named_elsewhere().any(|(named, _)| named == authority)
+        let named = self.registries.get(authority);
+        named.is_some_and(|named| named.access == Access::Allow)
+            || self.named_elsewhere().any(|(named, _)| named == authority)
     }
 
     /// Hosts that are named, but not as registries, and whether they speak in the clear.
@@ -373,6 +375,24 @@ mod tests {
             "fec0::1",
         ] {
             assert!(!is_public(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_registry_that_is_denied_is_not_led_to_in_a_private_network_either() {
+        let policy = policy(
+            r#"{"registries": {
+                "secret.lan": {"access": "deny"}, "own.lan": {}, "mirror.lan": {"access": "deny"},
+                "docker.io": {"mirrors": ["mirror.lan"]}
+            }}"#,
+        );
+        for (host, expected) in [
+            ("secret.lan", false),
+            ("own.lan", true),
+            ("mirror.lan", true),
+            ("other.lan", false),
+        ] {
+            assert_eq!(policy.may_be_private(host), expected, "{host}");
         }
     }
 

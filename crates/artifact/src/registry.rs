@@ -129,10 +129,13 @@ impl Client {
         match sent {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => match refused(&error) {
-                Some(refused) => Err(AskError::Never(PullError::Private {
-                    host: refused.host.clone(),
-                    address: refused.address,
-                })),
+                Some(Refused { host, address }) => {
+                    tracing::info!(host, %address, "a registry was not asked: its address is not public");
+                    Err(AskError::Never(PullError::Private {
+                        host: host.clone(),
+                        address: *address,
+                    }))
+                }
                 None => Err(again(format!("{host}: {}", chain(&error)))),
             },
             Err(_) => Err(again(format!(

@@ -1,14 +1,19 @@
-//! The `base` template of the first start.
+//! The `base` template: of the first start, and made anew when it is asked for.
+use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use container::Containers;
-use model::{BuildId, Settings, Team, Template, TemplateId, TemplateOrigin};
-use ports::{Runtime as _, TemplateStore};
+use model::{BuildId, Settings, Team, TeamId, Template, TemplateId, TemplateOrigin};
+use ports::{Runtime as _, StoreError, TemplateStore};
 
+use crate::control::{self, Remade, Request};
 use crate::out;
+use crate::settings::Resolved;
 
 const NAME: &str = "base";
+/// Writers of one template are few.
+const ATTEMPTS_MAX: usize = 16;
 
 /// Makes the template if there is none, or its layers if they are gone, and keeps slots for it ready.
 pub(crate) async fn ensure(templates: &dyn TemplateStore, runtime: &Containers, team: &Team) -> Result<()> {
@@ -24,22 +29,88 @@ pub(crate) async fn ensure(templates: &dyn TemplateStore, runtime: &Containers, 
     Ok(())
 }
 
-async fn make(templates: &dyn TemplateStore, runtime: &Containers, team: &Team) -> Result<Template> {
+/// Makes the template anew of this machine as it is now. The build of before is collected when no sandbox uses it.
+pub(crate) async fn remake(
+    templates: &dyn TemplateStore,
+    runtime: &Containers,
+    team: TeamId,
+) -> Result<BuildId> {
     let build = BuildId::random();
     import(runtime, build).await?;
-    let now = SystemTime::now();
-    let settings = Settings {
+    let named = name(templates, team, build).await;
+    if named.is_err() {
+        let _ = runtime.remove_builds(&[build]).await;
+    }
+    let settings = named?;
+    runtime.prewarm(build, settings.resources.disk);
+    Ok(build)
+}
+
+/// Lets the template's default tag name a build, be the template there or not.
+async fn name(templates: &dyn TemplateStore, team: TeamId, build: BuildId) -> Result<Settings> {
+    for _ in 0..ATTEMPTS_MAX {
+        let now = SystemTime::now();
+        let Some(mut template) = templates.named(team, NAME).await? else {
+            let (template, settings) = new(team, build);
+            match templates.insert(&template).await {
+                Ok(()) => return Ok(settings),
+                Err(StoreError::Conflict) => continue,
+                Err(error) => return Err(error).context("the base template cannot be stored"),
+            }
+        };
+        let settings = settings(now);
+        template.tag([Template::DEFAULT_TAG.to_owned()], build, settings.clone());
+        template.updated_at = now;
+        template.build_count += 1;
+        match templates.update(&template).await {
+            Ok(_) => return Ok(settings),
+            // It was changed, or removed, meanwhile.
+            Err(StoreError::Conflict | StoreError::Missing) => {}
+            Err(error) => return Err(error).context("the base template cannot be stored"),
+        }
+    }
+    anyhow::bail!("the base template is being changed by somebody else all the time; try again")
+}
+
+/// With what its sandboxes run.
+fn settings(now: SystemTime) -> Settings {
+    Settings {
         workdir: Some("/home/user".to_owned()),
         created_at: now,
         ..Settings::default()
-    };
+    }
+}
+
+/// `atoll template import-host`.
+pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
+    let made: Remade = control::ask(&settings.data_dir, &Request::ImportHost)?;
+    if json {
+        out::json(&made)?;
+    } else {
+        out::line(made.build_id)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn make(templates: &dyn TemplateStore, runtime: &Containers, team: &Team) -> Result<Template> {
+    let build = BuildId::random();
+    import(runtime, build).await?;
+    let (template, _) = new(team.id, build);
+    templates.insert(&template).await?;
+    Ok(template)
+}
+
+/// The template of this build.
+fn new(team: TeamId, build: BuildId) -> (Template, Settings) {
+    let now = SystemTime::now();
+    let settings = settings(now);
     let template = Template {
         id: TemplateId::random(),
-        team: team.id,
+        team,
         public: true,
         names: vec![NAME.to_owned()],
-        tags: [("default".to_owned(), build)].into(),
-        builds: [(build, settings)].into(),
+        tags: [(Template::DEFAULT_TAG.to_owned(), build)].into(),
+        builds: [(build, settings.clone())].into(),
         origin: TemplateOrigin::Build,
         version: 0,
         created_at: now,
@@ -48,8 +119,7 @@ async fn make(templates: &dyn TemplateStore, runtime: &Containers, team: &Team) 
         spawn_count: 0,
         build_count: 1,
     };
-    templates.insert(&template).await?;
-    Ok(template)
+    (template, settings)
 }
 
 async fn import(runtime: &Containers, build: BuildId) -> Result<()> {

@@ -1,8 +1,10 @@
 //! A word with the running daemon: one line over a socket in the data directory, answered by one line of JSON.
+//!
+//! A request is a word, or JSON where it says more. An answer is what was asked for, or `{"failed": why}`.
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +16,73 @@ use tokio_util::sync::CancellationToken;
 use crate::house::House;
 
 const SOCKET: &str = "control.sock";
-/// Commands are words.
-const LINE_BYTES_MAX: u64 = 64;
-/// Ending a thousand sandboxes takes seconds.
-const ANSWER_WITHIN: Duration = Duration::from_secs(300);
+/// A path, and two names.
+const LINE_BYTES_MAX: u64 = 64 << 10;
+/// Ending a thousand sandboxes takes seconds; an image of 32 GiB comes from a slow disk within this.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3600);
+
+/// What is asked of the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Request {
+    /// What it is at.
+    Status,
+    /// To end all sandboxes, and then itself.
+    Down,
+    /// To remove what nothing needs.
+    Gc,
+    /// To make the template `base` anew, of this machine's own `/usr`.
+    ImportHost,
+    /// To take an image from a file.
+    Import {
+        /// Where: absolute.
+        path: PathBuf,
+        /// What it is to be called.
+        name: Option<String>,
+        /// Which of several.
+        image: Option<String>,
+    },
+    /// Which images were imported.
+    Images,
+    /// To forget an image.
+    Forget {
+        /// Which.
+        name: String,
+    },
+}
+
+impl Request {
+    /// Daemons of before know words alone.
+    fn line(&self) -> serde_json::Result<String> {
+        Ok(match serde_json::to_value(self)? {
+            serde_json::Value::String(word) => word,
+            more => more.to_string(),
+        })
+    }
+
+    fn parse(line: &str) -> serde_json::Result<Self> {
+        if line.starts_with('{') {
+            serde_json::from_str(line)
+        } else {
+            serde_json::from_value(line.into())
+        }
+    }
+}
+
+/// Why the daemon did not do it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Failed {
+    failed: String,
+}
+
+/// What the daemon answers.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Answer<T> {
+    Failed(Failed),
+    Done(T),
+}
 
 /// What a daemon says of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -38,6 +103,14 @@ pub(crate) struct Status {
 pub(crate) struct Ended {
     pub(crate) ended: usize,
     pub(crate) error: Option<String>,
+}
+
+/// The daemon's answer to `import-host`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Remade {
+    /// What sandboxes of the base template start from now.
+    #[serde(rename = "buildID")]
+    pub(crate) build_id: String,
 }
 
 /// Listens until `shutdown`. After `down` has been answered, it cancels `shutdown` itself.
@@ -74,11 +147,17 @@ async fn answer(
     tokio::io::BufReader::new(read.take(LINE_BYTES_MAX))
         .read_line(&mut line)
         .await?;
-    let is_down = line.trim() == "down";
-    let answer = match line.trim() {
-        "status" => serde_json::to_string(&house.status().await?)?,
-        "down" => serde_json::to_string(&house.end_sandboxes().await)?,
-        other => bail!("unknown command {other:?}"),
+    let request = Request::parse(line.trim());
+    let is_down = matches!(request, Ok(Request::Down));
+    let answered = match request {
+        Ok(request) => carry_out(house, request).await,
+        Err(_) => bail!("unknown command {:?}", line.chars().take(64).collect::<String>()),
+    };
+    let answer = match answered {
+        Ok(answer) => answer,
+        Err(error) => serde_json::to_string(&Failed {
+            failed: format!("{error:#}"),
+        })?,
     };
     write.write_all(format!("{answer}\n").as_bytes()).await?;
     if is_down {
@@ -87,16 +166,44 @@ async fn answer(
     Ok(())
 }
 
+/// Does what is asked, and says what came of it.
+async fn carry_out(house: &House, request: Request) -> Result<String> {
+    Ok(match request {
+        Request::Status => serde_json::to_string(&house.status().await?)?,
+        Request::Down => serde_json::to_string(&house.end_sandboxes().await)?,
+        Request::Gc => serde_json::to_string(&house.collect().await?)?,
+        Request::ImportHost => serde_json::to_string(&house.import_host().await?)?,
+        Request::Import { path, name, image } => {
+            let imported = house
+                .import_image(&path, name.as_deref(), image.as_deref())
+                .await?;
+            serde_json::to_string(&imported)?
+        }
+        Request::Images => serde_json::to_string(&house.imported_images().await?)?,
+        Request::Forget { name } => serde_json::to_string(&house.forget_image(&name).await?)?,
+    })
+}
+
 /// Asks the daemon of a data directory.
-pub(crate) fn ask<T: for<'de> Deserialize<'de>>(data: &Path, command: &str) -> Result<T> {
+pub(crate) fn ask<T: for<'de> Deserialize<'de>>(data: &Path, request: &Request) -> Result<T> {
     let short = Short::of(data)?;
     let mut stream = UnixStream::connect(short.path())
         .with_context(|| format!("no daemon answers at {}", data.join(SOCKET).display()))?;
     stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-    stream.write_all(format!("{command}\n").as_bytes())?;
+    let asked = request.line()?;
+    stream.write_all(format!("{asked}\n").as_bytes())?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
-    serde_json::from_str(&line).with_context(|| format!("the daemon's answer to {command} is broken"))
+    if line.is_empty() {
+        bail!(
+            "the daemon does not answer {asked}: it ended, or it is of another version; its log may say why"
+        );
+    }
+    let answer = serde_json::from_str(&line);
+    match answer.with_context(|| format!("the daemon's answer to {asked} is broken"))? {
+        Answer::Failed(Failed { failed }) => bail!(failed),
+        Answer::Done(done) => Ok(done),
+    }
 }
 
 /// A path of the socket that fits into a socket address, however long the data directory's is.
@@ -110,5 +217,41 @@ impl Short {
     }
     fn path(&self) -> String {
         format!("/proc/self/fd/{}/{SOCKET}", self.0.as_raw_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_words_or_json_and_come_back_as_they_were() {
+        for (request, line) in [
+            (Request::Down, "down"),
+            (Request::Status, "status"),
+            (Request::ImportHost, "import-host"),
+            (
+                Request::Forget {
+                    name: "a\nb".to_owned(),
+                },
+                r#"{"forget":{"name":"a\nb"}}"#,
+            ),
+        ] {
+            assert_eq!(request.line().unwrap(), line);
+            assert_eq!(Request::parse(line).unwrap(), request);
+        }
+        assert!(Request::parse("halt").is_err());
+    }
+
+    #[test]
+    fn a_failure_is_told_from_an_answer() {
+        let failed = serde_json::from_str::<Answer<Vec<u8>>>(r#"{"failed":"no room"}"#);
+        assert!(matches!(failed, Ok(Answer::Failed(Failed { failed })) if failed == "no room"));
+        assert!(matches!(
+            serde_json::from_str::<Answer<()>>("null"),
+            Ok(Answer::Done(()))
+        ));
+        let ended: Answer<Ended> = serde_json::from_str(r#"{"ended":1,"error":null}"#).unwrap();
+        assert!(matches!(ended, Answer::Done(Ended { ended: 1, .. })));
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::control::{self, Ended};
+use crate::control::{self, Ended, Request};
 use crate::data::DataDir;
 use crate::house::House;
 use crate::settings::Resolved;
@@ -24,7 +24,7 @@ pub(crate) fn run(settings: Resolved, json: bool) -> Result<ExitCode> {
         return told(0, json);
     }
     let ended = if DataDir::is_held(&settings.data_dir)? {
-        let ended: Ended = control::ask(&settings.data_dir, "down")?;
+        let ended: Ended = control::ask(&settings.data_dir, &Request::Down)?;
         wait_until_gone(&settings)?;
         ended
     } else {

@@ -15,7 +15,7 @@ use ports::node::{HeldState, Node};
 use ports::{Blobs, Clock, Runtime as _, SandboxManager, TeamStore, VolumeFiles};
 use sql::Sqlite;
 
-use crate::control::{Ended, Status};
+use crate::control::{Ended, Remade, Status};
 use crate::data::{Credentials, DataDir};
 use crate::settings::Resolved;
 use crate::{base, out, tls};
@@ -29,8 +29,11 @@ pub(crate) struct House {
     pub(crate) node: Arc<LocalNode>,
     pub(crate) api: Arc<Api>,
     pub(crate) edge: Arc<Edge>,
-    runtime: Arc<Containers>,
-    store: Arc<dyn TeamStore>,
+    pub(crate) runtime: Arc<Containers>,
+    pub(crate) images: Images,
+    store: Arc<Sqlite>,
+    /// The base template is made anew by one at a time.
+    making_base: tokio::sync::Mutex<()>,
     team: TeamId,
     started_at: SystemTime,
 }
@@ -62,7 +65,7 @@ impl House {
             .context("the node cannot be opened")?;
         let images = Images::open(data.path().join("images"), settings.images.clone())
             .context("images cannot be kept: see [images] of the configuration")?;
-        node.build_from(Arc::new(images));
+        node.build_from(Arc::new(images.clone()));
         let found = node
             .recover()
             .await
@@ -134,7 +137,9 @@ impl House {
             api,
             edge,
             runtime,
+            images,
             store,
+            making_base: tokio::sync::Mutex::default(),
             team: team.id,
             started_at: SystemTime::now(),
         })
@@ -192,6 +197,15 @@ impl House {
                 }
             }
         }
+    }
+
+    /// Makes the base template anew, of this machine's own `/usr`.
+    pub(crate) async fn import_host(&self) -> Result<Remade> {
+        let _one = self.making_base.lock().await;
+        let build = base::remake(&*self.store, &self.runtime, self.team).await?;
+        Ok(Remade {
+            build_id: build.to_string(),
+        })
     }
 
     /// What is still there once everything was ended: nothing, or a fault.

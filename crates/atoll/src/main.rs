@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! up ──▶ house ──▶ orchestrator, node, container, api, edge     every role, wired in one place
-//! down, status ──▶ control                                      a word with the running daemon
+//! down, status, gc, image ──▶ control                           a word with the running daemon
 //! env, tls, doctor                                              what people need beside it
 //! sandbox, key, template, snapshot, volume ──▶ client           the API, from a terminal
 //! ```
@@ -18,7 +18,10 @@ mod control;
 mod data;
 mod doctor;
 mod down;
+mod gc;
 mod house;
+mod image;
+mod images;
 mod out;
 mod settings;
 mod status;
@@ -88,6 +91,11 @@ enum Command {
     Status(Settings),
     /// Says what this machine can do, what it lacks, and how to get it.
     Doctor(Settings),
+    /// Removes what nothing needs: builds, uploads, results of steps, layers of images beyond their bound.
+    Gc(Settings),
+    /// Images of this machine, which templates are built from.
+    #[command(subcommand)]
+    Image(image::Command),
     /// Prints the lines that let E2B's clients work with this server.
     Env(Settings),
     /// Says how to trust the certificates of this server.
@@ -164,6 +172,11 @@ fn run(Arguments { command, json }: Arguments) -> anyhow::Result<ExitCode> {
         Command::Down(settings) => down::run(settings.resolve()?, json),
         Command::Status(settings) => status::run(&settings.resolve()?, json),
         Command::Doctor(settings) => doctor::run(&settings.resolve()?, json),
+        Command::Gc(settings) => gc::run(&settings.resolve()?, json),
+        Command::Image(command) => command.run(json),
+        Command::Template(client::template::Command::ImportHost(settings)) => {
+            base::run(&settings.resolve()?, json)
+        }
         Command::Env(settings) => data::print_env(&settings.resolve()?, json),
         Command::Tls { settings, path } => tls::run(&settings.resolve()?, path, json),
         Command::Sandbox(command) => client(async move |endpoint| command.run(&endpoint, json).await),

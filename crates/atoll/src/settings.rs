@@ -21,6 +21,10 @@ const DOMAIN: &str = "atoll.localhost";
 /// each slot.
 const POOL: usize = 16;
 const LOG: &str = "info";
+/// Layers of images that no template stands on are kept within this: a few dozen images, to be built from again.
+const IMAGE_CACHE_MIB: u64 = 20 << 10;
+/// As many as there can be.
+const IMAGE_CACHE_MIB_MAX: u64 = u64::MAX >> 20;
 /// What the field's own tools read, where nothing of ours is said.
 const OTLP_ENDPOINT_OF_ALL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
@@ -59,8 +63,12 @@ pub(crate) struct Settings {
     pool: Option<usize>,
     /// The program CRIU, version 4.2 or newer, by which memory outlives processes and the host [default: `criu/criu` beside
     /// this program, or `criu` on the PATH, where there is one]. An empty path: none.
-    #[arg(long, env = "ATOLL_CRIU")]
+    #[arg(long, env = "ATOLL_CRIU", value_parser = path_or_none())]
     criu: Option<PathBuf>,
+    /// What layers of images may take, MiB. Beyond it those go that were not used for the longest time, and that no template
+    /// stands on [default: 20480].
+    #[arg(long, env = "ATOLL_IMAGE_CACHE_MIB", value_parser = clap::value_parser!(u64).range(..=IMAGE_CACHE_MIB_MAX))]
+    image_cache_mib: Option<u64>,
     /// What is logged, as tracing's filters are written [default: info].
     #[arg(long, env = "ATOLL_LOG")]
     log: Option<String>,
@@ -100,6 +108,7 @@ pub(crate) struct Resolved {
     pub(crate) domain: String,
     pub(crate) pool: usize,
     pub(crate) criu: Option<PathBuf>,
+    pub(crate) image_cache_mib: u64,
     pub(crate) log: String,
     pub(crate) log_json: bool,
     pub(crate) otlp_endpoint: Option<String>,
@@ -145,6 +154,11 @@ impl Settings {
                 Some(path) => Some(path).filter(|path| !path.as_os_str().is_empty()),
                 None => find_criu(),
             },
+            image_cache_mib: self
+                .image_cache_mib
+                .or(file.image_cache_mib)
+                .unwrap_or(IMAGE_CACHE_MIB)
+                .min(IMAGE_CACHE_MIB_MAX),
             log: self.log.or(file.log).unwrap_or_else(|| LOG.to_owned()),
             log_json: self.log_json.or(file.log_json).unwrap_or(false),
             otlp_endpoint: self
@@ -185,6 +199,12 @@ fn read(path: &Path) -> Result<Settings> {
 }
 
 /// CRIU beside this program, or else on the `PATH`.
+/// A path that may be empty, which clap's own parser of paths refuses.
+fn path_or_none() -> impl clap::builder::TypedValueParser<Value = PathBuf> {
+    use clap::builder::TypedValueParser as _;
+    clap::builder::OsStringValueParser::new().map(PathBuf::from)
+}
+
 fn find_criu() -> Option<PathBuf> {
     let own = std::env::current_exe().ok();
     let beside = own.map(|own| own.with_file_name("criu").join("criu"));

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::control::{self, Status};
+use crate::control::{self, Request, Status};
 use crate::data::DataDir;
 use crate::out;
 use crate::settings::Resolved;
@@ -17,7 +17,7 @@ pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
         out::say(format_args!("no daemon runs on {}", settings.data_dir.display()));
         return Ok(ExitCode::FAILURE);
     }
-    let status: Status = control::ask(&settings.data_dir, "status")?;
+    let status: Status = control::ask(&settings.data_dir, &Request::Status)?;
     if json {
         out::json(&status)?;
     } else {

@@ -52,6 +52,8 @@ async fn serve(settings: Resolved, json: bool) -> Result<()> {
     tasks.spawn("the watch over use", async move {
         stop.run_until_cancelled(node.watch_use()).await;
     });
+    let (evicting, stop) = (Arc::clone(&house), tasks.stop());
+    tasks.spawn("the eviction of images", evicting.evict_until(stop));
     let stop = tasks.stop();
     tasks.spawn("the API", Arc::clone(&house.api).serve(api, stop));
     let stop = tasks.stop();

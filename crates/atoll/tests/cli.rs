@@ -85,3 +85,42 @@ fn help_tells_the_exit_codes() {
         assert!(help.contains(code), "{code}");
     }
 }
+
+#[test]
+fn what_the_daemon_does_fails_in_words_where_none_runs() {
+    let data = std::env::temp_dir().join(format!("atoll-cli-control-{}", std::process::id()));
+    std::fs::create_dir_all(&data).expect("a directory");
+    let path = data.to_str().expect("UTF-8");
+    for arguments in [
+        &["gc", "--data-dir", path][..],
+        &["image", "list", "--data-dir", path],
+        &["image", "forget", "a/b:1", "--data-dir", path],
+        &["image", "import", path, "--data-dir", path],
+        &["template", "import-host", "--data-dir", path],
+    ] {
+        let ended = atoll(arguments).output().expect("atoll");
+        let words = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{arguments:?}: {words}");
+        assert!(ended.stdout.is_empty(), "{arguments:?}");
+        assert!(words.contains("no daemon"), "{arguments:?}: {words}");
+    }
+    let _ = std::fs::remove_dir_all(data);
+}
+
+#[test]
+fn an_export_goes_nowhere_that_is_taken() {
+    let taken = std::env::temp_dir();
+    let taken = taken.to_str().expect("UTF-8");
+    let ended = atoll(&["sandbox", "export", "i0", "--output", taken])
+        .env("E2B_API_URL", "http://127.0.0.1:1")
+        .env("E2B_SANDBOX_URL", "http://127.0.0.1:1")
+        .env("E2B_API_KEY", "e2b_00")
+        .output()
+        .expect("atoll");
+    let words = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(
+        ended.stdout.is_empty() && words.contains("is there already"),
+        "{words}"
+    );
+}

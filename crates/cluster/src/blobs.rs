@@ -2,8 +2,9 @@
 //!
 //! What is put is staged elsewhere and named when it is whole: by a rename in a directory, by the completion of a multipart upload
 //! in a bucket. What a put that died left behind is no blob; a bucket wants a life-cycle rule for incomplete uploads.
+use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -20,6 +21,10 @@ use ports::blobs::{BlobError, BlobInfo, Blobs, ByteStream};
 
 /// What is sent at a time. S3 takes parts of 5 MiB or more, and 10 000 of them: a blob has at most 78 GiB.
 const PART_BYTES: usize = 8 << 20;
+
+/// What is left of a directory's file system to all others who write there, the daemon's own records among them: a tenth of a
+/// small one, and at most so many bytes. Who puts blobs must not be able to stop everything.
+const RESERVE_BYTES_MAX: u64 = 1 << 30;
 
 /// A bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +45,8 @@ pub struct Bucket {
 pub struct Stored {
     store: Arc<dyn ObjectStore>,
     prefix: String,
+    /// Where they take the room of others.
+    room: Option<PathBuf>,
 }
 
 impl Stored {
@@ -56,6 +63,7 @@ impl Stored {
         Ok(Self {
             store: Arc::new(store),
             prefix: String::new(),
+            room: Some(directory.to_owned()),
         })
     }
 
@@ -83,6 +91,7 @@ impl Stored {
         Ok(Self {
             store: Arc::new(store),
             prefix: bucket.prefix.trim_matches('/').to_owned(),
+            room: None,
         })
     }
 
@@ -110,6 +119,23 @@ impl Stored {
     }
 }
 
+fn has_room(directory: Option<&Path>) -> Result<(), BlobError> {
+    let Some(directory) = directory else { return Ok(()) };
+    let about =
+        rustix::fs::statvfs(directory).map_err(|errno| BlobError::Away(io::Error::from(errno).into()))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(about.f_frsize);
+    if is_enough(bytes(about.f_bavail), bytes(about.f_blocks)) {
+        return Ok(());
+    }
+    Err(BlobError::Away(
+        io::Error::from(io::ErrorKind::StorageFull).into(),
+    ))
+}
+
+fn is_enough(free_bytes: u64, total_bytes: u64) -> bool {
+    free_bytes >= (total_bytes / 10).min(RESERVE_BYTES_MAX)
+}
+
 fn failed(key: &str) -> impl Fn(Error) -> BlobError + '_ {
     move |error| match error {
         Error::NotFound { .. } => BlobError::Missing(key.to_owned()),
@@ -135,6 +161,7 @@ async fn put_parts(
     first: PutPayload,
     bytes: &mut ByteStream,
     rest: &mut BytesMut,
+    room: Option<&Path>,
 ) -> Result<u64, BlobError> {
     let mut length = first.content_length() as u64;
     upload.put_part(first).await.map_err(failed(key))?;
@@ -143,6 +170,7 @@ async fn put_parts(
         .map_err(|error| BlobError::Source(key.to_owned(), error))?
     {
         length += part.content_length() as u64;
+        has_room(room)?;
         upload.put_part(part).await.map_err(failed(key))?;
     }
     upload.complete().await.map_err(failed(key))?;
@@ -153,6 +181,7 @@ async fn put_parts(
 impl Blobs for Stored {
     async fn put(&self, key: &str, mut bytes: ByteStream) -> Result<u64, BlobError> {
         let place = self.key(key)?;
+        has_room(self.room.as_deref())?;
         let mut rest = BytesMut::new();
         let broken = |error| BlobError::Source(key.to_owned(), error);
         let first = next_part(&mut bytes, &mut rest)
@@ -166,7 +195,15 @@ impl Blobs for Stored {
             return Ok(length);
         }
         let mut upload = self.store.put_multipart(&place).await.map_err(failed(key))?;
-        let put = put_parts(&mut *upload, key, first, &mut bytes, &mut rest).await;
+        let put = put_parts(
+            &mut *upload,
+            key,
+            first,
+            &mut bytes,
+            &mut rest,
+            self.room.as_deref(),
+        )
+        .await;
         if put.is_err() {
             // What is left of it costs room until it is swept; it is never found by its name.
             let _ = upload.abort().await;

@@ -341,7 +341,7 @@ fn put(path: &str, text: &str) -> Result<(), Step> {
 }
 
 /// Lets everybody inside ping without raw sockets ([icmp(7)](https://man7.org/linux/man-pages/man7/icmp.7.html)).
-fn ping_for_all() {
+pub(crate) fn ping_for_all() {
     let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 65535");
     let _ = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
 }

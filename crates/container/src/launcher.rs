@@ -117,6 +117,11 @@ impl Launcher {
         }
     }
 
+    /// Lets everybody ping in a machine that did not boot.
+    pub(crate) fn let_ping(&self, machine: BorrowedFd<'_>) -> Result<(), Step> {
+        self.ask(&Request::LetPing, &[machine]).map(drop)
+    }
+
     /// Starts CRIU.
     pub(crate) fn criu(&self, start: Start, fds: &[BorrowedFd<'_>]) -> Result<(u32, OwnedFd), Step> {
         let (reply, fds) = self.ask(&Request::Criu(start), fds)?;

@@ -7,6 +7,7 @@
 //! volume   where disks are copied by reference      build, import   what roots are made of
 //! instance which of several daemons this is         agent           envd and sudo, as they come inside
 //! checkpoint, seal   builds made of machines        clear           builds that nobody needs any more
+//! changes  roots looked at from outside
 //! places   images mounted on the host               sealed, volumes, lend   layers and file systems among them
 //! ```
 //!
@@ -23,6 +24,7 @@ mod agent;
 mod boot;
 mod build;
 mod cgroup;
+mod changes;
 mod checkpoint;
 mod clear;
 mod criu;

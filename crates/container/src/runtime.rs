@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use model::{BuildId, Memory, MiB, SandboxId};
+use ports::blobs::ByteStream;
+use ports::root::Changes;
 use ports::runtime::{Capabilities, DiskOrigin, DiskSpace, Recovered};
 use ports::{Machine, MachineSpec, Runtime, RuntimeError};
 
 use crate::build::{Build, LAYERS_MAX};
+use crate::changes;
 use crate::disk::RELEASED_WITHIN;
 use crate::house::{Fate, Give, House, Shape};
 use crate::import;
@@ -236,6 +239,24 @@ impl Runtime for Containers {
     async fn memory_of(&self, build: BuildId) -> Memory {
         let build = self.house.builds.get(build);
         build.ok().flatten().map_or(Memory::None, |build| build.memory)
+    }
+
+    async fn changes(&self, build: BuildId, since: BuildId) -> Result<Changes, RuntimeError> {
+        let (house, pool) = (Arc::clone(&self.house), Arc::clone(&self.pool));
+        let looking = self
+            .house
+            .work
+            .spawn_blocking(move || changes::changes(&house, &pool, build, since));
+        looking.await.map_err(panicked)?
+    }
+
+    async fn export(&self, build: BuildId) -> Result<ByteStream, RuntimeError> {
+        let (house, pool) = (Arc::clone(&self.house), Arc::clone(&self.pool));
+        let exporting = self
+            .house
+            .work
+            .spawn_blocking(move || changes::export(&house, &pool, build));
+        exporting.await.map_err(panicked)?
     }
 
     async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError> {

@@ -13,6 +13,7 @@
 mod files;
 mod list;
 mod remove;
+mod turns;
 mod within;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +36,7 @@ use crate::places::{How, Places};
 use crate::record::write_durably;
 use crate::step::{At, Step};
 use crate::volume;
+use turns::Turns;
 
 /// The least that ext4 with a journal is worth anything.
 const SIZE_MIN: MiB = MiB(16);
@@ -63,6 +65,8 @@ pub(crate) struct Volumes {
     seats: Mutex<BTreeMap<VolumeId, Arc<Mutex<Seat>>>>,
     /// What slots have.
     lent: Mutex<BTreeMap<u32, BTreeSet<VolumeId>>>,
+    /// Whose turn it is to look into one.
+    turns: Turns,
 }
 
 /// Who uses a volume. Held while it is mounted and unmounted.
@@ -87,6 +91,7 @@ impl Volumes {
             places: Places::open(data, "volumes", How::Writable)?,
             seats: Mutex::default(),
             lent: Mutex::default(),
+            turns: Turns::default(),
         })
     }
 

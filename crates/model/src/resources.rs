@@ -59,6 +59,8 @@ pub struct Quota {
     pub creates_per_second: u32,
     /// Longest life of one run of a sandbox, in hours.
     pub life_hours: u32,
+    /// Snapshots that are kept, each of its tags counted. What is copied by forks, which nothing names, is none.
+    pub snapshots: u32,
 }
 
 impl Default for Quota {
@@ -70,6 +72,7 @@ impl Default for Quota {
             memory: MiB(100 * 1024 * 1024),
             creates_per_second: 2_000,
             life_hours: 24 * 30,
+            snapshots: 10_000,
         }
     }
 }

@@ -55,6 +55,7 @@ impl LocalNode {
             Ok(_) => "ready",
             Err(BuildError::Recipe(_)) => "failed",
             Err(BuildError::Cancelled) => "cancelled",
+            Err(BuildError::Away(_)) => "away",
             Err(BuildError::Node { .. }) => "fault",
         };
         metrics::histogram!("atoll_node_build_seconds", "outcome" => outcome).record(begun.elapsed());

@@ -7,9 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use model::{BuildId, ExecutionId, KillReason, Memory, MiB, NetworkPolicy, NodeId, PauseMode, SandboxId};
+use ports::blobs::ByteStream;
 use ports::builds::{BuildError, BuildOrder, BuildTalk, Built};
 use ports::logs::{LogLine, LogQuery, MetricSample};
 use ports::node::{HeldState, Node, NodeError, NodeEvent, Order, PauseOutcome, Report};
+use ports::root::Changes;
 use ports::runtime::DiskSpace;
 use ports::{Clock, Runtime};
 use tokio::sync::broadcast;
@@ -333,6 +335,18 @@ impl Node for LocalNode {
         let node = self.shared()?;
         let builds = builds.to_owned();
         see_through(async move { node.remove_unused(&builds).await }).await
+    }
+
+    #[tracing::instrument(level = "debug", name = "node.changes", skip_all, fields(node = %self.config.id, %sandbox, %execution))]
+    async fn changes(&self, sandbox: SandboxId, execution: ExecutionId) -> Result<Changes, NodeError> {
+        let node = self.shared()?;
+        see_through(async move { node.look_for_changes(sandbox, execution).await }).await
+    }
+
+    #[tracing::instrument(level = "debug", name = "node.export", skip_all, fields(node = %self.config.id, %sandbox, %execution))]
+    async fn export(&self, sandbox: SandboxId, execution: ExecutionId) -> Result<ByteStream, NodeError> {
+        let node = self.shared()?;
+        see_through(async move { node.export_root(sandbox, execution).await }).await
     }
 
     async fn is_healthy(&self, sandbox: SandboxId, execution: ExecutionId) -> Result<bool, NodeError> {

@@ -3,6 +3,7 @@ pub(crate) mod bring_up;
 mod checkpoint;
 pub(crate) mod deadline;
 pub(crate) mod pause;
+mod root;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;

@@ -19,9 +19,9 @@ use crate::template::upload;
 use crate::uses::Moment;
 
 /// How often the orchestrator collects by itself.
-pub(crate) const PERIOD: Duration = Duration::from_secs(120);
+pub(crate) const PERIOD: Duration = failpoint::margin(Duration::from_secs(120));
 /// What is younger than this, as far as was seen, is not collected.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = failpoint::margin(Duration::from_secs(60));
 
 /// What a collection did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -104,7 +104,9 @@ impl Orchestrator {
         let ripe = unnamed.iter().filter(|(_, seen)| is_ripe(seen));
         let ripe: Vec<_> = ripe.map(|(build, _)| *build).collect();
         let condemned = self.uses.condemn(ripe);
-        failpoint::reach("orchestrator/builds-condemned");
+        if !condemned.is_empty() {
+            failpoint::reach("orchestrator/builds-condemned");
+        }
         let doomed = self.still_unnamed(condemned).await?;
         let (removed, failed) = self.remove_from(&held, &doomed).await;
         for build in &removed {
@@ -208,7 +210,9 @@ impl Orchestrator {
                 failed += 1;
             }
         }
-        failpoint::reach("orchestrator/builds-collected");
+        if !doomed.is_empty() {
+            failpoint::reach("orchestrator/builds-collected");
+        }
         let removed: Vec<_> = doomed
             .iter()
             .filter(|build| !left.contains(build))

@@ -65,6 +65,7 @@ pub(crate) fn node(id: SandboxId, step: &'static str) -> impl FnOnce(NodeError) 
         NodeError::Full { what, .. } => ManagerError::NoCapacity(format!("its node is out of {what}")),
         NodeError::Timeout(what) => ManagerError::Timeout(what),
         NodeError::CannotCheckpoint(why) => ManagerError::CannotCheckpoint { id, why },
+        NodeError::Refused(why) => ManagerError::Invalid(why),
         // The id was found and is there: that its node does not hold it is no fault of the request.
         NodeError::Unknown => ManagerError::Failed {
             step,

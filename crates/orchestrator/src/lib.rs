@@ -53,6 +53,7 @@ mod reconcile;
 mod resolve;
 mod restart;
 mod resume;
+mod root;
 mod routes;
 mod snapshot;
 mod telemetry;

@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use model::{NetworkPolicy, PauseMode, SandboxId, TeamId, TemplateRef};
 use ports::manager::{Connected, Granted, Page};
 use ports::node::Report;
+use ports::root::{Changes, ExportedRoot};
 use ports::store::SandboxQuery;
 use ports::templates::SnapshotInfo;
 use ports::{CreateSandbox, LogLine, LogQuery, ManagerError, MetricSample, SandboxManager};
@@ -83,6 +84,18 @@ impl SandboxManager for Orchestrator {
         timeout: Duration,
     ) -> Result<Vec<Result<Granted, ManagerError>>, ManagerError> {
         self.detached(move |me| async move { me.fork_sandbox(team, id, count, timeout).await })
+            .await
+            .inspect_err(logged(team, Some(id)))
+    }
+
+    async fn changes(&self, team: TeamId, id: SandboxId) -> Result<Changes, ManagerError> {
+        self.detached(move |me| async move { me.changes_of(team, id).await })
+            .await
+            .inspect_err(logged(team, Some(id)))
+    }
+
+    async fn export(&self, team: TeamId, id: SandboxId) -> Result<ExportedRoot, ManagerError> {
+        self.detached(move |me| async move { me.export_of(team, id).await })
             .await
             .inspect_err(logged(team, Some(id)))
     }

@@ -23,6 +23,39 @@ struct Place {
     tag: String,
 }
 
+/// Refuses another snapshot where the team has what it may have. One that takes the place of another is none more.
+fn check_room(team: &Team, own: &[Template], place: &Place) -> Result<(), ManagerError> {
+    let snapshots = || {
+        own.iter()
+            .filter(|template| template.origin != TemplateOrigin::Build)
+    };
+    let named = place
+        .name
+        .as_ref()
+        .and_then(|name| snapshots().find(|template| template.names.contains(name)));
+    if let Some(template) = named {
+        if template.tags.contains_key(&place.tag) {
+            return Ok(());
+        }
+        names::check_tags_of_one(template, [&place.tag]).map_err(exhausted)?;
+    }
+    let kept: usize = snapshots().map(|template| template.tags.len()).sum();
+    let most = team.quota.snapshots;
+    if kept >= most as usize {
+        return Err(exhausted(format!(
+            "The team has reached its limit of {most} snapshots: delete one first"
+        )));
+    }
+    Ok(())
+}
+
+fn exhausted(error: impl std::fmt::Display) -> ManagerError {
+    ManagerError::Exhausted {
+        message: error.to_string(),
+        retry_after: None,
+    }
+}
+
 fn invalid(error: impl std::fmt::Display) -> ManagerError {
     ManagerError::Invalid(error.to_string())
 }
@@ -56,9 +89,13 @@ impl Orchestrator {
         memory: bool,
     ) -> Result<SnapshotInfo, ManagerError> {
         let began = Instant::now();
-        let place = place(&self.team(team).await?, name)?;
+        let owner = self.team(team).await?;
+        let place = place(&owner, name)?;
         // Before anything is done: a name that cannot be given is refused without a copy.
         self.snapshots_named(team, &place).await?;
+        let own = self.parts.templates.list(team).await;
+        let own = own.map_err(failure::store("reading the team's snapshots"))?;
+        check_room(&owner, &own, &place)?;
         let copied = self.copy(team, id, memory, ManagerError::NotFound).await?;
         let kept = self.keep_snapshot(&copied, &place).await;
         if kept.is_ok() {
@@ -146,5 +183,69 @@ fn new_template(copied: &Copied, place: &Place, settings: Settings) -> Template 
         spawn_count: 0,
         build_count: 1,
         version: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use model::Quota;
+    use ports::store::contract;
+
+    use super::*;
+
+    fn template(origin: TemplateOrigin, name: &str, tags: usize) -> Template {
+        let settings = Settings::default();
+        let tags = (0..tags).map(|tag| (tag.to_string(), BuildId::random()));
+        Template {
+            id: TemplateId::random(),
+            team: TeamId::random(),
+            public: false,
+            origin,
+            names: vec![name.to_owned()],
+            tags: tags.clone().collect(),
+            builds: tags.map(|(_, build)| (build, settings.clone())).collect(),
+            created_at: SystemTime::UNIX_EPOCH,
+            updated_at: SystemTime::UNIX_EPOCH,
+            last_spawned_at: None,
+            spawn_count: 0,
+            build_count: 1,
+            version: 0,
+        }
+    }
+
+    fn check(own: &[Template], (name, tag): (Option<&str>, &str), told: Option<&str>) {
+        let mut team = contract::team("acme");
+        team.quota = Quota {
+            snapshots: 1500,
+            ..Quota::default()
+        };
+        let place = Place {
+            name: name.map(str::to_owned),
+            tag: tag.to_owned(),
+        };
+        let refused = check_room(&team, own, &place)
+            .err()
+            .map(|error| error.to_string());
+        assert_eq!(refused.as_deref(), told, "{place:?}");
+    }
+
+    #[test]
+    fn a_team_keeps_so_many_snapshots_and_a_name_so_many_tags() {
+        let snapshot = TemplateOrigin::Snapshot(SandboxId::random());
+        let built = template(TemplateOrigin::Build, "built", 900);
+        let (a, b) = (template(snapshot, "a", 1000), template(snapshot, "b", 499));
+        let own = [built, a, b];
+        check(&own, (None, "default"), None);
+        check(&own, (Some("b"), "new"), None);
+        let full = "The template has reached its limit of 1000 tags: delete one first";
+        check(&own, (Some("a"), "new"), Some(full));
+        check(&own, (Some("a"), "7"), None);
+        let own = [&own[..], &[template(snapshot, "c", 1)]].concat();
+        let full = "The team has reached its limit of 1500 snapshots: delete one first";
+        check(&own, (None, "default"), Some(full));
+        check(&own, (Some("b"), "new"), Some(full));
+        check(&own, (Some("b"), "7"), None);
     }
 }

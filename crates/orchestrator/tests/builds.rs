@@ -376,6 +376,27 @@ async fn a_fault_of_a_node_is_met_by_another_attempt_and_told() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_not_to_be_had_from_elsewhere_is_tried_again_and_told_with_its_step() {
+    let world = World::in_memory().await;
+    let (_, build) = register(&world, "app").await;
+    for _ in 0..3 {
+        world.node.fail_build(BuildError::Away(BuildFailure {
+            message: "registry.test cannot be reached".to_owned(),
+            step: Some(BuildStep::Base),
+        }));
+    }
+    start(&world, &build, recipe(&["a"])).await.unwrap();
+    let told = failure(&world, build.id).await;
+    assert_eq!(
+        (told.message.as_str(), told.step),
+        (
+            "the build did not come to its end in 3 attempts: registry.test cannot be reached",
+            Some(BuildStep::Base)
+        )
+    );
+}
+
 #[tokio::test]
 async fn what_a_build_starts_from_is_resolved_when_it_starts() {
     let world = World::new().await;

@@ -11,7 +11,7 @@ use ports::store::contract;
 use ports::templates::{SnapshotInfo, SnapshotQuery};
 use ports::{ManagerError, NodeError, SandboxManager, TemplateError, TemplateManager};
 
-use world::{World, eventually};
+use world::{Fuse, World, eventually};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -407,6 +407,32 @@ async fn a_snapshot_is_deleted_by_what_it_is_called_and_only_once() {
     delete("acme/work:v1").await.unwrap();
     assert_eq!(world.templates.get(named).await.unwrap(), None);
     assert_eq!(delete("acme/work:v1").await.unwrap_err().kind(), Kind::NotFound);
+}
+
+/// Lets the process die at every step of a removal: what is left goes when it is asked for again by the same name.
+#[tokio::test]
+async fn a_removal_of_a_snapshot_that_is_cut_short_leaves_nothing_that_nobody_finds() {
+    for last_happens in [false, true] {
+        for effects in 0.. {
+            let mut world = World::in_memory().await;
+            let id = world.create().await.sandbox.id;
+            let snapshot = snapshot(&world, id, None).await.unwrap().template.id;
+            let (called, team) = (name(&format!("{snapshot}:default")), world.team.id);
+            let fuse = Fuse::new(effects, last_happens);
+            world.reborn(Some(fuse.clone()));
+            let _cut_short = world.orchestrator.delete(team, &called).await;
+            world.reborn(None);
+            let context = format!("dead after {effects} effects (last happens: {last_happens})");
+            match world.orchestrator.delete(team, &called).await {
+                Ok(()) | Err(TemplateError::NotFound(_)) => {}
+                Err(error) => panic!("{context}: {error}"),
+            }
+            assert_eq!(world.templates.get(snapshot).await.unwrap(), None, "{context}");
+            if !fuse.is_burnt() {
+                break;
+            }
+        }
+    }
 }
 
 #[tokio::test]

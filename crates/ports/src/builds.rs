@@ -151,6 +151,9 @@ pub enum BuildError {
     /// The recipe, or what it does: its owner is told.
     #[error("{}", .0.message)]
     Recipe(BuildFailure),
+    /// What it needs from elsewhere is not to be had now: its owner is told what, and from where. Another try may succeed.
+    #[error("{}", .0.message)]
+    Away(BuildFailure),
     /// It was cancelled.
     #[error("the build was cancelled")]
     Cancelled,

@@ -33,6 +33,7 @@ pub mod limits;
 pub mod logs;
 pub mod manager;
 pub mod node;
+pub mod root;
 pub mod runtime;
 pub mod store;
 pub mod templates;

@@ -117,6 +117,20 @@ pub trait SandboxManager: Send + Sync {
         count: u32,
         timeout: Duration,
     ) -> Result<Vec<Result<Granted, ManagerError>>, ManagerError>;
+    /// What a running one has changed in its root against its template, at this instant; it goes on.
+    async fn changes(&self, team: TeamId, id: SandboxId) -> Result<crate::root::Changes, ManagerError> {
+        let _ = (team, id);
+        Err(ManagerError::Invalid(
+            "this server does not tell what sandboxes changed".to_owned(),
+        ))
+    }
+    /// The whole root of a running one at this instant; it goes on.
+    async fn export(&self, team: TeamId, id: SandboxId) -> Result<crate::root::ExportedRoot, ManagerError> {
+        let _ = (team, id);
+        Err(ManagerError::Invalid(
+            "this server does not export sandboxes".to_owned(),
+        ))
+    }
     /// Ends it, running or paused. When this returns nothing of it is reachable.
     async fn kill(&self, team: TeamId, id: SandboxId) -> Result<(), ManagerError>;
     /// A sandbox that clients see.

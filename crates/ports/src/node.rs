@@ -181,6 +181,24 @@ pub trait Node: Send + Sync {
     async fn builds(&self) -> Result<Vec<BuildId>, NodeError>;
     /// Removes builds that nobody starts from any more.
     async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), NodeError>;
+    /// What a running execution has changed in its root against what it started from, at this instant.
+    async fn changes(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+    ) -> Result<crate::root::Changes, NodeError> {
+        let _ = (sandbox, execution);
+        Err(NodeError::unsupported("telling what was changed in a root"))
+    }
+    /// The whole root of a running execution at this instant, as [`crate::root::ExportedRoot::tar`] says.
+    async fn export(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+    ) -> Result<crate::blobs::ByteStream, NodeError> {
+        let _ = (sandbox, execution);
+        Err(NodeError::unsupported("exporting a root"))
+    }
     /// Whether envd in an execution answers a probe, within a second or two. A node that cannot probe says `true`.
     async fn is_healthy(&self, sandbox: SandboxId, execution: ExecutionId) -> Result<bool, NodeError> {
         let _ = (sandbox, execution);
@@ -243,6 +261,9 @@ pub enum NodeError {
     /// What runs inside cannot be written down; it runs on.
     #[error("its memory cannot be saved: {0}")]
     CannotCheckpoint(String),
+    /// The runtime does not offer what is asked for: whoever asked is told.
+    #[error("{0}")]
+    Refused(String),
     /// It took too long.
     #[error("{0} took too long")]
     Timeout(&'static str),
@@ -260,12 +281,21 @@ pub enum NodeError {
 }
 
 impl NodeError {
+    fn unsupported(step: &'static str) -> Self {
+        NodeError::Failed {
+            step,
+            kind: Kind::Unsupported,
+            source: "this node does not offer it".into(),
+        }
+    }
+
     /// The way it failed.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
             NodeError::Unknown => Kind::NotFound,
             NodeError::MemoryLost | NodeError::Busy(_) | NodeError::CannotCheckpoint(_) => Kind::Conflict,
+            NodeError::Refused(_) => Kind::Invalid,
             NodeError::Full { .. } => Kind::Unavailable,
             NodeError::Timeout(_) => Kind::Timeout,
             NodeError::Failed { kind, .. } => *kind,

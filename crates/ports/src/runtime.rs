@@ -163,6 +163,16 @@ pub trait Runtime: Send + Sync {
         let _ = build;
         Memory::None
     }
+    /// What is another in the root of a build than in that of `since`, which it was made from.
+    async fn changes(&self, build: BuildId, since: BuildId) -> Result<crate::root::Changes, RuntimeError> {
+        let _ = (build, since);
+        Err(self.cannot("telling what was changed in a root"))
+    }
+    /// The whole root of a build, as [`crate::root::ExportedRoot::tar`] says. The build may be removed meanwhile.
+    async fn export(&self, build: BuildId) -> Result<crate::blobs::ByteStream, RuntimeError> {
+        let _ = build;
+        Err(self.cannot("exporting roots"))
+    }
     /// How a runtime refuses what it does not offer.
     fn cannot(&self, what: &str) -> RuntimeError {
         RuntimeError::Unsupported {

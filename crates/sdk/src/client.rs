@@ -2,6 +2,7 @@
 mod builds;
 mod keys;
 mod nodes;
+mod root;
 mod sandboxes;
 mod snapshots;
 mod tags;

@@ -41,6 +41,8 @@ impl Sqlite {
             .synchronous(SqliteSynchronous::Normal)
             .foreign_keys(true)
             .busy_timeout(BUSY)
+            // Credentials are taken out of builds that are over: they must not stay in pages that are free.
+            .pragma("secure_delete", "ON")
             .pragma("wal_autocheckpoint", WAL_PAGES_MAX.to_string());
         let mut connection = SqliteConnection::connect_with(&options).await.map_err(away)?;
         sqlx::migrate!("migrations/sqlite")

@@ -1,9 +1,12 @@
 //! What SQLite does beyond the laws.
 use std::sync::Arc;
 
-use model::{PauseMode, Phase, Sandbox, TeamId};
+use model::recipe::{Base, Recipe, RegistryCredentials};
+use model::{Build, BuildId, BuildStatus, PauseMode, Phase, Sandbox, Secret, TeamId, TemplateId};
+use ports::builds::BuildStore;
 use ports::store::contract;
 use ports::{SandboxStore, StoreError, TeamStore};
+use sqlx::{Connection as _, Row as _};
 
 #[tokio::test]
 async fn what_was_answered_is_there_after_a_second_opening() {
@@ -18,6 +21,71 @@ async fn what_was_answered_is_there_after_a_second_opening() {
     let store = sql::Sqlite::open(&path).await.unwrap();
     assert_eq!(store.get(sandbox.id).await.unwrap(), Some(sandbox));
     assert_eq!(store.seed().await.unwrap(), seed);
+}
+
+/// Whether these bytes are somewhere in the database's file, once its log is copied into it.
+async fn is_in_file(path: &std::path::Path, needle: &str) -> bool {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+    let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    for _ in 0..100 {
+        let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        if row.get::<i64, _>(0) == 0 {
+            let bytes = std::fs::read(path).unwrap();
+            return bytes.windows(needle.len()).any(|part| part == needle.as_bytes());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("the log cannot be copied");
+}
+
+#[tokio::test]
+async fn credentials_that_are_taken_out_of_a_build_are_not_in_the_file_any_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("atoll.db");
+    let store = sql::Sqlite::open(&path).await.unwrap();
+    let needle = "hunter2-and-more-of-it";
+    let recipe = |credentials| Recipe {
+        from: Base::Image {
+            reference: "registry.example/debian:12".to_owned(),
+            credentials,
+        },
+        steps: Vec::new(),
+        // So long that it lies on several pages, of which some become free.
+        start: Some("x".repeat(50_000)),
+        ready: None,
+        force: false,
+    };
+    let at = std::time::SystemTime::UNIX_EPOCH;
+    let mut build = Build {
+        id: BuildId::random(),
+        template: TemplateId::random(),
+        team: TeamId::random(),
+        status: BuildStatus::Building,
+        tags: Vec::new(),
+        resources: model::Resources::default(),
+        recipe: Some(recipe(Some(RegistryCredentials::Basic {
+            username: "me".to_owned(),
+            password: Secret::new(needle.repeat(200)),
+        }))),
+        node: None,
+        created_at: at,
+        updated_at: at,
+        finished_at: None,
+        version: 0,
+    };
+    store.insert_build(&build).await.unwrap();
+    build.version = store.build(build.id).await.unwrap().unwrap().version;
+    assert!(is_in_file(&path, needle).await);
+    build.status = BuildStatus::Ready;
+    build.recipe = Some(Recipe {
+        start: None,
+        ..recipe(None)
+    });
+    store.update_build(&build).await.unwrap();
+    assert!(!is_in_file(&path, needle).await);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod metrics;
 mod network;
 mod node;
 mod object;
+mod root;
 mod sandbox;
 mod snapshot;
 mod tag;
@@ -24,6 +25,7 @@ pub use metrics::{SandboxMetric, SandboxesMetrics};
 pub use network::{NetworkConfig, NetworkUpdate};
 pub use node::{Capabilities, Node, NodeDetail};
 pub use object::Object;
+pub use root::{ExportedConfig, IMAGE_CONFIG, SandboxChange, SandboxChangeKind, SandboxChanges};
 pub use sandbox::{
     AutoResume, ConnectSandbox, Lifecycle, ListedSandbox, Memory, NewSandbox, OnTimeout, PauseMode,
     PauseSandbox, RefreshSandbox, ResumeSandbox, Sandbox, SandboxDetail, SandboxState, SetTimeout,

@@ -84,6 +84,7 @@ BUILDS = {
     "snapshot": [*COPY, "orchestrator/snapshot-stored"],
     "fork": ["orchestrator/fork-copied", "orchestrator/starting-stored", "container/disk-given", "node/machine-started", "orchestrator/running-stored"],
     "delete": ["orchestrator/snapshot-untagged", "orchestrator/builds-removed", "orchestrator/template-removed"],
+    "look": ["node/copied-to-look"],
     "collect": ["orchestrator/builds-condemned", "container/build-forgotten", "orchestrator/builds-collected"],
 }
 VOLUMES = {
@@ -111,9 +112,12 @@ MEMORY = {
         "node/pausing-written",
         "node/quiet-to-pause",
         "container/hibernation-recorded",
+        "container/hibernation-disk-copied",
+        "container/hibernation-stands",
         "container/hibernation-dumped",
         "container/hibernation-written",
         "container/hibernation-kept",
+        "container/hibernation-given-up",
         "container/machine-ended",
         "container/record-removed",
         "node/machine-hibernated",

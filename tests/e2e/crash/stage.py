@@ -4,7 +4,7 @@ import contextlib
 import threading
 
 from e2b import SandboxState
-from house import CRIU, FAILPOINTS, House
+from house import FAILPOINTS, House
 from machine import Machine
 from patience import eventually
 
@@ -189,6 +189,3 @@ def undecided(stage, point, flow, prepare=lambda kept: None, runs_on=False, **op
     kept.sandbox.kill()
     stage.assert_all_is_kept()
     stage.assert_nothing_is_left(point)
-
-
-__all__ = ["CRIU", "Kept", "Stage", "Stages", "undecided"]

@@ -2,12 +2,12 @@
 paused or resumed loses no process either, except where its owner was told to do without."""
 
 import pytest
-from e2b import SandboxState, Template
-from house import FAILPOINTS
+from e2b import Template
+from house import CRIU, FAILPOINTS
 from patience import eventually
 from points import MEMORY
-from stage import CRIU, Kept, undecided
-from test_failpoints_builds import assert_built, assert_snapshot, forget, goes_on, name, recipe  # noqa: F401
+from stage import Kept, undecided
+from test_failpoints_builds import forget, goes_on, name, recipe  # noqa: F401
 
 pytestmark = [
     pytest.mark.skipif(FAILPOINTS is None, reason="ATOLL_FAILPOINTS_BIN names no daemon that was built with failpoints"),
@@ -77,12 +77,12 @@ def test_a_snapshot_with_memory_is_there_or_not_and_its_source_goes_on(keeping, 
 def test_a_fork_with_memory_is_whole_or_gone_and_its_source_goes_on(keeping, point):
     house, kept = keeping.house, Kept(keeping.house)
     before = set(house.list())
-    keeping.dies(point, lambda: kept.sandbox.fork())
+    keeping.dies(point, lambda: kept.sandbox.fork(timeout=3600))
     kept.works()
     kept.runs_on()
     made = [house.connect(each) for each in set(house.list()) - before]
     assert len(made) <= 1
-    for fork in [*made, *kept.sandbox.fork()]:
+    for fork in [*made, *kept.sandbox.fork(timeout=3600)]:
         goes_on_counting(house, fork, kept)
     kept.sandbox.kill()
     keeping.assert_all_is_kept()

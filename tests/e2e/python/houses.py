@@ -28,4 +28,8 @@ def forget(name):
     """Removes a template, if it is there, with the sandboxes that were made of it."""
     for sandbox in call("GET", f"/v2/sandboxes?template={name}"):
         call("DELETE", f"/sandboxes/{sandbox['sandboxID']}", expect=(204, 404))
+    for tag in call("GET", f"/templates/{name}/tags", expect=(200, 404)):
+        # Of a snapshot one tag is removed at a time, of a template that was built all at once.
+        if isinstance(tag, dict):
+            call("DELETE", f"/templates/{name}%3A{tag['tag']}", expect=(204, 400, 404))
     call("DELETE", f"/templates/{name}", expect=(204, 404))

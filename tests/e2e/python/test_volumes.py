@@ -104,5 +104,7 @@ async def test_a_mount_that_makes_no_sense_is_refused(make, volume):
     for path, words in {"relative": "volume mount #0", "/a/../b": "volume mount #0"}.items():
         with pytest.raises(Exception, match=words):
             await make(volume_mounts={path: volume})
+    with pytest.raises(Exception, match="400: .*/bin"):
+        await make(volume_mounts={"/bin/behind-a-link": volume})
     with pytest.raises(Exception, match="nobody-has-this"):
         await make(volume_mounts={"/data": "nobody-has-this"})

@@ -26,12 +26,12 @@ pub enum PullError {
     },
     /// The registry, or where it sends, is not on the internet, and the configuration does not name it.
     #[error(
-        "{host} has the address {address}, which is not public; a registry in a private network must be named in [images.registries]"
+        "{host} has an address that is not public; a registry in a private network must be named in [images.registries]"
     )]
     Private {
         /// `host[:port]`.
         host: String,
-        /// Its address.
+        /// Its address: for the log. Whoever may name any host is not told what this machine's resolver knows of it.
         address: IpAddr,
     },
     /// The credentials are none.

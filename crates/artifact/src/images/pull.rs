@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use model::recipe::RegistryCredentials;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
 use super::{Image, Images, Progress, PullError, PullEvent, blocking, imported, mend};
@@ -22,6 +22,10 @@ use crate::registry::{AskError, Seat, pause};
 
 /// Layers that come at once.
 const DOWNLOADS_MAX: usize = 3;
+/// Layers that are unpacked at once. Each takes a thread until it has unpacked what has come, also when whoever wanted it has
+/// given up, and a few MiB that have come may be thousands of MiB unpacked: so that pulls which are begun and given up in turn
+/// do not take all threads that there are.
+static UNPACKING: Semaphore = Semaphore::const_new(24);
 /// An index leads to a manifest; some lead to another index first.
 const INDEXES_MAX: usize = 3;
 /// Pieces between the network and the disk. Each is at most some hundred KiB, as hyper reads them: of three downloads at once
@@ -372,7 +376,9 @@ impl<'a> Way<'a> {
         let limits = limits(self.images, self.left.load(Ordering::Relaxed));
         let blob = layer.digest;
         let tracked = self.unpacking.token();
+        let place = UNPACKING.acquire().await.expect("never closed");
         let unpacking = blocking(move || {
+            let _place = place;
             let made = layers.make(diff, Some(blob), Pipe::new(receive), limits);
             drop(tracked);
             made

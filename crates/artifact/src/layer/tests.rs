@@ -807,3 +807,17 @@ fn permissions_do_not_depend_on_the_mask_of_the_process() {
     );
     assert_eq!(place.meta("p").mode() & 0o777, 0o666);
 }
+
+#[test]
+fn layers_leave_room_to_others() {
+    let gib = 1 << 30;
+    for (free, total, expected) in [
+        (gib, 1000 * gib, true),
+        (gib - 1, 1000 * gib, false),
+        (gib / 10, gib, true),
+        (gib / 10 - 1, gib, false),
+        (0, 0, true),
+    ] {
+        assert_eq!(super::is_enough(free, total), expected, "{free} of {total}");
+    }
+}

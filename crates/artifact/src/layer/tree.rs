@@ -3,6 +3,7 @@
 //! Every step is one name below a directory that is open, and never follows a link: a link in the way is read and walked by
 //! these rules too, with the tree's root as its `/`. So nothing outside is ever named, whatever links the archive makes.
 //! Nobody else writes here meanwhile.
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -15,6 +16,9 @@ use crate::tar::Time;
 const DEPTH_MAX: usize = 256;
 /// As many links as Linux follows for one path.
 const LINKS_MAX: usize = 40;
+/// Directories that are opened on all ways together: of two million entries, each thirty directories deep and none near the
+/// last. A tar of a few MiB can say so many ways, through links of its own, that walking them takes days.
+const STEPS_MAX: u64 = 1 << 26;
 /// Names of directories that the archive only implies. Layers imply a handful, if any.
 const IMPLIED_BYTES_MAX: usize = 8 << 20;
 /// As overlayfs marks a directory that hides what lower layers have in it.
@@ -74,10 +78,15 @@ pub(super) struct Tree {
     way: Vec<Level>,
     implied: BTreeSet<Vec<u8>>,
     implied_bytes: usize,
+    steps_left: Cell<u64>,
 }
 
 impl Tree {
     pub(super) fn new(root: OwnedFd) -> Self {
+        Self::with_steps(root, STEPS_MAX)
+    }
+
+    fn with_steps(root: OwnedFd, steps: u64) -> Self {
         let root = Level {
             name: Vec::new(),
             dir: root,
@@ -87,7 +96,21 @@ impl Tree {
             way: vec![root],
             implied: BTreeSet::new(),
             implied_bytes: 0,
+            steps_left: Cell::new(steps),
         }
+    }
+
+    /// The root of it.
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.way[0].dir.as_fd()
+    }
+
+    fn take_step(&self) -> Done<()> {
+        let left = self.steps_left.get().checked_sub(1);
+        self.steps_left.set(left.ok_or(TreeError::Refused(
+            "the ways to the layer's entries are too long together",
+        ))?);
+        Ok(())
     }
 
     fn here(&self) -> BorrowedFd<'_> {
@@ -168,6 +191,7 @@ impl Tree {
 
     /// Into one directory below; or what a link says that is there instead.
     fn step(&mut self, name: &[u8]) -> Done<Option<Vec<u8>>> {
+        self.take_step()?;
         if self.way.len() > DEPTH_MAX {
             return Err(TreeError::Refused("it lies too deep"));
         }
@@ -390,6 +414,7 @@ impl Tree {
                 }
                 continue;
             }
+            self.take_step()?;
             let here = way.last().expect("the root is in it");
             match rustix::fs::openat(here, &name, DIRECTORY, Mode::empty()) {
                 Ok(dir) if way.len() <= DEPTH_MAX => way.push(dir),
@@ -597,5 +622,33 @@ fn times(time: Timespec) -> Timestamps {
             tv_nsec: UTIME_OMIT,
         },
         last_modification: time,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(steps: u64) -> (tempfile::TempDir, Tree) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = rustix::fs::open(dir.path(), DIRECTORY, Mode::empty()).unwrap();
+        (dir, Tree::with_steps(root, steps))
+    }
+
+    #[test]
+    fn ways_that_are_too_long_together_are_refused_however_short_each_is() {
+        let (_dir, mut tree) = tree(10);
+        let ways: [[&[u8]; 2]; 2] = [[b"a", b"b"], [b"c", b"d"]];
+        let walked = (0..100).take_while(|at| tree.go(&ways[at % 2]).is_ok()).count();
+        assert_eq!(walked, 5);
+        assert!(matches!(tree.find(&[b"a"]), Err(TreeError::Refused(_))));
+    }
+
+    #[test]
+    fn what_lies_near_the_last_entry_costs_nothing() {
+        let (_dir, mut tree) = tree(2);
+        for _ in 0..100 {
+            tree.go(&[b"a", b"b"]).unwrap();
+        }
     }
 }

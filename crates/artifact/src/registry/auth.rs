@@ -169,20 +169,24 @@ impl Client {
                 why,
             })
         };
-        let mut query = form_urlencoded::Serializer::new(String::new());
-        if let Some(service) = service {
-            query.append_pair("service", service);
-        }
-        // What is asked for is what is needed, whatever the challenge names.
-        let own = format!("repository:{}:pull", seat.name());
-        query.append_pair(
-            "scope",
-            scope
-                .filter(|scope| scope.starts_with("repository:"))
-                .unwrap_or(&own),
-        );
+        // It cannot be sent to another thread, and so it must be gone before anything is waited for.
+        let query = {
+            let mut query = form_urlencoded::Serializer::new(String::new());
+            if let Some(service) = service {
+                query.append_pair("service", service);
+            }
+            // What is asked for is what is needed, whatever the challenge names.
+            let own = format!("repository:{}:pull", seat.name());
+            query.append_pair(
+                "scope",
+                scope
+                    .filter(|scope| scope.starts_with("repository:"))
+                    .unwrap_or(&own),
+            );
+            query.finish()
+        };
         let joint = if realm.contains('?') { '&' } else { '?' };
-        let url: Uri = format!("{realm}{joint}{}", query.finish())
+        let url: Uri = format!("{realm}{joint}{query}")
             .parse()
             .map_err(|_| odd("the address that it gives tokens at is none".to_owned()))?;
         self.may_ask(&url).map_err(odd)?;

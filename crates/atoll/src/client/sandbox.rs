@@ -7,10 +7,11 @@ use sdk::{Connected, ListQuery};
 use serde_json::json;
 use wire::rest::{
     AutoResume, ConnectSandbox, ForkSandbox, Memory, NetworkConfig, NewSandbox, NewSnapshot, PauseSandbox,
-    SandboxState, VolumeMount,
+    SandboxChangeKind, SandboxState, VolumeEntryKind, VolumeMount,
 };
 
 use super::copy::Copy;
+use super::export::Export;
 use super::logs::{self, Logs};
 use super::program::{self, Exec, Shell};
 use super::{Endpoint, table};
@@ -120,6 +121,13 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 300)]
         timeout: i64,
     },
+    /// Lists what a running sandbox changed against its template: A for added, M for modified, D for deleted.
+    Diff {
+        /// Which.
+        id: String,
+    },
+    /// Makes an image of a running sandbox's whole root, which goes on: what `image import` takes.
+    Export(Export),
     /// Copies files between this machine and a sandbox, ID:/path.
     Cp {
         #[command(flatten)]
@@ -268,6 +276,8 @@ impl Command {
                 snapshot(endpoint, &id, name, disk_only, json).await?
             }
             Command::Fork { id, count, timeout } => return fork(endpoint, &id, count, timeout, json).await,
+            Command::Diff { id } => diff(endpoint, &id, json).await?,
+            Command::Export(export) => export.run(endpoint, json).await?,
             Command::Cp { copy, user } => copy.sandbox(endpoint, user, json).await?,
             Command::Restart { id } => {
                 let sandbox = api.restart(&id).await?;
@@ -311,6 +321,40 @@ async fn snapshot(
         return out::json(&taken);
     }
     out::line(taken.snapshot_id)
+}
+
+async fn diff(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
+    let told = endpoint.api()?.changes(id).await?;
+    if told.truncated {
+        out::say("there are more changes than are told");
+    }
+    if json {
+        return out::json(&told);
+    }
+    let mut lines = String::new();
+    for change in &told.changes {
+        let kind = match change.kind {
+            SandboxChangeKind::Added => 'A',
+            SandboxChangeKind::Modified => 'M',
+            SandboxChangeKind::Deleted => 'D',
+        };
+        let slash = if change.file == VolumeEntryKind::Directory {
+            "/"
+        } else {
+            ""
+        };
+        // What a sandbox calls its files must not steer a terminal.
+        let path: String = change.path.chars().flat_map(plain).collect();
+        lines.push_str(&format!("{kind} {path}{slash}\n"));
+    }
+    out::text(&lines)
+}
+
+/// A character as it is, or in words where it has a meaning for terminals.
+fn plain(letter: char) -> impl Iterator<Item = char> {
+    let spelled = letter.is_control().then(|| letter.escape_default());
+    let own = spelled.is_none().then_some(letter);
+    spelled.into_iter().flatten().chain(own)
 }
 
 /// All copies are told of, also where some have not come up.

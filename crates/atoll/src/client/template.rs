@@ -14,12 +14,16 @@ use wire::rest::{BuildStatus, TemplateBuild, TemplateDetail};
 use self::build::Build;
 use super::{Endpoint, table};
 use crate::out;
+use crate::settings::Settings;
 
 /// What can be done with templates.
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Builds a template, and prints its id.
     Build(Box<Build>),
+    /// Makes the template `base` anew, of this machine's own /usr as it is now, and prints the id of its build. Sandboxes
+    /// that run keep what they started from. (`template build base --from-image REF` makes it of an image.)
+    ImportHost(Settings),
     /// Lists the team's templates.
     List,
     /// All about a template.
@@ -86,6 +90,7 @@ impl Command {
         let api = endpoint.api()?;
         match self {
             Command::Build(build) => return build.run(&api, json).await,
+            Command::ImportHost(_) => anyhow::bail!("this is the daemon's to do"),
             Command::List => list(&api, json).await?,
             Command::Info { name } => {
                 let (template, _) = first_page(&api, &name).await?;

@@ -10,6 +10,24 @@ mod in_a_directory {
     }
 
     ports::blob_contract!(store());
+
+    #[test]
+    fn blobs_leave_room_to_others() {
+        let gib = 1 << 30;
+        for (free, total, expected) in [
+            (gib, 1000 * gib, true),
+            (gib - 1, 1000 * gib, false),
+            (gib / 10, gib, true),
+            (gib / 10 - 1, gib, false),
+            (0, 0, true),
+        ] {
+            assert_eq!(
+                super::super::is_enough(free, total),
+                expected,
+                "{free} of {total}"
+            );
+        }
+    }
 }
 
 /// Against a server of S3's protocol on loopback, which checks signatures and keeps files.

@@ -66,6 +66,7 @@ impl House {
         };
         let manifest = memory::manifest(images).ok_or_else(|| cannot("its images are broken".to_owned()))?;
         manifest.fits(criu.version()).map_err(cannot)?;
+        manifest.is_whole(images).map_err(cannot)?;
         if spec.resources.memory < manifest.machine.memory {
             let (had, has) = (manifest.machine.memory, spec.resources.memory);
             return Err(cannot(format!("it had {had} of memory, and would have {has}")));
@@ -227,6 +228,7 @@ impl Stages for Bringing<'_> {
         failpoint::reach("container/process-recorded");
         let net = self.house.net()?;
         net.attach(self.number, pidfd)?;
+        self.house.launcher.let_ping(pidfd)?;
         failpoint::reach("container/link-attached");
         net.claim(self.number, &self.spec.network)?;
         failpoint::reach("container/policy-in-force");

@@ -1,9 +1,10 @@
 //! How a fork of the launcher becomes CRIU: in the host's mounts, but for a `/run` of its own in which lies what a machine
 //! is made of; for a restore in the machine's control groups; as the owner of the machine's users, with every capability.
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd as _, OwnedFd};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -173,12 +174,23 @@ fn prepare(start: &Start, host: &OwnedFd, fds: Vec<OwnedFd>) -> Result<(), Step>
     )
     .at("covering /run")?;
     furnish(start)?;
+    if !Path::new(&start.program).starts_with("/tmp") {
+        // CRIU makes directories there, which stay if it is killed.
+        rustix::mount::mount(
+            "tmpfs",
+            "/tmp",
+            "tmpfs",
+            MountFlags::NOSUID,
+            Some(c"mode=1777,size=1m"),
+        )
+        .at("covering /tmp")?;
+    }
     if !start.kernel.is_empty() {
         fs::write(Path::new("/").join(KERNEL), &start.kernel).at("telling CRIU of the kernel")?;
     }
     match &start.task {
         Task::Restore(stage) => {
-            set(stage, &fds.collect::<Vec<_>>())?;
+            set(stage, start.owner, &fds.collect::<Vec<_>>())?;
             show_images(start.owner)?;
         }
         Task::Dump(machine) => open_namespaces(*machine)?,
@@ -232,7 +244,7 @@ fn open_namespaces(machine: u32) -> Result<(), Step> {
 }
 
 /// Lays out what a machine is made of.
-fn set(stage: &Stage, mounts: &[OwnedFd]) -> Result<(), Step> {
+fn set(stage: &Stage, owner: u32, mounts: &[OwnedFd]) -> Result<(), Step> {
     let run = Path::new("/run");
     for (name, mount) in stage.mounts.iter().zip(mounts) {
         let place = run.join(name);
@@ -240,23 +252,24 @@ fn set(stage: &Stage, mounts: &[OwnedFd]) -> Result<(), Step> {
         rustix::mount::move_mount(mount, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .at(format!("attaching a mount at {}", place.display()))?;
     }
+    // Of the machine's root, as when it boots.
+    let options = CString::new(format!("mode=555,size=4k,nr_inodes=8,uid={owner},gid={owner}"));
+    let options = options.at("mounting covers")?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     for (name, parts) in COVERS {
         let place = run.join(name);
-        fs::create_dir(&place).at(format!("making {}", place.display()))?;
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        rustix::mount::mount(
-            "tmpfs",
-            &place,
-            "tmpfs",
-            flags,
-            Some(c"mode=555,size=4k,nr_inodes=8"),
-        )
-        .at(format!("mounting {}", place.display()))?;
+        let step = || format!("making the cover {}", place.display());
+        fs::create_dir(&place).at(step())?;
+        rustix::mount::mount("tmpfs", &place, "tmpfs", flags, Some(options.as_c_str())).at(step())?;
         for part in parts {
-            fs::create_dir_all(place.join(part)).at("making what is covered")?;
+            let mut path = place.clone();
+            for step_down in Path::new(part) {
+                path.push(step_down);
+                fs::create_dir(&path).at(step())?;
+                chown(&path, Some(owner), Some(owner)).at(step())?;
+            }
         }
-        rustix::mount::mount_remount(&place, flags | MountFlags::RDONLY, c"")
-            .at(format!("closing {}", place.display()))?;
+        rustix::mount::mount_remount(&place, flags | MountFlags::RDONLY, c"").at(step())?;
     }
     // Of its own, as when it boots: see `furnish_devices` of the launcher.
     let nodes = run.join(NODES);

@@ -42,7 +42,7 @@ impl Container {
         if stood {
             self.slot.cgroup.freeze()?;
         }
-        memory::finish(memory, &dumped?)?;
+        memory::finish(memory, dumped?)?;
         failpoint::reach("container/memory-written");
         Ok(Memory::Durable)
     }
@@ -69,7 +69,11 @@ impl Container {
             self.house
                 .write_down(&criu, &self.slot, (sandbox, memory))
                 // From here on what is kept is the sandbox, and the slot is nobody's.
-                .and_then(|()| Ok(self.record_given_up()?))
+                .and_then(|()| {
+                    self.record_given_up()?;
+                    failpoint::reach("container/hibernation-given-up");
+                    Ok(())
+                })
         } else {
             Err(is_held())
         };
@@ -132,13 +136,16 @@ impl House {
         let manifest = self.dump(criu, slot, limit, &partial, || {
             slot.write_back().at("writing a disk back")?;
             disks.begin_kept(slot.number, sandbox)?;
+            failpoint::reach("container/hibernation-disk-copied");
             // What it would do from here on it is to do once, when it goes on.
-            slot.cgroup.stand()
+            slot.cgroup.stand()?;
+            failpoint::reach("container/hibernation-stands");
+            Ok(())
         })?;
         failpoint::reach("container/hibernation-dumped");
         std::thread::scope(|scope| {
             let disk = scope.spawn(|| disks.settle_kept(sandbox));
-            let memory = memory::finish(&partial, &manifest);
+            let memory = memory::finish(&partial, manifest);
             disk.join()
                 .map_err(|_| io::Error::other("a thread panicked"))
                 .at("settling a disk")?

@@ -17,8 +17,8 @@ const RESTORE: u64 = 2;
 const NOTIFY: u64 = 6;
 /// A message holds options and names of files, never content.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-/// Between two words of CRIU lies at most the writing of all memory to a disk.
-const SPEAKS_WITHIN: Duration = Duration::from_secs(300);
+/// Between two words of CRIU lies at most the writing, or the reading, of all memory.
+const SPEAKS_WITHIN: Duration = Duration::from_secs(180);
 
 /// What is asked of CRIU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +116,10 @@ impl Line {
         let mut message = vec![0; MESSAGE_BYTES_MAX];
         let (length, _) = rustix::io::retry_on_intr(|| {
             rustix::net::recv(self.0.as_fd(), &mut message[..], RecvFlags::empty())
+        })
+        .map_err(|errno| match errno {
+            rustix::io::Errno::AGAIN => io::Error::from(io::ErrorKind::TimedOut),
+            errno => errno.into(),
         })
         .at("hearing CRIU")?;
         if length == 0 {

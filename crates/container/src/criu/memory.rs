@@ -5,6 +5,7 @@
 //! <volume>/kept/<sandbox>.memory/      the same beside the disk that belongs to it
 //! <volume>/kept/<sandbox>.partial/     not finished: nobody's
 //! ```
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::net::Ipv4Addr;
@@ -34,6 +35,8 @@ pub(crate) struct Manifest {
     pub(crate) parts: Vec<Part>,
     /// The machine that it was.
     pub(crate) machine: Machine,
+    /// The images, and how many bytes each has: CRIU may wait for ever for what is missing.
+    images: BTreeMap<String, u64>,
 }
 
 /// A mount that is given.
@@ -65,6 +68,7 @@ impl Manifest {
             criu: criu.to_owned(),
             parts,
             machine,
+            images: BTreeMap::new(),
         })
     }
 
@@ -74,6 +78,17 @@ impl Manifest {
             .iter()
             .find(|part| part.target == target)
             .map(|part| part.name.as_str())
+    }
+
+    /// Refuses images that are not as they were written.
+    pub(crate) fn is_whole(&self, dir: &Path) -> Result<(), String> {
+        for (name, length) in &self.images {
+            let found = fs::metadata(dir.join(name)).map(|about| about.len());
+            if found.ok() != Some(*length) {
+                return Err(format!("its image {name} is not whole"));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses what was written down by another form, kernel, processor or CRIU.
@@ -132,16 +147,17 @@ pub(crate) fn cpu() -> Result<String, Step> {
 }
 
 /// Finishes the images in a directory: from here on they are there also after a loss of power.
-pub(crate) fn finish(dir: &Path, manifest: &Manifest) -> Result<(), Step> {
+pub(crate) fn finish(dir: &Path, mut manifest: Manifest) -> Result<(), Step> {
     let step = || format!("writing {} through", dir.display());
-    write_durably(&dir.join(MANIFEST), manifest)?;
     for image in fs::read_dir(dir).at(step())? {
         let image = image.at(step())?;
-        File::open(image.path())
-            .and_then(|image| image.sync_all())
-            .at(step())?;
+        let file = File::open(image.path()).at(step())?;
+        file.sync_all().at(step())?;
+        let length = file.metadata().at(step())?.len();
+        let name = image.file_name().to_string_lossy().into_owned();
+        manifest.images.insert(name, length);
     }
-    sync_names(&dir.join(MANIFEST))?;
+    write_durably(&dir.join(MANIFEST), &manifest)?;
     sync_names(dir)
 }
 

@@ -44,6 +44,8 @@ pub(crate) enum Request {
         /// How many users there are.
         users: u32,
     },
+    /// Let everybody ping in the machine whose pidfd comes along, as it does itself when it boots. Answer: [`Reply::Done`].
+    LetPing,
     /// Start CRIU. Answer: [`Reply::Started`] with its pidfd. Why it could not be started it says on its line.
     Criu(crate::criu::child::Start),
 }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use linux::clone::{Fork, SingleThreaded, namespace};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FileType, Mode};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -65,6 +66,10 @@ pub fn serve(socket: OwnedFd) -> Result<(), Step> {
             },
             Request::Users { first_user, users } => match both_users(&alone, first_user, users) {
                 Ok(made) => (Reply::Done, made),
+                Err(failed) => (refused(&failed), Vec::new()),
+            },
+            Request::LetPing => match let_ping(&alone, &fds) {
+                Ok(()) => (Reply::Done, Vec::new()),
                 Err(failed) => (refused(&failed), Vec::new()),
             },
             Request::Criu(start) => {
@@ -145,6 +150,30 @@ fn both_users(alone: &SingleThreaded, first_user: u32, users: u32) -> Result<Vec
 /// root, as whom the kernel writes an overlay's own directories.
 fn disk_users(alone: &SingleThreaded, first_user: u32, users: u32) -> Result<OwnedFd, Step> {
     empty_users(alone, &format!("0 {first_user} {users}\n{users} 0 1\n"))
+}
+
+/// The groups that may ping are told as the machine sees them, so by somebody in its namespaces.
+fn let_ping(alone: &SingleThreaded, fds: &[OwnedFd]) -> Result<(), Step> {
+    let step = "letting everybody ping";
+    let machine = fds
+        .first()
+        .ok_or_else(|| io::Error::other("no pidfd came along"))
+        .at(step)?;
+    match linux::clone::fork(alone, 0, None).at("clone3 of a helper")? {
+        Fork::Child => {
+            let namespaces = ThreadNameSpaceType::USER | ThreadNameSpaceType::NETWORK;
+            if rustix::thread::move_into_thread_name_spaces(machine.as_fd(), namespaces).is_ok() {
+                boot::ping_for_all();
+            }
+            #[expect(clippy::exit, reason = "a forked child has no caller to return to")]
+            std::process::exit(0)
+        }
+        Fork::Parent { pidfd, .. } => {
+            let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
+            rustix::io::retry_on_intr(|| rustix::event::poll(&mut ended, None)).at(step)?;
+            Ok(())
+        }
+    }
 }
 
 fn empty_users(alone: &SingleThreaded, map: &str) -> Result<OwnedFd, Step> {

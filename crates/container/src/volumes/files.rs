@@ -41,7 +41,13 @@ async fn visiting<T: Send + 'static>(
     work: impl FnOnce(Visit) -> Result<T, FileError> + Send + 'static,
 ) -> Result<T, FileError> {
     let volumes = Arc::clone(volumes);
-    blocking(move || work(volumes.visit(id)?)).await
+    let turn = volumes.turns.wait(id).await;
+    // Whoever gives up waiting for it does not end it: the turn is over with the work.
+    blocking(move || {
+        let _turn = turn;
+        work(volumes.visit(id)?)
+    })
+    .await
 }
 
 async fn blocking<T: Send + 'static>(

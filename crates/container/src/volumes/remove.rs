@@ -1,35 +1,46 @@
 //! Removing a directory of a volume with everything in it, however deep it is.
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 /// A descriptor is held for each level. What lies deeper is brought up.
 const DEPTH_MAX: usize = 64;
+/// A million files are gone in this time. Whoever makes things faster than they are removed is not waited for; what is
+/// gone by then stays gone, and another call goes on.
+const REMOVED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Removes what has this name in a directory. Links are removed, not followed.
 pub(super) fn remove(above: BorrowedFd<'_>, name: &str) -> rustix::io::Result<()> {
+    remove_until(above, name, Instant::now() + REMOVED_WITHIN)
+}
+
+fn remove_until(above: BorrowedFd<'_>, name: &str, deadline: Instant) -> rustix::io::Result<()> {
     match rustix::fs::unlinkat(above, name, AtFlags::empty()) {
         Err(Errno::ISDIR) => {}
         removed => return removed,
     }
     let top = open(above, name)?;
-    // Somebody may make things in it while it is emptied; whoever never stops is not waited for.
-    for _ in 0..8 {
-        while !empty(&top, top.as_fd(), 0)? {}
+    // Somebody may make things in it while it is emptied.
+    loop {
+        while !empty(&top, top.as_fd(), 0, deadline)? {}
         match rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR) {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
             removed => return removed,
         }
     }
-    Err(Errno::NOTEMPTY)
 }
 
 /// Empties a directory. What is too deep is brought up into `top`: says whether there was nothing like that.
-fn empty(dir: &OwnedFd, top: BorrowedFd<'_>, depth: usize) -> rustix::io::Result<bool> {
+/// After the deadline it is given up.
+fn empty(dir: &OwnedFd, top: BorrowedFd<'_>, depth: usize, deadline: Instant) -> rustix::io::Result<bool> {
     let mut whole = true;
     for entry in Dir::read_from(dir)? {
+        if Instant::now() >= deadline {
+            return Err(Errno::TIMEDOUT);
+        }
         let entry = entry?;
         let name: CString = entry.file_name().to_owned();
         if matches!(name.to_bytes(), b"." | b"..") {
@@ -56,7 +67,7 @@ fn empty(dir: &OwnedFd, top: BorrowedFd<'_>, depth: usize) -> rustix::io::Result
             Err(Errno::NOENT) => continue,
             opened => opened?,
         };
-        whole &= empty(&below, top, depth + 1)?;
+        whole &= empty(&below, top, depth + 1, deadline)?;
         match rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}
             // Made anew meanwhile: it is come back to.
@@ -75,6 +86,7 @@ fn open(above: BorrowedFd<'_>, name: impl rustix::path::Arg) -> rustix::io::Resu
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -97,5 +109,44 @@ mod tests {
         assert!(outside.join("kept").exists());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert_eq!(remove(above.as_fd(), "tree"), Err(Errno::NOENT));
+    }
+
+    #[test]
+    fn whoever_makes_things_without_end_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        let above = fs::File::open(dir.path()).unwrap();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for maker in 0..2 {
+                let (tree, is_over) = (&tree, &is_over);
+                scope.spawn(move || {
+                    while !is_over.load(Ordering::Relaxed) {
+                        let _ = fs::create_dir_all(tree.join(format!("{maker}/x/y")));
+                        let _ = fs::write(tree.join(format!("{maker}/x/y/z")), "");
+                    }
+                });
+            }
+            let begun = Instant::now();
+            let patience = Duration::from_millis(200);
+            // It is made anew also when it is gone: then it was removed, which is as good.
+            let _ = remove_until(above.as_fd(), "tree", begun + patience);
+            let took = begun.elapsed();
+            is_over.store(true, Ordering::Relaxed);
+            assert!(took < patience + Duration::from_secs(5), "{took:?}");
+        });
+    }
+
+    #[test]
+    fn what_takes_too_long_is_said_to() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("tree/a")).unwrap();
+        let above = fs::File::open(dir.path()).unwrap();
+        assert_eq!(
+            remove_until(above.as_fd(), "tree", Instant::now()),
+            Err(Errno::TIMEDOUT)
+        );
+        remove(above.as_fd(), "tree").unwrap();
     }
 }

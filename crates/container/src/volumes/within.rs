@@ -15,6 +15,9 @@ const PATH_BYTES_MAX: usize = 4096;
 const NAME_BYTES_MAX: usize = 255;
 /// Users of a sandbox.
 const USER_MAX: u32 = 65_535;
+/// So often is a path walked anew over which something was renamed. A rename anywhere counts, so that a sandbox which
+/// renames without end, and lays a long way of links, could keep a walk from its end for ever.
+const WALKS_MAX: usize = 256;
 
 /// A clean path from the root of a volume: names without `.`, `..` and links' meanings, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,14 +97,9 @@ impl Within {
 
     pub(super) fn try_open(&self, root: BorrowedFd<'_>, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-        loop {
-            let path = self.relative();
-            match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), within) {
-                // Something was renamed meanwhile: the kernel does not say whether a step led out.
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                opened => return opened,
-            }
-        }
+        let path = self.relative();
+        let walk = || rustix::fs::openat2(root, &*path, flags | OFlags::CLOEXEC, Mode::empty(), within);
+        until_walked(walk)
     }
 
     /// The directory there, to find what lies in it.
@@ -132,6 +130,12 @@ impl Within {
             Errno::LOOP => FileError::Invalid(format!("path '{path}' leads through too many links")),
             Errno::NAMETOOLONG => FileError::Invalid(format!("path '{path}' is too long")),
             Errno::XDEV => FileError::Invalid(format!("path '{path}' leads out of the volume")),
+            Errno::TIMEDOUT => FileError::Invalid(format!(
+                "path '{path}' could not be removed in time; what is gone stays gone: remove it again for the rest"
+            )),
+            Errno::AGAIN => FileError::Invalid(format!(
+                "path '{path}' could not be walked, for all that is renamed meanwhile; try again"
+            )),
             errno => FileError::Failed {
                 step: "using a file of a volume",
                 source: errno.into(),
@@ -166,6 +170,17 @@ impl Within {
             target,
         })
     }
+}
+
+/// Walks a path until nothing was renamed meanwhile: where something was, the kernel does not say whether a step led out.
+fn until_walked<T>(mut walk: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    for _ in 1..WALKS_MAX {
+        match walk() {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            walked => return walked,
+        }
+    }
+    walk()
 }
 
 /// What a calendar can tell: the years 1 to 9999, in seconds.
@@ -247,6 +262,20 @@ mod tests {
                 "{path}"
             );
         }
+    }
+
+    #[test]
+    fn a_path_over_which_somebody_renames_without_end_is_given_up() {
+        let mut walks = 0;
+        let walked: rustix::io::Result<()> = until_walked(|| {
+            walks += 1;
+            Err(Errno::AGAIN)
+        });
+        assert_eq!((walked, walks), (Err(Errno::AGAIN), WALKS_MAX));
+        let told = Within::parse("/a").unwrap().refused(Errno::AGAIN);
+        assert!(matches!(told, FileError::Invalid(_)), "{told}");
+        let mut few = [Err(Errno::AGAIN), Err(Errno::INTR), Ok(7)].into_iter();
+        assert_eq!(until_walked(|| few.next().unwrap()), Ok(7));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use container::{Config, Containers};
 use model::{BuildId, ExecutionId, MiB, NetworkPolicy, Resources, SandboxId};
-use ports::runtime::{Disk, DiskOrigin};
+use ports::runtime::{Disk, DiskOrigin, Recovered};
 use ports::{Machine, MachineSpec, Runtime as _, RuntimeError};
 
 /// How long a condition may take to become true.
@@ -50,6 +50,21 @@ pub(crate) fn with_two_daemons<T>(first: impl AsyncFnOnce(&House) -> T, second: 
     run_in(&tokio, house, second, told);
 }
 
+/// A daemon in the directory of a scene that ended with another's death; the sandboxes of the disks that it finds are told.
+pub(crate) fn with_house_after(data: &Path, test: impl AsyncFnOnce(&House, Vec<SandboxId>)) {
+    let Some(bin) = programs() else { return };
+    let tokio = tokio::runtime::Runtime::new().expect("a runtime");
+    let (runtime, recovered) = tokio.block_on(House::recover(data, &bin, 0));
+    let disks = recovered.disks.clone();
+    let house = House::with(runtime, recovered, BuildId::random(), data);
+    run_in(&tokio, house, test, disks);
+}
+
+/// The directory of the scene that this process was started to play.
+pub(crate) fn scene() -> Option<PathBuf> {
+    std::env::var_os("ATOLL_TEST_SCENE").map(PathBuf::from)
+}
+
 fn run_in<T>(tokio: &tokio::runtime::Runtime, house: House, test: impl AsyncFnOnce(&House, T), told: T) {
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         tokio.block_on(test(&house, told))
@@ -79,6 +94,10 @@ fn base(tokio: &tokio::runtime::Runtime, bin: &Path) -> BuildId {
     static BASE: Mutex<Option<BuildId>> = Mutex::new(None);
     let mut made = BASE.lock().expect("a base can be made");
     *made.get_or_insert_with(|| {
+        // A scene is played in the house of who had it played.
+        if let Ok(build) = std::env::var(SCENE_BASE) {
+            return build.parse().expect("a build");
+        }
         let _ = std::fs::remove_dir_all(base_dir());
         let runtime = Containers::open(config(&base_dir(), bin, 0)).expect("a runtime");
         let build = BuildId::random();
@@ -103,6 +122,16 @@ fn base_dir() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("base")
 }
 
+/// Names the base of scenes, which are processes of their own.
+const SCENE_BASE: &str = "ATOLL_TEST_SCENE_BASE";
+
+/// What a scene must be told of its base; `None` where none can be played.
+pub(crate) fn base_of_scenes() -> Option<(&'static str, String)> {
+    let bin = programs()?;
+    let tokio = tokio::runtime::Runtime::new().expect("a runtime");
+    Some((SCENE_BASE, base(&tokio, &bin).to_string()))
+}
+
 fn config(data: &Path, bin: &Path, pool: usize) -> Config {
     Config {
         data: data.to_owned(),
@@ -122,16 +151,25 @@ pub(crate) fn criu() -> Option<PathBuf> {
 impl House {
     async fn open(dir: &Path, bin: &Path, pool: usize, build: BuildId) -> Self {
         pass_on_what_was_tried(&base_dir(), dir);
+        let (runtime, recovered) = Self::recover(dir, bin, pool).await;
+        // It names its layers by their paths.
+        let known = format!("builds/{build}.json");
+        std::fs::copy(base_dir().join(&known), dir.join(&known)).expect("the base is known");
+        Self::with(runtime, recovered, build, dir)
+    }
+
+    async fn recover(dir: &Path, bin: &Path, pool: usize) -> (Containers, Recovered) {
         let runtime = Containers::open(config(dir, bin, pool)).expect("a runtime");
         let recovered = runtime.recover().await.expect("recovery");
+        (runtime, recovered)
+    }
+
+    fn with(runtime: Containers, recovered: Recovered, build: BuildId, dir: &Path) -> Self {
         let adopted = recovered
             .machines
             .into_iter()
             .map(|(_, machine)| machine)
             .collect();
-        // It names its layers by their paths.
-        let known = format!("builds/{build}.json");
-        std::fs::copy(base_dir().join(&known), dir.join(&known)).expect("the base is known");
         Self {
             runtime,
             build,

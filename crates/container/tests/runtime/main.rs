@@ -7,6 +7,7 @@ mod boot;
 mod builds;
 mod client;
 mod copies;
+mod deaths;
 mod disks;
 mod house;
 mod images;

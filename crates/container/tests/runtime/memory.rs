@@ -22,7 +22,7 @@ while True:
     time.sleep(0.01)
 "#;
 
-async fn count(machine: &dyn Machine) -> (String, u64) {
+pub(crate) async fn count(machine: &dyn Machine) -> (String, u64) {
     let told = run(machine, "user", "cat ~/count").await;
     let mut parts = told.split(' ').map(str::to_owned);
     let key = parts.next().expect("a key");
@@ -30,7 +30,7 @@ async fn count(machine: &dyn Machine) -> (String, u64) {
     (key, n)
 }
 
-async fn start_counter(machine: &dyn Machine) {
+pub(crate) async fn start_counter(machine: &dyn Machine) {
     let line = format!(
         "cat > ~/counter.py <<'END'\n{COUNTER}\nEND\nsetsid python3 ~/counter.py </dev/null >/dev/null 2>&1 &\n\
          until test -e ~/count; do sleep 0.01; done"
@@ -47,14 +47,14 @@ fn with_memory(test: impl AsyncFnOnce(&House)) {
     with_house(test);
 }
 
-async fn copy(machine: &Arc<dyn Machine>) -> BuildId {
+pub(crate) async fn copy(machine: &Arc<dyn Machine>) -> BuildId {
     let into = BuildId::random();
     let memory = machine.checkpoint(into, true).await.expect("it is copied");
     assert_eq!(memory, Memory::Durable);
     into
 }
 
-fn copied_from(house: &House, build: BuildId) -> MachineSpec {
+pub(crate) fn copied_from(house: &House, build: BuildId) -> MachineSpec {
     MachineSpec {
         build,
         restore: true,
@@ -62,7 +62,7 @@ fn copied_from(house: &House, build: BuildId) -> MachineSpec {
     }
 }
 
-fn resumed(house: &House, machine: &Arc<dyn Machine>) -> MachineSpec {
+pub(crate) fn resumed(house: &House, machine: &Arc<dyn Machine>) -> MachineSpec {
     MachineSpec {
         sandbox: machine.sandbox(),
         disk: DiskOrigin::Kept,
@@ -118,7 +118,7 @@ fn copies_of_a_running_program_go_on_from_one_instant_and_then_their_own_way() {
     });
 }
 
-async fn eventually_counts(machine: &dyn Machine, from: u64) {
+pub(crate) async fn eventually_counts(machine: &dyn Machine, from: u64) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let (_, n) = count(machine).await;
@@ -364,12 +364,21 @@ fn memory_that_does_not_fit_is_refused_and_stays_as_it_was() {
         std::fs::write(&manifest, "{").expect("it is written");
         assert!(refusal().await.contains("broken"));
         std::fs::write(&manifest, &good).expect("it is written");
-        // An image that is not whole: CRIU itself refuses.
-        let pages = memory.join("pages-1.img");
-        let whole = std::fs::read(&pages).expect("pages");
-        std::fs::write(&pages, &whole[..whole.len() / 2]).expect("it is written");
-        refusal().await;
-        std::fs::write(&pages, &whole).expect("it is written");
+        let spoil = |name: &str, spoil: &dyn Fn(&mut Vec<u8>)| {
+            let image = memory.join(name);
+            let whole = std::fs::read(&image).expect("an image");
+            let mut spoilt = whole.clone();
+            spoil(&mut spoilt);
+            std::fs::write(&image, spoilt).expect("it is written");
+            (image, whole)
+        };
+        let (image, whole) = spoil("pages-1.img", &|image| image.truncate(100));
+        assert!(refusal().await.contains("pages-1.img is not whole"));
+        std::fs::write(image, whole).expect("it is written");
+        // This one CRIU itself finds out.
+        let (image, whole) = spoil("mm-1.img", &|image| image[12..].fill(0xff));
+        assert!(refusal().await.contains("CRIU: "));
+        std::fs::write(image, whole).expect("it is written");
         let small = MachineSpec {
             resources: model::Resources {
                 memory: model::MiB(256),

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use model::recipe::{Action, Base, Context, Key, Planned, RegistryCredentials, plan};
-use model::{BuildId, BuildStep, StartCommand};
+use model::{BuildFailure, BuildId, BuildStep, StartCommand};
 use ports::builds::{BuildError, BuildOrder, BuildShelf, BuildTalk, Built, CachedStep};
 use ports::{Level, Runtime};
 use tokio::sync::mpsc;
@@ -18,7 +18,7 @@ use super::in_use::Claim;
 use super::lab::Lab;
 use super::leash::{Leash, failure, fault, refused};
 use super::step::{self, Bench};
-use super::talk::Talk;
+use super::talk::{Talk, cut};
 use crate::node::LocalNode;
 
 /// Sentences of a pull that wait to be told.
@@ -327,7 +327,7 @@ impl Work<'_> {
         let Err(error) = copied else { return Ok(into) };
         Err(match lab.trouble().await {
             Some(trouble) if lab.has_ended() => failure(step, trouble),
-            _ => fault("copying the disk of the build's sandbox")(error),
+            _ => refused(step, "copying the disk of the build's sandbox")(error),
         })
     }
 
@@ -397,6 +397,37 @@ fn cached(is_cached: bool) -> &'static str {
 fn no_image(error: ImageError) -> BuildError {
     match error {
         ImageError::Refused(why) => failure(BuildStep::Base, why),
-        error @ ImageError::Away { .. } => fault("getting an image")(error),
+        error @ ImageError::Away { .. } => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "an image cannot be had now"
+            );
+            BuildError::Away(BuildFailure {
+                message: with_causes(&error),
+                step: Some(BuildStep::Base),
+            })
+        }
+        error @ ImageError::Failed { .. } => fault("getting an image")(error),
     }
+}
+
+/// What a cause of a cause says, cut to this, is enough for whoever is told.
+const CAUSES_BYTES_MAX: usize = 1000;
+
+/// An error with its causes, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let says = error.to_string();
+        if !text.contains(&says) {
+            text = format!("{text}: {says}");
+        }
+        cause = error.source();
+    }
+    let text: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    cut(&text, CAUSES_BYTES_MAX)
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::executor::Work;
 use super::lab::Lab;
-use super::leash::{failure, fault, refused};
+use super::leash::{failure, refused};
 use super::program::{self, Event, Program, ProgramError};
 use super::step::{gone, hear};
 use super::talk::{Printer, Talk, cut};
@@ -112,7 +112,11 @@ impl Work<'_> {
                     let said = format!("the start command will be run at each start of a sandbox: {why}");
                     self.talk.say(STEP, Level::Warn, said).await;
                 }
-                Err(error) => return Err(fault("copying the build's sandbox with its memory")(error)),
+                Err(error) => {
+                    return Err(refused(STEP, "copying the build's sandbox with its memory")(
+                        error,
+                    ));
+                }
             }
         }
         // Everybody in it has written what they had to write.
@@ -123,7 +127,7 @@ impl Work<'_> {
             .machine()
             .checkpoint(result, false)
             .await
-            .map_err(fault("copying the disk of the build's sandbox"))?;
+            .map_err(refused(STEP, "copying the disk of the build's sandbox"))?;
         failpoint::reach("node/build-result");
         Ok(Memory::None)
     }

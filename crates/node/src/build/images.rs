@@ -37,9 +37,18 @@ pub enum ImageError {
     /// The name, the credentials or the image: whoever named it is told.
     #[error("{0}")]
     Refused(String),
-    /// The registry, the network or this node. Another try may succeed.
+    /// The registry or the network, or there is no room for it: whoever named it is told. Another try may succeed.
     #[error("getting the image {image} failed")]
     Away {
+        /// Which.
+        image: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A fault of this node's. Another try may succeed.
+    #[error("getting the image {image} failed")]
+    Failed {
         /// Which.
         image: String,
         /// Why.

@@ -23,7 +23,7 @@ impl InUse {
     }
 
     /// What one build needs, from now on and until it is over.
-    pub(super) fn claim(&self) -> Claim {
+    pub(crate) fn claim(&self) -> Claim {
         Claim {
             all: self.clone(),
             its: HashSet::new(),
@@ -33,14 +33,14 @@ impl InUse {
 
 /// What one build needs.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(crate) struct Claim {
     all: InUse,
     its: HashSet<BuildId>,
 }
 
 impl Claim {
     /// Needs one more.
-    pub(super) fn add(&mut self, build: BuildId) {
+    pub(crate) fn add(&mut self, build: BuildId) {
         if self.its.insert(build) {
             *self.all.counts().entry(build).or_default() += 1;
         }

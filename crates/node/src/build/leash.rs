@@ -79,10 +79,18 @@ pub(crate) fn fault<E: std::error::Error + Send + Sync + 'static>(
     }
 }
 
-/// What a refusal of the runtime's means: for the recipe's owner, where no runtime of this kind could do it.
+/// What a refusal of the runtime's means: for the recipe's owner, where no runtime of this kind could do it, or this one
+/// could if it had room.
 pub(super) fn refused(step: BuildStep, at: &'static str) -> impl FnOnce(RuntimeError) -> BuildError {
     move |error| match error {
         error @ RuntimeError::Unsupported { .. } => failure(step, error.to_string()),
+        error @ RuntimeError::Exhausted(_) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "{at} failed");
+            BuildError::Away(BuildFailure {
+                message: format!("{at} failed: {error}"),
+                step: Some(step),
+            })
+        }
         error => fault(at)(error),
     }
 }

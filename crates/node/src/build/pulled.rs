@@ -3,8 +3,6 @@ use artifact::{Images, PullError, PullEvent};
 use async_trait::async_trait;
 use model::Kind;
 use model::recipe::RegistryCredentials;
-use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
 
 use super::images::{Image, ImageError, ImageSource, Resolved, Says};
 
@@ -18,11 +16,9 @@ impl ImageSource for Images {
         reference: &str,
         credentials: Option<&RegistryCredentials>,
     ) -> Result<Resolved, ImageError> {
-        let (images, name, who) = (self.clone(), reference.to_owned(), credentials.cloned());
-        let digest = aside(reference, move || async move {
-            images.resolve(&name, who.as_ref()).await
-        })
-        .await?;
+        let digest = Images::resolve(self, reference, credentials)
+            .await
+            .map_err(|error| told(reference, error))?;
         Ok(Resolved {
             digest: digest.to_string(),
         })
@@ -35,10 +31,7 @@ impl ImageSource for Images {
         says: Says,
     ) -> Result<Image, ImageError> {
         let (progress, mut events) = tokio::sync::mpsc::channel(EVENTS_MAX);
-        let (images, name, who) = (self.clone(), reference.to_owned(), credentials.cloned());
-        let pull = aside(reference, move || async move {
-            images.pull(&name, who.as_ref(), Some(progress)).await
-        });
+        let pull = Images::pull(self, reference, credentials, Some(progress));
         let hear = async {
             while let Some(event) = events.recv().await {
                 if let Some(text) = describe(event) {
@@ -47,33 +40,13 @@ impl ImageSource for Images {
             }
         };
         let (image, ()) = tokio::join!(pull, hear);
-        let image = image?;
+        let image = image.map_err(|error| told(reference, error))?;
         Ok(Image {
             digest: image.digest.to_string(),
             env: image.config.env.clone(),
             layers: image.layers.clone(),
             held: Box::new(image),
         })
-    }
-}
-
-/// Asks a registry on a thread of its own, for what it takes to ask one stays on the thread that it began on. Whoever drops
-/// this ends it.
-async fn aside<T, F>(reference: &str, ask: impl FnOnce() -> F + Send + 'static) -> Result<T, ImageError>
-where
-    T: Send + 'static,
-    F: Future<Output = Result<T, PullError>>,
-{
-    let stop = CancellationToken::new();
-    let _dropped = stop.clone().drop_guard();
-    let (tasks, span) = (tokio::runtime::Handle::current(), tracing::Span::current());
-    let answer =
-        tokio::task::spawn_blocking(move || tasks.block_on(stop.run_until_cancelled(ask().instrument(span))));
-    match answer.await {
-        Ok(Some(Ok(answer))) => Ok(answer),
-        Ok(Some(Err(error))) => Err(told(reference, error)),
-        Ok(None) => Err(away(reference, std::io::Error::other("it was given up"))),
-        Err(panic) => Err(away(reference, panic)),
     }
 }
 
@@ -98,7 +71,11 @@ fn describe(event: PullEvent) -> Option<String> {
 /// Who is told of it: whoever named the image, or whoever runs the node.
 fn told(reference: &str, error: PullError) -> ImageError {
     match error.kind() {
-        Kind::Unavailable | Kind::Internal | Kind::Timeout => away(reference, error),
+        Kind::Unavailable | Kind::Timeout => away(reference, error),
+        Kind::Internal => ImageError::Failed {
+            image: reference.to_owned(),
+            source: Box::new(error),
+        },
         _ => ImageError::Refused(error.to_string()),
     }
 }
@@ -128,18 +105,6 @@ mod tests {
                 "{name}: {refused:?}"
             );
         }
-    }
-
-    #[tokio::test]
-    async fn whoever_gives_up_ends_it() {
-        let (sender, ended) = tokio::sync::oneshot::channel::<()>();
-        let ask = aside("image", move || async move {
-            let _ends_with_it = sender;
-            std::future::pending::<Result<(), PullError>>().await
-        });
-        let given_up = tokio::time::timeout(std::time::Duration::from_millis(50), ask).await;
-        assert!(given_up.is_err());
-        assert!(ended.await.is_err(), "nothing of it is left");
     }
 
     #[test]

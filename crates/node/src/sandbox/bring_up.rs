@@ -374,6 +374,7 @@ pub(crate) fn failed(step: &'static str) -> impl FnOnce(RuntimeError) -> NodeErr
             retry_after: None,
         },
         RuntimeError::CannotCheckpoint { why } => NodeError::CannotCheckpoint(why),
+        error @ RuntimeError::Unsupported { .. } => NodeError::Refused(error.to_string()),
         error => NodeError::Failed {
             step,
             kind: error.kind(),

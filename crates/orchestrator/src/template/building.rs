@@ -1,20 +1,29 @@
 //! Builds that this process has under way.
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use model::BuildId;
-use tokio::sync::Semaphore;
+use model::{BuildId, TeamId};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// Builds that are at work at a time; others wait for their turn. Each is a sandbox of full size, and most of them wait
 /// for networks.
 const AT_ONCE: usize = 8;
+/// Those of one team: a build may take an hour, and one team's must not keep everybody else waiting for so long.
+const OWN_AT_ONCE: usize = 6;
 
 /// Builds under way, by id.
 pub(crate) struct Building {
     tasks: Mutex<Tasks>,
-    /// What each takes one of while it is at work.
-    pub(crate) turn: Semaphore,
+    all: Arc<Semaphore>,
+    /// Of teams that have builds at work, or waiting to be.
+    own: Mutex<HashMap<TeamId, Weak<Semaphore>>>,
+}
+
+/// A build's turn to be at work. It ends when this is dropped.
+pub(crate) struct Turn {
+    _own: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
 }
 
 #[derive(Default)]
@@ -35,7 +44,8 @@ impl Default for Building {
     fn default() -> Self {
         Self {
             tasks: Mutex::default(),
-            turn: Semaphore::new(AT_ONCE),
+            all: Arc::new(Semaphore::new(AT_ONCE)),
+            own: Mutex::default(),
         }
     }
 }
@@ -52,6 +62,25 @@ impl Building {
         self.tasks
             .lock()
             .expect("nothing panics while it holds the tasks")
+    }
+
+    /// Waits until a build of a team may be at work.
+    pub(crate) async fn turn(&self, team: TeamId) -> Turn {
+        const NEVER: &str = "they are never closed";
+        let own = self.turns_of(team).acquire_owned().await.expect(NEVER);
+        let all = Arc::clone(&self.all).acquire_owned().await.expect(NEVER);
+        Turn { _own: own, _all: all }
+    }
+
+    fn turns_of(&self, team: TeamId) -> Arc<Semaphore> {
+        let mut own = self.own.lock().expect("nothing panics while it holds the turns");
+        if let Some(turns) = own.get(&team).and_then(Weak::upgrade) {
+            return turns;
+        }
+        own.retain(|_, turns| turns.strong_count() > 0);
+        let turns = Arc::new(Semaphore::new(OWN_AT_ONCE));
+        own.insert(team, Arc::downgrade(&turns));
+        turns
     }
 
     /// Begins one: `None` where it is under way already, or nothing is begun any more.
@@ -130,5 +159,26 @@ mod tests {
         building.close();
         assert!(running.cancel().is_cancelled() && building.is_closed());
         assert!(building.begin(BuildId::random()).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_team_s_builds_leave_turns_for_others() {
+        let building = Building::default();
+        let now = async |team| {
+            let turn = building.turn(team);
+            tokio::time::timeout(std::time::Duration::from_secs(1), turn)
+                .await
+                .ok()
+        };
+        let (greedy, other) = (TeamId::random(), TeamId::random());
+        let mut turns = Vec::new();
+        while let Some(turn) = now(greedy).await {
+            turns.push(turn);
+        }
+        assert_eq!(turns.len(), OWN_AT_ONCE);
+        let others = [now(other).await, now(TeamId::random()).await];
+        assert!(others.iter().all(Option::is_some) && now(other).await.is_none());
+        turns.pop();
+        assert!(now(greedy).await.is_some());
     }
 }

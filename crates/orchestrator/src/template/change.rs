@@ -18,14 +18,17 @@ pub(crate) fn failed(step: Option<BuildStep>, message: impl Into<String>) -> Bui
     }
 }
 
-/// A build that has ended.
+/// A build that has ended. Of its recipe stays what it was made from: builds that are over are kept for as long as their
+/// template, and read together, so that texts of a mebibyte each, and credentials, must not be among what is kept.
 fn end(build: &mut Build, status: BuildStatus, now: std::time::SystemTime) {
     build.status = status;
     build.finished_at = Some(now);
-    if let Some(recipe) = &mut build.recipe
-        && let Base::Image { credentials, .. } = &mut recipe.from
-    {
-        *credentials = None;
+    if let Some(recipe) = &mut build.recipe {
+        if let Base::Image { credentials, .. } = &mut recipe.from {
+            *credentials = None;
+        }
+        recipe.steps = Vec::new();
+        (recipe.start, recipe.ready) = (None, None);
     }
 }
 
@@ -118,13 +121,13 @@ impl Orchestrator {
 mod tests {
     use std::time::SystemTime;
 
-    use model::recipe::{Recipe, RegistryCredentials};
+    use model::recipe::{Action, Recipe, RegistryCredentials, Step};
     use model::{Resources, Secret, TeamId};
 
     use super::*;
 
     #[test]
-    fn a_build_that_is_over_holds_no_credentials() {
+    fn a_build_that_is_over_holds_neither_credentials_nor_its_steps() {
         let (username, password) = ("me".to_owned(), Secret::new("hunter2".to_owned()));
         let at = SystemTime::UNIX_EPOCH;
         let mut build = Build {
@@ -139,9 +142,12 @@ mod tests {
                     reference: "private/image".to_owned(),
                     credentials: Some(RegistryCredentials::Basic { username, password }),
                 },
-                steps: Vec::new(),
-                start: None,
-                ready: None,
+                steps: vec![Step {
+                    action: Action::Workdir("/x".repeat(60_000)),
+                    force: false,
+                }],
+                start: Some("x".repeat(100_000)),
+                ready: Some("x".repeat(100_000)),
                 force: false,
             }),
             node: None,
@@ -151,13 +157,15 @@ mod tests {
             version: 0,
         };
         end(&mut build, BuildStatus::Ready, at);
+        let kept = build.recipe.unwrap();
         assert_eq!(
-            build.recipe.unwrap().from,
+            kept.from,
             Base::Image {
                 reference: "private/image".to_owned(),
                 credentials: None
             }
         );
+        assert_eq!((kept.steps, kept.start, kept.ready), (Vec::new(), None, None));
         assert_eq!(build.finished_at, Some(at));
     }
 }

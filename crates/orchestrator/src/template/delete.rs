@@ -43,6 +43,11 @@ fn target(template: &Template, name: &TemplateRef) -> Result<Target, TemplateErr
         (TemplateOrigin::Snapshot(_), None) if template.tags.contains_key(Template::DEFAULT_TAG) => {
             Ok(Target::Tag(Template::DEFAULT_TAG.to_owned()))
         }
+        // One that was not answered is asked for again: the other tags are not what was meant.
+        (TemplateOrigin::Snapshot(_), None) if !template.tags.is_empty() => Err(TemplateError::NoTag {
+            template: shown(name),
+            tag: Template::DEFAULT_TAG.to_owned(),
+        }),
         (TemplateOrigin::Snapshot(_), None) => Ok(Target::Whole),
     }
 }
@@ -67,6 +72,11 @@ impl Orchestrator {
         let Target::Tag(tag) = target else {
             return Ok(self.remove_template(&template).await?);
         };
+        if template.tags.keys().all(|other| *other == tag) {
+            // A template that names nothing is found by nobody, so there is none in between: a removal that is cut short
+            // can be asked for again by the same name.
+            return Ok(self.remove_template(&template).await?);
+        }
         let edit = |template: &mut Template| {
             template.untag([tag.as_str()]);
             Ok::<_, TemplateError>(true)
@@ -181,7 +191,13 @@ mod tests {
         check(snapshot, &["default", "v1"], "app:v1", tag("v1"));
         check(snapshot, &["default", "v1"], "app:default", tag("default"));
         check(snapshot, &["default"], "app", tag("default"));
-        check(snapshot, &["v1"], "app", Ok(Target::Whole));
+        check(
+            snapshot,
+            &["v1"],
+            "app",
+            Err("tag 'default' does not exist for template 'app'"),
+        );
+        check(snapshot, &[], "app", Ok(Target::Whole));
         check(
             snapshot,
             &["v1"],

@@ -1,11 +1,13 @@
 //! How templates and their tags may be called (contract 3.4, 4.1).
-use model::{BuildId, Team, TemplateRef};
+use model::{BuildId, Team, Template, TemplateRef};
 use ports::TemplateError;
 
 /// Longer tags are in nobody's interest: they are parts of names, and of lists that are shown whole.
 const TAG_BYTES_MAX: usize = 128;
 /// The most tags that one request may give or take.
 const TAGS_MAX: usize = 64;
+/// The most tags of one template: it is read whole, with what is known of each tag's build, for every sandbox of it.
+const TAGS_OF_ONE_MAX: usize = 1000;
 
 /// A namespace, where one is given, is the team's own.
 pub(crate) fn check_namespace(team: &Team, reference: &TemplateRef) -> Result<(), TemplateError> {
@@ -30,6 +32,23 @@ pub(crate) fn check_tag(tag: &str) -> Result<(), TemplateError> {
     if tag.parse::<BuildId>().is_ok() {
         return Err(TemplateError::Invalid(format!(
             "Invalid tag: '{shown}' is a UUID, which names a build"
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses tags beyond those that one template may have. `new` may be among those that it has.
+pub(crate) fn check_tags_of_one<'a>(
+    template: &Template,
+    new: impl IntoIterator<Item = &'a String>,
+) -> Result<(), TemplateError> {
+    let more = new
+        .into_iter()
+        .filter(|tag| !template.tags.contains_key(*tag))
+        .count();
+    if more > 0 && template.tags.len() + more > TAGS_OF_ONE_MAX {
+        return Err(TemplateError::Exhausted(format!(
+            "The template has reached its limit of {TAGS_OF_ONE_MAX} tags: delete one first"
         )));
     }
     Ok(())

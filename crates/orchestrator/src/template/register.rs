@@ -105,7 +105,7 @@ impl Orchestrator {
         names::check_namespace(&team, &request.name)?;
         let tags = tags(&request)?;
         let resources = size(&request, &team.quota)?;
-        let template = self.template_to_build(&team, &request).await?;
+        let template = self.template_to_build(&team, &request, &tags).await?;
         failpoint::reach("orchestrator/template-stored");
         let _locked = self.template_locks.lock(template.id).await;
         self.supersede_waiting(template.id, &tags).await?;
@@ -136,6 +136,7 @@ impl Orchestrator {
         &self,
         team: &Team,
         request: &RegisterBuild,
+        tags: &[String],
     ) -> Result<Template, TemplateError> {
         let name = &request.name.name;
         let mut is_counted = false;
@@ -154,6 +155,7 @@ impl Orchestrator {
                     ));
                 }
                 let edit = |template: &mut Template| {
+                    names::check_tags_of_one(template, tags)?;
                     template.build_count += 1;
                     Ok::<_, TemplateError>(true)
                 };

@@ -39,8 +39,8 @@ const STORE_AGAIN: Duration = Duration::from_secs(1);
 enum NotBuilt {
     /// Its owner is told.
     Failed(BuildFailure),
-    /// A fault, in words: another attempt may succeed.
-    Fault(String),
+    /// A fault, or what it needs from elsewhere is not to be had now: another attempt may succeed.
+    Fault(BuildFailure),
     /// It is to end.
     Cancelled,
 }
@@ -49,7 +49,7 @@ impl From<ManagerError> for NotBuilt {
     fn from(error: ManagerError) -> Self {
         let source = &error as &dyn std::error::Error;
         tracing::error!(error = source, "a build met a fault");
-        NotBuilt::Fault(error.to_string())
+        NotBuilt::Fault(failed(None, error.to_string()))
     }
 }
 
@@ -65,7 +65,7 @@ impl Orchestrator {
         let task = async move {
             let began = Instant::now();
             let using = Arc::new(me.uses.begin());
-            if let Err(error) = me.carry_out_build(id, &running, &using).await {
+            if let Err(error) = me.carry_out_build((team, id), &running, &using).await {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(
                     error,
@@ -80,7 +80,7 @@ impl Orchestrator {
     /// Runs a build until it is over, or is to end.
     async fn carry_out_build(
         &self,
-        id: BuildId,
+        (team, id): (TeamId, BuildId),
         running: &Running,
         using: &Arc<Use>,
     ) -> Result<(), ManagerError> {
@@ -90,16 +90,16 @@ impl Orchestrator {
         let (builds, clock) = (self.parts.builds.clone(), self.parts.clock.clone());
         let log = Log::open(builds, clock, id).await;
         let mut log = log.map_err(failure::store("reading the build's log"))?;
-        let turn = tokio::select! {
-            turn = self.building.turn.acquire() => turn,
+        let _turn = tokio::select! {
+            turn = self.building.turn(team) => turn,
             () = running.cancel().cancelled() => return Ok(()),
         };
-        let _turn = turn.expect("it is never closed");
         let mut why = match log.attempts() {
             0 => String::new(),
             _ => ": the server went down while it was building; steps that are kept are not run again"
                 .to_owned(),
         };
+        let mut at = None;
         loop {
             let stored = self.parts.builds.build(id).await;
             let stored = stored.map_err(failure::store("reading the build"))?;
@@ -111,7 +111,7 @@ impl Orchestrator {
             }
             if log.attempts() >= ATTEMPTS_MAX {
                 let message = format!("the build did not come to its end in {ATTEMPTS_MAX} attempts{why}");
-                return self.fail_build(id, failed(None, message), &mut log).await;
+                return self.fail_build(id, failed(at, message), &mut log).await;
             }
             let begun = log.begin_attempt(ATTEMPTS_MAX, &why).await;
             begun.map_err(failure::store("writing the build's log"))?;
@@ -136,8 +136,9 @@ impl Orchestrator {
                         .await;
                 }
                 Err(NotBuilt::Fault(fault)) => {
-                    log.say(Level::Warn, None, fault.clone()).await;
-                    why = format!(": {fault}");
+                    log.say(Level::Warn, fault.step, fault.message.clone()).await;
+                    why = format!(": {}", fault.message);
+                    at = fault.step;
                     tokio::select! {
                         () = running.cancel().cancelled() => {}
                         () = tokio::time::sleep(TRY_AGAIN) => {}
@@ -167,7 +168,7 @@ impl Orchestrator {
         let base = self.base_of(build.team, &recipe, using).await?;
         let fleet = self.parts.fleet.nodes().borrow().clone();
         let Some(node) = self.turn.candidates(&fleet).into_iter().next() else {
-            return Err(NotBuilt::Fault("there is no node that builds".to_owned()));
+            return Err(NotBuilt::Fault(failed(None, "there is no node that builds")));
         };
         let at = node.id();
         let note = |build: &mut Build| {
@@ -252,9 +253,10 @@ impl Orchestrator {
         let base = found.ok_or_else(|| no_base(format!("template '{}' not found", shown(reference))))?;
         let base = base_from(&base, reference)?;
         if !using.take(base.build) {
-            return Err(NotBuilt::Fault(
-                "the base template was changed in this moment".to_owned(),
-            ));
+            return Err(NotBuilt::Fault(failed(
+                None,
+                "the base template was changed in this moment",
+            )));
         }
         Ok(Some(base))
     }
@@ -342,12 +344,14 @@ impl Orchestrator {
 fn not_built(error: BuildError) -> NotBuilt {
     match error {
         BuildError::Recipe(failure) => NotBuilt::Failed(failure),
+        BuildError::Away(failure) => NotBuilt::Fault(failure),
         BuildError::Cancelled => NotBuilt::Cancelled,
         fault @ BuildError::Node { .. } => {
             let error = &fault as &dyn std::error::Error;
             tracing::error!(error, "a node did not build a template");
-            NotBuilt::Fault(format!(
-                "{fault}: that is a fault of the server, which has logged it"
+            NotBuilt::Fault(failed(
+                None,
+                format!("{fault}: that is a fault of the server, which has logged it"),
             ))
         }
     }

@@ -36,6 +36,7 @@ impl Orchestrator {
                 });
             };
             let settings = settings.clone();
+            names::check_tags_of_one(template, &tags)?;
             named = Some(build);
             template.tag(tags.iter().cloned(), build, settings);
             Ok(true)

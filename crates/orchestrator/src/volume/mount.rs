@@ -10,8 +10,8 @@ use crate::orchestrator::Orchestrator;
 
 /// The most volumes of one sandbox: each is a mount that its node makes and undoes.
 const MOUNTS_MAX: usize = 32;
-/// The longest path that the kernel takes (`PATH_MAX`, with its NUL).
-const PATH_BYTES_MAX: usize = 4095;
+/// The longest place: it is a part of the kernel's own longest path, with what lies in the volume behind it.
+const PATH_BYTES_MAX: usize = 1024;
 /// Where a sandbox's kernel and its daemon show themselves: nothing is laid over them.
 const TAKEN: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 

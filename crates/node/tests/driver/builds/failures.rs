@@ -98,6 +98,37 @@ async fn whatever_fails_once_leaves_nothing_and_is_built_the_next_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_without_room_is_told_with_the_step_and_may_have_room_the_next_time() {
+    for (at, step, words) in [
+        (
+            "start",
+            BuildStep::Step(1),
+            "starting the build's sandbox failed: the node is out of disk",
+        ),
+        (
+            "checkpoint",
+            BuildStep::Step(1),
+            "copying the disk of the build's sandbox failed: the node is out of disk",
+        ),
+        (
+            "seal",
+            BuildStep::Finalize,
+            "sealing the result of the build failed: the node is out of disk",
+        ),
+    ] {
+        let bench = Bench::new();
+        bench.world.runtime.at(at, Fault::NoRoom);
+        let order = bench.order(bench.recipe(vec![run("a")]));
+        let Err(BuildError::Away(told)) = bench.build(&order).await.built else {
+            panic!("{at}");
+        };
+        assert_eq!((told.message.as_str(), told.step), (words, Some(step)), "{at}");
+        bench.assert_nothing_of(order.build).await;
+        bench.build(&order).await.built.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_made_half_is_removed() {
     for (at, start) in [
         ("checkpoint", None),

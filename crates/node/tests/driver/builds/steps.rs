@@ -228,7 +228,16 @@ async fn images_that_are_not_there_are_told_and_registries_that_are_away_are_not
         ("there is no image none", Some(BuildStep::Base))
     );
     let outcome = bench.build(&bench.order(from("away"))).await;
-    assert!(matches!(outcome.built, Err(BuildError::Node { .. })));
+    let Err(BuildError::Away(told)) = outcome.built else {
+        panic!("{:?}", outcome.built)
+    };
+    assert_eq!(
+        (told.message.as_str(), told.step),
+        (
+            "getting the image away failed: the registry is away",
+            Some(BuildStep::Base)
+        )
+    );
 }
 
 #[tokio::test(start_paused = true)]

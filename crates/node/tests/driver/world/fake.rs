@@ -19,6 +19,8 @@ use super::envd::{self, Ran, Script};
 pub(crate) enum Fault {
     /// It fails and changes nothing.
     Fail,
+    /// The node has no room for it, and it changes nothing.
+    NoRoom,
     /// It makes a build, and then fails.
     Half,
     /// It ends all processes, and then fails.
@@ -144,6 +146,7 @@ impl Shared {
                     source: std::io::Error::other("as the script says"),
                 });
             }
+            Some(Fault::NoRoom) => return Err(RuntimeError::Exhausted("disk")),
             Some(Fault::Fail) => {}
         }
         Err(RuntimeError::Step {
