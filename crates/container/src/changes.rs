@@ -27,6 +27,7 @@ use ports::root::{CHANGES_MAX, Change, ChangeKind, Changes};
 use ports::volumes::FileKind;
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::build::{Build, Layer};
 use crate::house::House;
@@ -47,6 +48,7 @@ const PIECE_BYTES: usize = 64 << 10;
 pub(crate) fn changes(
     house: &Arc<House>,
     pool: &Pool,
+    _turn: OwnedSemaphorePermit,
     build: BuildId,
     since: BuildId,
 ) -> Result<Changes, RuntimeError> {
@@ -86,9 +88,13 @@ fn compare(new: &Laid, old: &Laid) -> Result<Changes, Step> {
 pub(crate) fn export(
     house: &Arc<House>,
     pool: &Arc<Pool>,
+    turn: OwnedSemaphorePermit,
     build: BuildId,
 ) -> Result<ByteStream, RuntimeError> {
-    let laid = Laid::open(house, pool, build)?;
+    let laid = Laid {
+        _turn: Some(turn),
+        ..Laid::open(house, pool, build)?
+    };
     Ok(export::stream(house, pool, laid))
 }
 
@@ -97,6 +103,8 @@ struct Laid {
     places: Vec<Place>,
     /// Made for this alone.
     sealed: Option<BuildId>,
+    /// Given back when nobody looks any more.
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 /// One overlay.
@@ -115,6 +123,7 @@ impl Laid {
             return Ok(Self {
                 places: places(house, &build, None)?,
                 sealed: None,
+                _turn: None,
             });
         }
         let sealed = BuildId::random();
@@ -129,6 +138,7 @@ impl Laid {
             Ok(places) => Ok(Self {
                 places,
                 sealed: Some(sealed),
+                _turn: None,
             }),
             Err(error) => {
                 forget(house, pool, sealed);

@@ -10,6 +10,7 @@ use ports::blobs::ByteStream;
 use ports::root::Changes;
 use ports::runtime::{Capabilities, DiskOrigin, DiskSpace, Recovered};
 use ports::{Machine, MachineSpec, Runtime, RuntimeError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::build::{Build, LAYERS_MAX};
 use crate::changes;
@@ -43,11 +44,16 @@ pub struct Config {
 /// Slots that are under way are made and given back in milliseconds; what waits for a disk takes longer.
 const CLOSED_WITHIN: Duration = Duration::from_secs(60);
 
+/// Disks that are walked at once: each takes a thread for as long as its files last, whether or not its client waits.
+const LOOKS_MAX: usize = 4;
+
 /// Containers of this machine.
 pub struct Containers {
     house: Arc<House>,
     pool: Arc<Pool>,
     sudo: PathBuf,
+    /// Whose turn it is to look at the whole of a disk.
+    looks: Arc<Semaphore>,
 }
 
 impl Containers {
@@ -61,7 +67,14 @@ impl Containers {
             house,
             pool: Arc::new(Pool::new(config.pool)),
             sudo: config.sudo,
+            looks: Arc::new(Semaphore::new(LOOKS_MAX)),
         })
+    }
+
+    /// Held for as long as the work goes on, which nobody may be waiting for any more.
+    async fn turn_to_look(&self) -> OwnedSemaphorePermit {
+        let turn = Arc::clone(&self.looks).acquire_owned().await;
+        turn.expect("nobody closes it")
     }
 
     /// Makes a build of this machine's own `/usr` under a fresh root.
@@ -242,20 +255,22 @@ impl Runtime for Containers {
     }
 
     async fn changes(&self, build: BuildId, since: BuildId) -> Result<Changes, RuntimeError> {
+        let turn = self.turn_to_look().await;
         let (house, pool) = (Arc::clone(&self.house), Arc::clone(&self.pool));
         let looking = self
             .house
             .work
-            .spawn_blocking(move || changes::changes(&house, &pool, build, since));
+            .spawn_blocking(move || changes::changes(&house, &pool, turn, build, since));
         looking.await.map_err(panicked)?
     }
 
     async fn export(&self, build: BuildId) -> Result<ByteStream, RuntimeError> {
+        let turn = self.turn_to_look().await;
         let (house, pool) = (Arc::clone(&self.house), Arc::clone(&self.pool));
         let exporting = self
             .house
             .work
-            .spawn_blocking(move || changes::export(&house, &pool, build));
+            .spawn_blocking(move || changes::export(&house, &pool, turn, build));
         exporting.await.map_err(panicked)?
     }
 

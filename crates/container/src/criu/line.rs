@@ -17,8 +17,9 @@ const RESTORE: u64 = 2;
 const NOTIFY: u64 = 6;
 /// A message holds options and names of files, never content.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-/// Between two words of CRIU lies at most the writing, or the reading, of all memory.
-const SPEAKS_WITHIN: Duration = Duration::from_secs(180);
+/// Between two words of CRIU lies at most the writing, or the reading, of all memory. Less than a start may take: who waits for it
+/// is told, and what hangs is ended before it is asked for again.
+const SPEAKS_WITHIN: Duration = Duration::from_secs(45);
 
 /// What is asked of CRIU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,11 @@ use super::options::LOG;
 const LOG_BYTES_MAX: u64 = 256 * 1024;
 
 /// What CRIU says (a part of it), and what that means.
-const DUMP: [(&str, &str); 14] = [
+const DUMP: [(&str, &str); 15] = [
+    (
+        "Unseizable",
+        "a debugger holds a process (ptrace): end the debugger first",
+    ),
     (
         "unix: Unix socket",
         "a connection from outside is open; it is closed and tried again",

@@ -76,7 +76,7 @@ fn told(reference: &str, error: PullError) -> ImageError {
             image: reference.to_owned(),
             source: Box::new(error),
         },
-        _ => ImageError::Refused(error.to_string()),
+        _ => ImageError::Refused(error.public()),
     }
 }
 

@@ -21,6 +21,9 @@ const MEMORY_MIN: MiB = MiB(128);
 const DISK_MAX: MiB = MiB(1024 * 1024);
 /// Builds of other templates that a team may have under way when it registers another one.
 const BUILDS_MAX: usize = 20;
+/// Builds of other templates that are registered and that nobody has started: clients die between the two, and such a build is given
+/// up after a day. Each is a row.
+const WAITING_MAX: usize = 200;
 /// Losing this often against other writers means that something writes in a loop.
 const ATTEMPTS_MAX: usize = 16;
 
@@ -199,9 +202,18 @@ impl Orchestrator {
         let unfinished = self.parts.builds.unfinished_builds().await;
         let unfinished = unfinished.map_err(failure::store("reading the builds"))?;
         let counts = |build: &&Build| build.team == team && Some(build.template) != template;
-        if unfinished.iter().filter(counts).count() >= BUILDS_MAX {
+        let (waiting, under_way): (Vec<_>, Vec<_>) = unfinished
+            .iter()
+            .filter(counts)
+            .partition(|build| build.status == BuildStatus::Waiting);
+        if under_way.len() >= BUILDS_MAX {
             return Err(TemplateError::Exhausted(format!(
-                "The team has reached its limit of {BUILDS_MAX} template builds at a time: wait for one to end, or cancel one"
+                "The team has reached its limit of {BUILDS_MAX} template builds at a time: wait for one to end"
+            )));
+        }
+        if waiting.len() >= WAITING_MAX {
+            return Err(TemplateError::Exhausted(format!(
+                "The team has registered {WAITING_MAX} template builds that were not started: start them, or delete their templates"
             )));
         }
         Ok(())

@@ -102,12 +102,12 @@ async fn a_node_without_room_is_told_with_the_step_and_may_have_room_the_next_ti
     for (at, step, words) in [
         (
             "start",
-            BuildStep::Step(1),
+            BuildStep::Base,
             "starting the build's sandbox failed: the node is out of disk",
         ),
         (
             "checkpoint",
-            BuildStep::Step(1),
+            BuildStep::Base,
             "copying the disk of the build's sandbox failed: the node is out of disk",
         ),
         (
