@@ -19,7 +19,7 @@ pub(crate) enum Command {
     /// from it by `template build NAME --from-image REF`.
     Import(Box<Import>),
     /// Lists images that were imported.
-    List(Settings),
+    List(Box<Settings>),
     /// Forgets an image that was imported. Templates that were built from it stay.
     Forget(Box<Forget>),
 }
@@ -52,7 +52,7 @@ impl Command {
     pub(crate) fn run(self, json: bool) -> Result<ExitCode> {
         match self {
             Command::Import(import) => import.run(json)?,
-            Command::List(settings) => list(settings, json)?,
+            Command::List(settings) => list(*settings, json)?,
             Command::Forget(forget) => forget.run(json)?,
         }
         Ok(ExitCode::SUCCESS)

@@ -134,7 +134,7 @@ impl Manifest {
             .as_chunks::<ENTRY>()
             .0
             .iter()
-            .map(|entry| block(entry))
+            .map(block)
             .collect::<Result<Vec<Block>, _>>()?;
         let manifest = Self { size, packs, blocks };
         manifest

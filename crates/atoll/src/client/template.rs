@@ -23,7 +23,7 @@ pub(crate) enum Command {
     Build(Box<Build>),
     /// Makes the template `base` anew, of this machine's own /usr as it is now, and prints the id of its build. Sandboxes
     /// that run keep what they started from. (`template build base --from-image REF` makes it of an image.)
-    ImportHost(Settings),
+    ImportHost(Box<Settings>),
     /// Lists the team's templates.
     List,
     /// All about a template.
