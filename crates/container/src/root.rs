@@ -77,6 +77,17 @@ enum Of<'a> {
 /// What directories look like when they are laid on one another, the topmost first: read-only, attached nowhere, owned as
 /// on the host. To be walked with `openat2(2)` within its root alone.
 pub(crate) fn view(laying: &Laying, layers: Vec<PathBuf>) -> Result<OwnedFd, Step> {
+    // One alone is no overlay that is only read, and hides nothing.
+    if let [alone] = &layers[..] {
+        let layer = tree(alone)?;
+        let closed = Attributes {
+            read_only: true,
+            no_devices: true,
+            ..Attributes::default()
+        };
+        set_attributes(layer.as_fd(), closed).at(format!("closing {}", alone.display()))?;
+        return Ok(layer);
+    }
     let laid = Laid {
         target: "/".to_owned(),
         layers,

@@ -1,6 +1,9 @@
 """Templates out of images in a registry, driven by the official SDK."""
 
+import json
 import os
+import re
+import subprocess
 
 import pytest
 from e2b import BuildException, Sandbox, Template
@@ -85,3 +88,25 @@ def test_a_layer_that_leads_out_is_refused(house, registry):
     with pytest.raises(BuildException):
         build(house, Template().from_image(f"{registry.address}/small:hostile").run_cmd("true"), "hostile")
     assert not os.path.exists("/tmp/atoll-escaped")
+
+
+def test_an_exported_sandbox_is_an_image_that_templates_are_built_from(house, registry, tmp_path):
+    def atoll(*words, expect=0):
+        env = house.env | {"E2B_API_URL": house.connection["api_url"], "E2B_SANDBOX_URL": house.connection["sandbox_url"], "E2B_API_KEY": house.connection["api_key"]}
+        done = subprocess.run([house.program, *words, "--json"], env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == expect, done
+        return json.loads(done.stdout) if expect == 0 else done.stderr
+
+    registry.push("small", "exported", [small_root()])
+    build(house, Template().from_image(f"{registry.address}/small:exported").set_envs({"GREETING": "hello"}), "to-export")
+    archive, image = str(tmp_path / "sandbox.tar"), "exported/small:1"
+    with made(house, "to-export") as sandbox:
+        sandbox.commands.run("mkdir -p /opt/a && echo content > /opt/a/one && echo -n > /opt/a/empty && rm /etc/release", user="root")
+        assert re.fullmatch("sha256:[0-9a-f]{64}", atoll("sandbox", "export", sandbox.sandbox_id, "-o", archive, "--name", image)["digest"])
+    imported = atoll("image", "import", archive)["name"]
+    assert imported.endswith(image) and imported in [known["name"] for known in atoll("image", "list")]
+    build(house, Template().from_image(image).run_cmd("cat /opt/a/one > /tmp/seen"), "again")
+    with made(house, "again") as sandbox:
+        assert sandbox.commands.run("cat /tmp/seen; ls /etc/release 2>/dev/null || echo gone; echo $GREETING; id -un").stdout == "content\ngone\nhello\nuser\n"
+    atoll("image", "forget", imported)
+    assert imported in atoll("image", "forget", imported, expect=1)
