@@ -119,19 +119,6 @@ def test_the_house_describes_itself():
     assert run(ATOLL, "no-such-command").returncode == 2
 
 
-def test_a_template_is_built_of_a_dockerfile(name, tmp_path):
-    (tmp_path / "hello.txt").write_text("hello from the context\n")
-    (tmp_path / "Dockerfile").write_text("FROM base\nENV GREETING=hi\nCOPY hello.txt /srv/hello.txt\nRUN echo ran > /tmp/ran\nWORKDIR /srv\n")
-    built = run(ATOLL, "template", "build", name, "-f", str(tmp_path / "Dockerfile"), "--context", str(tmp_path), timeout=300)
-    assert built.returncode == 0, built
-    made = document("sandbox", "create", name)["sandboxID"]
-    try:
-        assert inside(made, "sh", "-c", "cat hello.txt /tmp/ran; echo $GREETING; pwd") == "hello from the context\nran\nhi\n/srv\n"
-    finally:
-        run(ATOLL, "sandbox", "kill", made)
-    assert any(name in template["names"] + template["aliases"] for template in document("template", "list"))
-
-
 def test_a_sandbox_is_snapshotted_and_forked(fresh, name):
     source = fresh().sandbox_id
     inside(source, "sh", "-c", "echo kept > mark")

@@ -90,9 +90,32 @@ def test_a_layer_that_leads_out_is_refused(house, registry):
     assert not os.path.exists("/tmp/atoll-escaped")
 
 
+def told(house):
+    """The environment of a command line that is to drive the house."""
+    return house.env | {"E2B_API_URL": house.connection["api_url"], "E2B_SANDBOX_URL": house.connection["sandbox_url"], "E2B_API_KEY": house.connection["api_key"]}
+
+
+@pytest.mark.parametrize("line", ["e2b", "atoll"])
+def test_a_dockerfile_is_built_by_either_command_line(house, registry, tmp_path, line):
+    registry.push("small", "docker", [small_root()])
+    (tmp_path / "hello.txt").write_text("hello from the context\n")
+    (tmp_path / "Dockerfile").write_text(f"FROM {registry.address}/small:docker\nENV GREETING=hi\nCOPY hello.txt /opt/hello.txt\nRUN echo ran > /tmp/ran\n")
+    if line == "e2b":
+        program = [os.environ["ATOLL_NODE"], f"{os.environ['ATOLL_JS']}/node_modules/@e2b/cli/dist/index.js"]
+        words = ["template", "create", f"by-{line}", "--path", str(tmp_path), "--cpu-count", "1", "--memory-mb", "512", "--cmd", "sleep 300", "--ready-cmd", "true"]
+    else:
+        program = [house.program]
+        words = ["template", "build", f"by-{line}", "-f", str(tmp_path / "Dockerfile"), "--context", str(tmp_path), "--cpu", "1", "--memory", "512"]
+    done = subprocess.run([*program, *words], env=told(house), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done
+    with made(house, f"by-{line}") as sandbox:
+        assert sandbox.commands.run("cat /opt/hello.txt /tmp/ran; echo $GREETING").stdout == "hello from the context\nran\nhi\n"
+        assert sandbox.get_info().memory_mb == 512
+
+
 def test_an_exported_sandbox_is_an_image_that_templates_are_built_from(house, registry, tmp_path):
     def atoll(*words, expect=0):
-        env = house.env | {"E2B_API_URL": house.connection["api_url"], "E2B_SANDBOX_URL": house.connection["sandbox_url"], "E2B_API_KEY": house.connection["api_key"]}
+        env = told(house)
         done = subprocess.run([house.program, *words, "--json"], env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == expect, done
         return json.loads(done.stdout) if expect == 0 else done.stderr
