@@ -23,11 +23,12 @@ pub(crate) fn run(rest: &[String]) -> Result<()> {
     fs::write(&config, format!("[images.registries.\"{registry}\"]\n"))?;
     let config = ("ATOLL_CONFIG", config.display().to_string());
     let house = House::start(&atoll, "bench", std::slice::from_ref(&config))?;
-    // Nothing is prepared here: what a create takes when the pool is empty. Nor has it a CRIU: copies have the disk alone.
+    // Nothing is prepared here: what a create takes when the pool is empty. Nor has it a CRIU: copies are of the disk alone.
+    let no_criu = dir.join("no-criu").display().to_string();
     let cold = House::start(
         &atoll,
         "bench-cold",
-        &[("ATOLL_POOL", "0".to_owned()), ("ATOLL_CRIU", String::new())],
+        &[("ATOLL_POOL", "0".to_owned()), ("ATOLL_CRIU", no_criu)],
     )?;
     let mut bench = command(bench);
     bench

@@ -1,8 +1,9 @@
 //! A house under test.
 use anyhow::{Context as _, Result, ensure};
+use futures_util::future::try_join_all;
 use model::Secret;
 use sdk::{Client, Program, SandboxClient};
-use wire::rest::{NewSandbox, Sandbox};
+use wire::rest::{ForkSandbox, NewSandbox, Sandbox};
 
 /// Longer than a run takes.
 const LIFE_SECONDS: u32 = 3600;
@@ -38,8 +39,12 @@ impl House {
     }
 
     pub(crate) async fn create(&self) -> Result<Sandbox> {
+        self.create_from("base").await
+    }
+
+    pub(crate) async fn create_from(&self, template: &str) -> Result<Sandbox> {
         let wanted = NewSandbox {
-            template_id: "base".to_owned(),
+            template_id: template.to_owned(),
             timeout: Some(LIFE_SECONDS.into()),
             ..NewSandbox::default()
         };
@@ -57,6 +62,38 @@ impl House {
 
     pub(crate) async fn kill(&self, sandbox: &Sandbox) -> Result<()> {
         Ok(self.api.kill(&sandbox.sandbox_id).await?)
+    }
+
+    /// Starts copies of a sandbox; every one of them must come up.
+    pub(crate) async fn fork(&self, sandbox: &Sandbox, count: u32) -> Result<Vec<Sandbox>> {
+        let wanted = ForkSandbox {
+            timeout: Some(LIFE_SECONDS.into()),
+            count: Some(count.into()),
+        };
+        let copies = self.api.fork(&sandbox.sandbox_id, wanted).await?;
+        let copies = copies.into_iter().map(|copy| {
+            let why = copy.error.map(|error| error.message).unwrap_or_default();
+            copy.sandbox
+                .with_context(|| format!("a copy did not come up: {why}"))
+        });
+        copies.collect()
+    }
+
+    /// Sees that each of many answers, and ends them.
+    pub(crate) async fn check_and_kill(&self, sandboxes: &[Sandbox]) -> Result<()> {
+        for sandbox in sandboxes {
+            command(&self.inside(sandbox)?, &["/bin/true"])
+                .await
+                .with_context(|| format!("{} does not answer", sandbox.sandbox_id))?;
+        }
+        try_join_all(sandboxes.iter().map(|sandbox| self.kill(sandbox))).await?;
+        Ok(())
+    }
+
+    /// Whether its machine keeps the memory of processes.
+    pub(crate) async fn keeps_memory(&self) -> Result<bool> {
+        let nodes = self.api.nodes().await?;
+        Ok(!nodes.is_empty() && nodes.iter().all(|node| node.capabilities.durable_memory))
     }
 }
 

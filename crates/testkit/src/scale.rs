@@ -16,6 +16,18 @@ pub(crate) struct Scale {
     pub(crate) load_seconds: u32,
     /// Sandboxes that do nothing.
     pub(crate) idle: [u32; 2],
+    /// Of what takes a second or more each: builds, snapshots and forks of much, pulls.
+    pub(crate) rounds: usize,
+    /// Of pauses.
+    pub(crate) pauses: usize,
+    /// MiB of the large template, each a file.
+    pub(crate) template_mib: u32,
+    /// Files of 50 kB in the sandbox that is copied.
+    pub(crate) files: u32,
+    /// MiB of the image that is pulled, in layers of equal size.
+    pub(crate) image_mib: u32,
+    /// MiB of the one layer that the daemon imports.
+    pub(crate) layer_mib: u32,
 }
 
 impl Scale {
@@ -26,6 +38,12 @@ impl Scale {
         loads: 3,
         load_seconds: 5,
         idle: [200, 1000],
+        rounds: 5,
+        pauses: 20,
+        template_mib: 1024,
+        files: 10_000,
+        image_mib: 500,
+        layer_mib: 2048,
     };
     pub(crate) const SHORT: Self = Self {
         runs: 6,
@@ -34,5 +52,11 @@ impl Scale {
         loads: 1,
         load_seconds: 1,
         idle: [8, 16],
+        rounds: 1,
+        pauses: 2,
+        template_mib: 8,
+        files: 100,
+        image_mib: 10,
+        layer_mib: 16,
     };
 }
