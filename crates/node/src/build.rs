@@ -13,7 +13,6 @@
 //! **Invariants.** What a build says of itself is a guest's word: bounded, and never believed about other builds. Of a build
 //! that fails nothing is left but results of steps that the shelf was told of.
 mod connection;
-mod envelope;
 mod executor;
 mod finalize;
 mod host_call;

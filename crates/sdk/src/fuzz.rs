@@ -1,5 +1,7 @@
 //! What holds for any bytes; fuzzers and tests ask the same.
-use crate::envelope::{Envelope, Envelopes, wrap};
+use wire::envelope::{Envelope, Envelopes, wrap};
+
+use crate::rpc::MESSAGE_BYTES_MAX;
 
 /// The first byte says in pieces of which length the rest arrives. However it arrives, the same messages are read, and
 /// they are those that the lengths in it say.
@@ -32,11 +34,11 @@ pub fn envelopes(data: &[u8]) {
 
 /// What a stream holds, and whether it ends within a message; nothing where it is refused.
 fn read(stream: &[u8], cut: usize) -> (Vec<Envelope>, Option<bool>) {
-    let (mut envelopes, mut found) = (Envelopes::default(), Vec::new());
+    let (mut envelopes, mut found) = (Envelopes::new(MESSAGE_BYTES_MAX), Vec::new());
     for piece in stream.chunks(cut) {
         envelopes.push(piece);
         loop {
-            match envelopes.next() {
+            match envelopes.take() {
                 Ok(Some(envelope)) => found.push(envelope),
                 Ok(None) => break,
                 Err(_) => return (found, None),

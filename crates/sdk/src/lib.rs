@@ -8,17 +8,17 @@
 //! CallError       every way in which a call fails, with the server's own words
 //! ```
 //!
-//! Underneath: `transport` carries HTTP/1.1 requests, whose bodies `body` reads as the server takes them, `rpc` speaks the Connect protocol over it, `envelope` cuts its
-//! streams into messages.
+//! Underneath: `transport` carries HTTP/1.1 requests, whose bodies `body` reads as the server takes them; `rpc` speaks the
+//! Connect protocol over it.
 //!
 //! **Invariants.** Every call ends: it lives under a deadline, or hears a sign of life from the other side. What a server
-//! sends is bounded before it is kept, and what is uploaded is never in memory whole. It reads no environment and no files but the machine's certificate authorities.
+//! sends is bounded before it is kept, and what is uploaded is never in memory whole. It reads no environment and no files but
+//! the machine's certificate authorities.
 #![forbid(unsafe_code)]
 
 mod base;
 mod body;
 mod client;
-mod envelope;
 mod error;
 mod files;
 #[cfg(any(test, fuzzing))]

@@ -9,8 +9,8 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
+use wire::envelope::{Envelope, Envelopes, wrap};
 
-use crate::envelope::{Envelope, Envelopes, wrap};
 use crate::error::CallError;
 use crate::sandbox::SandboxClient;
 use crate::transport::ANSWER_WITHIN;
@@ -18,6 +18,8 @@ use crate::transport::ANSWER_WITHIN;
 const VERSION: (&str, HeaderValue) = ("connect-protocol-version", HeaderValue::from_static("1"));
 /// How often envd says that it is there while a program is quiet, in seconds (contract 2.5).
 const KEEPALIVE: (&str, HeaderValue) = ("keepalive-ping-interval", HeaderValue::from_static("50"));
+/// envd sends at most 32 KiB of output in a message, which JSON makes 44; a hundred times that is a broken server.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Three of those.
 const SILENCE_MAX: Duration = Duration::from_secs(150);
 
@@ -63,7 +65,7 @@ pub(crate) async fn stream<Q: Serialize, A: DeserializeOwned>(
     }
     Ok(Messages {
         body: answer.into_body(),
-        envelopes: Envelopes::default(),
+        envelopes: Envelopes::new(MESSAGE_BYTES_MAX),
         quiet_since: None,
         of: PhantomData,
     })
@@ -83,7 +85,7 @@ impl<A: DeserializeOwned> Messages<A> {
     /// The next message; `None` after the last. It may be dropped while it waits, and called again.
     pub(crate) async fn next(&mut self) -> Result<Option<A>, CallError> {
         loop {
-            match self.envelopes.next()? {
+            match self.envelopes.take().map_err(CallError::garbled)? {
                 Some(Envelope::Message(message)) => {
                     return serde_json::from_slice(&message)
                         .map(Some)

@@ -3,6 +3,7 @@
 //! ```text
 //! rest     bodies of the public API, with their OpenAPI schemas      (feature `rest`)
 //! envd     messages and services of the daemon in every sandbox     (feature `envd`)
+//! envelope     messages of a stream, cut out of its bytes            (feature `envd`)
 //! host     which sandbox and port a request is for
 //! status   the one place that turns a `Kind` into statuses
 //! init     what the node tells envd before anybody may use it
@@ -14,6 +15,8 @@
 
 #[cfg(feature = "envd")]
 pub mod envd;
+#[cfg(feature = "envd")]
+pub mod envelope;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;

@@ -12,9 +12,9 @@ use serde::Deserialize;
 use wire::envd::process as proto;
 use wire::envd::process::process_event::Event as Told;
 use wire::envd::process::process_event::data_event::Output;
+use wire::envelope::{Envelope, Envelopes, wrap};
 
 use super::connection::{self, Answer, ConnectionError};
-use super::envelope::{Envelope, Envelopes, wrap};
 use super::talk::cut;
 
 const START: &str = "/process.Process/Start";
@@ -22,6 +22,8 @@ const START: &str = "/process.Process/Start";
 const KEEPALIVE: &str = "50";
 /// Three of those.
 const SILENCE_MAX: Duration = Duration::from_secs(150);
+/// envd sends at most 32 KiB of output in a message, which JSON makes 44; twenty times that is not envd.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// What a refusal may say, in bytes.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
 /// Where programs are found, whatever a recipe has made of `PATH` (contract 4.2).
@@ -148,7 +150,7 @@ pub(super) async fn start(machine: &dyn Machine, program: &Program<'_>) -> Resul
     if answer.head.status.is_success() && is_stream {
         return Ok(Running {
             answer,
-            envelopes: Envelopes::default(),
+            envelopes: Envelopes::new(MESSAGE_BYTES_MAX),
             quiet_since: None,
         });
     }
@@ -179,7 +181,7 @@ impl Running {
     /// The next thing that it says or does. It may be dropped while it waits, and called again.
     pub(super) async fn next(&mut self) -> Result<Event, ProgramError> {
         loop {
-            let message = match self.envelopes.next().map_err(ProgramError::garbled)? {
+            let message = match self.envelopes.take().map_err(ProgramError::garbled)? {
                 Some(Envelope::Message(message)) => message,
                 Some(Envelope::End(end)) => return Err(ended(&end)),
                 None => {

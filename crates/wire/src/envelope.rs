@@ -1,17 +1,24 @@
 //! Messages of a Connect stream: one byte of flags, four of length, the message (contract 5.2).
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-use crate::error::CallError;
-
 const HEAD_BYTES: usize = 5;
 const COMPRESSED: u8 = 0b01;
 const LAST: u8 = 0b10;
-/// envd sends at most 32 KiB of output in a message, which JSON makes 44; a hundred times that is a broken server.
-const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// The stream is not what was asked for.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Garbled {
+    /// Longer than whoever reads has room for.
+    #[error("a message of {0} bytes")]
+    TooLong(usize),
+    /// In a form that was not offered.
+    #[error("a compressed message, which was not asked for")]
+    Compressed,
+}
 
 /// One message of a stream.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Envelope {
+pub enum Envelope {
     /// One of many.
     Message(Bytes),
     /// The last, which says whether all went well.
@@ -19,7 +26,11 @@ pub(crate) enum Envelope {
 }
 
 /// Wraps the one message of a request.
-pub(crate) fn wrap(message: &[u8]) -> Bytes {
+///
+/// # Panics
+/// For one of 4 GiB or more.
+#[must_use]
+pub fn wrap(message: &[u8]) -> Bytes {
     let length = u32::try_from(message.len()).expect("requests are far below 4 GiB");
     let mut wrapped = BytesMut::with_capacity(HEAD_BYTES + message.len());
     wrapped.put_u8(0);
@@ -29,34 +40,47 @@ pub(crate) fn wrap(message: &[u8]) -> Bytes {
 }
 
 /// Bytes of a stream that are not whole messages yet.
-#[derive(Debug, Default)]
-pub(crate) struct Envelopes(BytesMut);
+#[derive(Debug)]
+pub struct Envelopes {
+    rest: BytesMut,
+    message_bytes_max: usize,
+}
 
 impl Envelopes {
+    /// None yet. A longer message than `message_bytes_max` is refused before room is made for it.
+    #[must_use]
+    pub fn new(message_bytes_max: usize) -> Self {
+        Self {
+            rest: BytesMut::new(),
+            message_bytes_max,
+        }
+    }
+
     /// Adds what arrived.
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.rest.extend_from_slice(bytes);
     }
 
     /// Takes the next whole message, if there is one.
-    pub(crate) fn next(&mut self) -> Result<Option<Envelope>, CallError> {
-        let Some(&[flags, a, b, c, d]) = self.0.first_chunk::<HEAD_BYTES>() else {
+    ///
+    /// # Errors
+    /// See [`Garbled`]: what follows is not understood either.
+    pub fn take(&mut self) -> Result<Option<Envelope>, Garbled> {
+        let Some(&[flags, a, b, c, d]) = self.rest.first_chunk::<HEAD_BYTES>() else {
             return Ok(None);
         };
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        if length > MESSAGE_BYTES_MAX {
-            return Err(CallError::garbled(format!("a message of {length} bytes")));
+        if length > self.message_bytes_max {
+            return Err(Garbled::TooLong(length));
         }
         if flags & COMPRESSED != 0 {
-            return Err(CallError::garbled(
-                "a compressed message, which was not asked for",
-            ));
+            return Err(Garbled::Compressed);
         }
-        if self.0.len() < HEAD_BYTES + length {
+        if self.rest.len() < HEAD_BYTES + length {
             return Ok(None);
         }
-        self.0.advance(HEAD_BYTES);
-        let message = self.0.split_to(length).freeze();
+        self.rest.advance(HEAD_BYTES);
+        let message = self.rest.split_to(length).freeze();
         Ok(Some(if flags & LAST == 0 {
             Envelope::Message(message)
         } else {
@@ -65,8 +89,9 @@ impl Envelopes {
     }
 
     /// Whether the stream broke within a message.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
     }
 }
 
@@ -76,8 +101,12 @@ mod tests {
 
     use super::*;
 
+    fn fresh() -> Envelopes {
+        Envelopes::new(1 << 20)
+    }
+
     fn all(envelopes: &mut Envelopes) -> Vec<Envelope> {
-        std::iter::from_fn(|| envelopes.next().expect("well formed")).collect()
+        std::iter::from_fn(|| envelopes.take().expect("well formed")).collect()
     }
 
     proptest! {
@@ -87,7 +116,7 @@ mod tests {
             cut in 1usize..64,
         ) {
             let stream: Vec<u8> = messages.iter().flat_map(|message| wrap(message)).collect();
-            let mut envelopes = Envelopes::default();
+            let mut envelopes = fresh();
             let mut read = Vec::new();
             for piece in stream.chunks(cut) {
                 envelopes.push(piece);
@@ -100,15 +129,15 @@ mod tests {
 
         #[test]
         fn no_bytes_break_the_reader(stream in prop::collection::vec(any::<u8>(), 0..400)) {
-            let mut envelopes = Envelopes::default();
+            let mut envelopes = fresh();
             envelopes.push(&stream);
-            while let Ok(Some(_)) = envelopes.next() {}
+            while let Ok(Some(_)) = envelopes.take() {}
         }
     }
 
     #[test]
     fn the_last_message_is_told_from_the_others() {
-        let mut envelopes = Envelopes::default();
+        let mut envelopes = fresh();
         envelopes.push(b"\x00\x00\x00\x00\x02{}\x02\x00\x00\x00\x02{}");
         assert_eq!(
             all(&mut envelopes),
@@ -118,10 +147,14 @@ mod tests {
 
     #[test]
     fn messages_without_measure_and_compressed_ones_are_refused() {
-        for head in [b"\x00\xff\xff\xff\xff", b"\x01\x00\x00\x00\x01"] {
-            let mut envelopes = Envelopes::default();
+        for (head, why) in [
+            (b"\x00\xff\xff\xff\xff", Garbled::TooLong(0xffff_ffff)),
+            (b"\x00\x00\x10\x00\x01", Garbled::TooLong((1 << 20) + 1)),
+            (b"\x01\x00\x00\x00\x01", Garbled::Compressed),
+        ] {
+            let mut envelopes = fresh();
             envelopes.push(head);
-            assert!(matches!(envelopes.next(), Err(CallError::Garbled { .. })));
+            assert_eq!(envelopes.take(), Err(why));
         }
     }
 }
