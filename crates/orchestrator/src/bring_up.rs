@@ -98,11 +98,7 @@ impl Orchestrator {
     /// it holds of what was there before, it is asked: whoever stored something else would lose the user's data.
     async fn undo(&self, starting: Sandbox, node: &dyn Node, error: &NodeError) {
         let id = starting.id;
-        let unclear = matches!(
-            error,
-            NodeError::Unknown | NodeError::Busy(_) | NodeError::Timeout(_)
-        );
-        let outcome = if unclear && starting.phase.state().is_some() {
+        let outcome = if error.is_unclear() && starting.phase.state().is_some() {
             self.settle_failed_start(id).await
         } else {
             self.undo_clear(starting, node).await

@@ -70,8 +70,8 @@ impl Orchestrator {
         }
     }
 
-    /// Stores that the copy is taken, and lets others at the source. The copy is kept while what is returned lives. Where that cannot be stored, the reconciler does it:
-    /// the copy is none the worse.
+    /// Stores that the copy is taken, and lets others at the source. The copy is kept while what is returned lives. Where that
+    /// cannot be stored, the reconciler does it: the copy is none the worse.
     pub(crate) async fn go_on(&self, copied: Copied) -> Use {
         let (id, into) = (copied.source.id, copied.build);
         let stored = self
@@ -84,11 +84,7 @@ impl Orchestrator {
     /// A copy that failed leaves a running sandbox. Where the node's answer does not say what is true now, it is asked.
     async fn undo_copy(&self, source: Sandbox, at: Seat, into: BuildId, error: &NodeError) {
         let id = source.id;
-        let unclear = matches!(
-            error,
-            NodeError::Unknown | NodeError::Busy(_) | NodeError::Timeout(_)
-        );
-        let outcome = if unclear {
+        let outcome = if error.is_unclear() {
             self.settle_one(id).await
         } else {
             debug_assert_eq!(source.phase, Phase::Snapshotting { at, into });

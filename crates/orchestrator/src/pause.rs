@@ -146,11 +146,7 @@ impl Orchestrator {
     /// asked.
     async fn undo_pause(&self, meant: Sandbox, at: Seat, error: &NodeError) {
         let id = meant.id;
-        let unclear = matches!(
-            error,
-            NodeError::Unknown | NodeError::Busy(_) | NodeError::Timeout(_)
-        );
-        let outcome = if unclear {
+        let outcome = if error.is_unclear() {
             self.settle_one(id).await
         } else {
             self.run_on(meant, at).await

@@ -289,6 +289,15 @@ impl NodeError {
         }
     }
 
+    /// Whether it leaves open what is true now: the node is to be asked.
+    #[must_use]
+    pub fn is_unclear(&self) -> bool {
+        matches!(
+            self,
+            NodeError::Unknown | NodeError::Busy(_) | NodeError::Timeout(_)
+        )
+    }
+
     /// The way it failed.
     #[must_use]
     pub fn kind(&self) -> Kind {

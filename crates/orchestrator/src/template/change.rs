@@ -122,7 +122,8 @@ mod tests {
     use std::time::SystemTime;
 
     use model::recipe::{Action, Recipe, RegistryCredentials, Step};
-    use model::{Resources, Secret, TeamId};
+    use model::{Secret, TemplateId};
+    use ports::store::contract;
 
     use super::*;
 
@@ -131,12 +132,7 @@ mod tests {
         let (username, password) = ("me".to_owned(), Secret::new("hunter2".to_owned()));
         let at = SystemTime::UNIX_EPOCH;
         let mut build = Build {
-            id: BuildId::random(),
-            template: TemplateId::random(),
-            team: TeamId::random(),
             status: BuildStatus::Building,
-            tags: Vec::new(),
-            resources: Resources::default(),
             recipe: Some(Recipe {
                 from: Base::Image {
                     reference: "private/image".to_owned(),
@@ -150,11 +146,7 @@ mod tests {
                 ready: Some("x".repeat(100_000)),
                 force: false,
             }),
-            node: None,
-            created_at: at,
-            updated_at: at,
-            finished_at: None,
-            version: 0,
+            ..contract::build(TemplateId::random())
         };
         end(&mut build, BuildStatus::Ready, at);
         let kept = build.recipe.unwrap();

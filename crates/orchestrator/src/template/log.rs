@@ -189,8 +189,8 @@ impl Log {
 mod tests {
     use std::time::SystemTime;
 
-    use model::{Build, BuildStatus, Resources, TeamId, TemplateId};
-    use ports::store::Memory;
+    use model::{Build, BuildStatus, TemplateId};
+    use ports::store::{Memory, contract};
 
     use super::*;
 
@@ -205,18 +205,10 @@ mod tests {
         let store = Arc::new(Memory::default());
         let at = SystemTime::UNIX_EPOCH;
         let build = Build {
-            id: BuildId::random(),
-            template: TemplateId::random(),
-            team: TeamId::random(),
             status: BuildStatus::Building,
-            tags: Vec::new(),
-            resources: Resources::default(),
-            recipe: None,
-            node: None,
             created_at: at,
             updated_at: at,
-            finished_at: None,
-            version: 0,
+            ..contract::build(TemplateId::random())
         };
         store.insert_build(&build).await.unwrap();
         let log = Log::open(store.clone(), Arc::new(Now), build.id).await.unwrap();

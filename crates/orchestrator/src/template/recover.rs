@@ -71,7 +71,8 @@ impl Orchestrator {
 
 #[cfg(test)]
 mod tests {
-    use model::{BuildId, Resources, TeamId, TemplateId};
+    use model::TemplateId;
+    use ports::store::contract;
 
     use super::*;
 
@@ -79,18 +80,10 @@ mod tests {
     fn what_nobody_is_at_is_run_and_what_nobody_starts_is_given_up() {
         let at = SystemTime::UNIX_EPOCH;
         let build = |status| Build {
-            id: BuildId::random(),
-            template: TemplateId::random(),
-            team: TeamId::random(),
             status,
-            tags: Vec::new(),
-            resources: Resources::default(),
-            recipe: None,
-            node: None,
             created_at: at,
             updated_at: at,
-            finished_at: None,
-            version: 0,
+            ..contract::build(TemplateId::random())
         };
         let (waiting, building) = (build(BuildStatus::Waiting), build(BuildStatus::Building));
         let late = at + WAITING_MAX + Duration::from_secs(1);
