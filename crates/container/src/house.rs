@@ -227,6 +227,28 @@ impl House {
         made
     }
 
+    /// Puts a slot on record and limits what will run in it, before anything of it is there. Returns the build that it stands on.
+    pub(crate) fn stake_out(
+        &self,
+        record: &Record,
+        id: BuildId,
+        limits: Resources,
+    ) -> Result<(Build, Cgroup), RuntimeError> {
+        let build = {
+            // Once it is on record whose layers it stands on, they stay.
+            let _stay = self.builds.stay();
+            self.records.write(record)?;
+            self.builds.get(id)?.ok_or(RuntimeError::NoBuild(id))?
+        };
+        failpoint::reach("container/slot-recorded");
+        let cgroup = self.cgroups.of(record.slot);
+        cgroup.create()?;
+        // Before anything runs in it: a disk that is given again has been the machine's to write to.
+        cgroup.limit(limits)?;
+        failpoint::reach("container/cgroup-made");
+        Ok((build, cgroup))
+    }
+
     fn bring_up(
         &self,
         number: u32,
@@ -235,32 +257,13 @@ impl House {
         limits: Resources,
     ) -> Result<Slot, RuntimeError> {
         let mut record = Record {
-            slot: number,
-            process: None,
-            spec: None,
-            keep: false,
             disk_of: match give {
                 Give::Fresh => None,
                 Give::Kept(sandbox) => Some(sandbox),
             },
-            build: Some(shape.build),
-            copying: false,
-            restored: false,
+            ..Record::staked(number, shape.build)
         };
-        let build = {
-            // Once it is on record whose layers it stands on, they stay.
-            let _stay = self.builds.stay();
-            self.records.write(&record)?;
-            self.builds
-                .get(shape.build)?
-                .ok_or(RuntimeError::NoBuild(shape.build))?
-        };
-        failpoint::reach("container/slot-recorded");
-        let cgroup = self.cgroups.of(number);
-        cgroup.create()?;
-        // Before anything runs in it: a disk that is given again has been the machine's to write to.
-        cgroup.limit(limits)?;
-        failpoint::reach("container/cgroup-made");
+        let (build, cgroup) = self.stake_out(&record, shape.build, limits)?;
         match give {
             Give::Fresh => match build.disk {
                 Some(has) => self.disks.copy(number, shape.build, has, shape.disk)?,

@@ -256,14 +256,11 @@ pub(crate) fn panicked(panic: tokio::task::JoinError) -> RuntimeError {
 
 fn record(slot: &Slot, spec: &MachineSpec, keep: bool) -> Result<Record, Step> {
     Ok(Record {
-        slot: slot.number,
         process: Some(Identity::of(slot.pid)?),
         spec: Some(spec.clone()),
         keep,
-        disk_of: None,
-        build: Some(spec.build),
-        copying: false,
         restored: slot.restored,
+        ..Record::staked(slot.number, spec.build)
     })
 }
 

@@ -36,6 +36,20 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// Of a slot that is about to be made for `build`, and has nothing yet.
+    pub(crate) fn staked(slot: u32, build: BuildId) -> Self {
+        Self {
+            slot,
+            process: None,
+            spec: None,
+            keep: false,
+            disk_of: None,
+            build: Some(build),
+            copying: false,
+            restored: false,
+        }
+    }
+
     /// Who may still want its disk.
     pub(crate) fn owner(&self) -> Option<SandboxId> {
         self.spec.as_ref().map(|spec| spec.sandbox).or(self.disk_of)

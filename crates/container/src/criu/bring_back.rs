@@ -95,30 +95,12 @@ impl House {
         manifest: &Manifest,
     ) -> Result<Slot, Refused> {
         let mut record = Record {
-            slot: number,
-            process: None,
-            spec: None,
-            keep: false,
-            disk_of: None,
-            build: Some(spec.build),
-            copying: false,
             restored: true,
+            ..Record::staked(number, spec.build)
         };
-        let build = {
-            // Once it is on record whose layers it stands on, they stay.
-            let _stay = self.builds.stay();
-            self.records.write(&record)?;
-            self.builds
-                .get(spec.build)?
-                .ok_or(RuntimeError::NoBuild(spec.build))?
-        };
-        failpoint::reach("container/slot-recorded");
-        let cgroup = self.cgroups.of(number);
-        cgroup.create()?;
         let mut limits = spec.resources;
         limits.memory = MiB(limits.memory.0.saturating_add(WORK_MEMORY_MIB));
-        cgroup.limit(limits)?;
-        failpoint::reach("container/cgroup-made");
+        let (build, cgroup) = self.stake_out(&record, spec.build, limits)?;
         match (spec.disk, build.disk) {
             (DiskOrigin::Kept, _) => self.disks.copy_kept(spec.sandbox, number)?,
             (_, Some(has)) => self.disks.copy(number, spec.build, has, spec.resources.disk)?,
