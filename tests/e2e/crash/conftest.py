@@ -1,11 +1,13 @@
 """Houses that are killed."""
 
 import os
+import pathlib
 import sys
 
 import pytest
 
-sys.path.insert(0, os.path.dirname(__file__))
+for beside in ("..", "."):
+    sys.path.insert(0, str(pathlib.Path(__file__).parent.joinpath(beside).resolve()))
 
 from house import House  # noqa: E402
 from machine import Machine  # noqa: E402

@@ -9,8 +9,23 @@ import httpx
 import pytest
 from e2b import CommandExitException, NotFoundException, SandboxException, SandboxState
 from machine import Machine
-from outside import outside
+from outside import hosts_outside
 from patience import eventually
+
+OUTSIDE = "198.51.100.77"
+# Says a line, and goes on saying lines as long as it is listened to.
+TALKER = """
+import socketserver, time
+class Talk(socketserver.StreamRequestHandler):
+    def handle(self):
+        while True:
+            self.wfile.write(b"on and on\\n")
+            time.sleep(0.05)
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = daemon_threads = True
+print("listens") if (server := Server(("", 80), Talk)) else None
+server.serve_forever()
+"""
 
 
 @pytest.fixture
@@ -75,10 +90,10 @@ def test_routes_and_tokens_outlive_the_daemon(house, how):
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_open_connections_and_policies_outlive_the_daemon(house, how):
-    with outside() as host:
+    with hosts_outside(TALKER, OUTSIDE):
         open_one = house.create()
         shut_one = house.create(allow_internet_access=False)
-        listen = f"python3 -u -c 'import socket\nfor line in socket.create_connection((\"{host}\", 80)).makefile(): open(\"/tmp/heard\", \"a\").write(line)'"
+        listen = f"python3 -u -c 'import socket\nfor line in socket.create_connection((\"{OUTSIDE}\", 80)).makefile(): open(\"/tmp/heard\", \"a\").write(line)'"
         open_one.commands.run(listen, background=True, timeout=0)
 
         def heard():
@@ -91,7 +106,7 @@ def test_open_connections_and_policies_outlive_the_daemon(house, how):
         eventually(lambda: heard() > before, "the same connection to be heard still")
         assert open_one.commands.run("pgrep -fc 'create_connectio[n]'").stdout.strip() != "0"
         with pytest.raises(CommandExitException):
-            shut_one.commands.run(f"timeout 3 bash -c 'exec 3<>/dev/tcp/{host}/80'")
+            shut_one.commands.run(f"timeout 3 bash -c 'exec 3<>/dev/tcp/{OUTSIDE}/80'")
 
 
 def test_deadlines_outlive_the_daemon(house, machine):

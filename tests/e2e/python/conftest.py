@@ -5,11 +5,16 @@ Where the house is comes from E2B_API_URL, E2B_SANDBOX_URL (or E2B_DOMAIN) and E
 
 import asyncio
 import inspect
+import pathlib
+import sys
 import time
 
 import pytest
 import pytest_asyncio
 from e2b import AsyncSandbox, Sandbox
+
+# What several rings share.
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 #: How long a condition may take to become true before a test calls it false.
 PATIENCE_SECONDS = 20.0

@@ -2,49 +2,24 @@
 
 import os
 import subprocess
-import uuid
 
 import pytest
 from conftest import eventually
 from e2b import CommandExitException, Sandbox, SandboxException
+from outside import hosts_outside
 
-#: Globally routable as far as any policy can tell, and nobody's: TEST-NET-3 is documentation (RFC 5737).
-OUTSIDE = "203.0.113.77"
-OTHER = "203.0.113.78"
+OUTSIDE, OTHER = "198.51.100.77", "198.51.100.78"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes a network namespace: run it as root")
 
 
-def run(*command):
-    subprocess.run(command, check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def outside():
-    """Two addresses that answer HTTP on port 80, a veth away from the host."""
-    tag = uuid.uuid4().hex[:6]
-    space, link, peer = f"e2e-{tag}", f"e2e{tag}h", f"e2e{tag}g"
-    run("ip", "netns", "add", space)
-    try:
-        run("ip", "link", "add", link, "type", "veth", "peer", "name", peer, "netns", space)
-        run("ip", "addr", "add", "203.0.113.1/24", "dev", link)
-        run("ip", "link", "set", link, "up")
-        for address in (OUTSIDE, OTHER):
-            run("ip", "-n", space, "addr", "add", f"{address}/24", "dev", peer)
-        run("ip", "-n", space, "link", "set", peer, "up")
-        run("ip", "-n", space, "link", "set", "lo", "up")
-        run("ip", "-n", space, "route", "add", "default", "via", "203.0.113.1")
-        serve = "import http.server; http.server.test(HandlerClass=http.server.SimpleHTTPRequestHandler, port=80)"
-        server = subprocess.Popen(
-            ["ip", "netns", "exec", space, "python3", "-c", serve], cwd="/var/empty" if os.path.isdir("/var/empty") else "/proc/self/task",
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
+    """Two addresses that answer HTTP on port 80."""
+    serve = "import http.server; http.server.test(HandlerClass=http.server.SimpleHTTPRequestHandler, port=80)"
+    with hosts_outside(serve, OUTSIDE, OTHER):
         eventually(lambda: subprocess.run(["curl", "-sf", "-m", "1", f"http://{OUTSIDE}/", "-o", "/dev/null"]).returncode == 0, "the outside host to answer")
         yield
-        server.kill()
-        server.wait()
-    finally:
-        run("ip", "netns", "del", space)
 
 
 def reaches(sandbox, address):
