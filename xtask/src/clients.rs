@@ -7,6 +7,9 @@ use anyhow::{Context, Result};
 
 use crate::shell::{cache, command, has, read, root, run};
 
+/// npm waits five minutes for an answer by itself, and asks again and again.
+const ANSWERS_WITHIN: &str = "--fetch-timeout=60000";
+
 /// Installs the Python SDK and pytest; returns the interpreter that has them.
 pub(crate) fn python() -> Result<PathBuf> {
     environment("python", "tests/e2e/python/requirements.txt")
@@ -46,7 +49,13 @@ pub(crate) fn javascript() -> Result<PathBuf> {
         fs::create_dir_all(&dir)?;
         fs::copy(wanted.join("package.json"), dir.join("package.json"))?;
         run(command("npm")
-            .args(["install", "--no-audit", "--no-fund", "--loglevel=error"])
+            .args([
+                "install",
+                "--no-audit",
+                "--no-fund",
+                "--loglevel=error",
+                ANSWERS_WITHIN,
+            ])
             .current_dir(&dir))
     })?;
     Ok(dir)
@@ -78,6 +87,7 @@ pub(crate) fn node() -> Result<PathBuf> {
                 "--no-audit",
                 "--no-fund",
                 "--loglevel=error",
+                ANSWERS_WITHIN,
                 "node@22",
             ])
             .current_dir(&dir))

@@ -47,6 +47,12 @@ enum Ring {
     Bench,
 }
 
+impl Ring {
+    fn has_clients(&self) -> bool {
+        !matches!(self, Ring::Check | Ring::Rust)
+    }
+}
+
 const ALL: [Ring; 10] = [
     Ring::Check,
     Ring::Rust,
@@ -73,6 +79,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         &options.only
     };
     setup::to_test()?;
+    if rings.iter().any(Ring::has_clients) {
+        // Before anything is built: without them most of it could not be tested.
+        clients::python()?;
+        clients::javascript()?;
+    }
     let mut total = Tally::default();
     let mut faults = Vec::new();
     for &ring in rings {
