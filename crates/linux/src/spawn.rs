@@ -114,13 +114,26 @@ fn disposition(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<(
     }
 }
 
-/// Takes the default disposition of `SIGCHLD` and `SIGPIPE` again, before another program is executed.
+/// Takes the default disposition of every signal again, and blocks none, before another program is executed: what was ignored
+/// or blocked by whoever started us, as nohup(1) does, would be for all that comes after.
 ///
 /// # Errors
-/// What sigaction(2) answered: nothing, on Linux.
+/// What sigprocmask(2) answered: nothing, on Linux.
 pub fn default_signals() -> io::Result<()> {
-    disposition(libc::SIGCHLD, libc::SIG_DFL)?;
-    disposition(libc::SIGPIPE, libc::SIG_DFL)
+    for signal in 1..=libc::SIGRTMAX() {
+        // Of some it cannot be changed, and of others the C library does not let us.
+        let _ = disposition(signal, libc::SIG_DFL);
+    }
+    // SAFETY: an empty set is made where there is room for one, and read from there; the old one is not asked for.
+    unsafe {
+        let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        checked(libc::sigemptyset(none.as_mut_ptr()))?;
+        checked(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            none.as_ptr(),
+            std::ptr::null_mut(),
+        ))
+    }
 }
 
 /// Moves the calling thread to a copy of its mount namespace. From then on its root and working directory are its own.
