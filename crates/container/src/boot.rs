@@ -288,6 +288,12 @@ fn identify(boot: &Boot) -> Result<(), Step> {
             "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n",
         )?;
     }
+    // These get the machine's name when it is claimed. What lies in a layer is copied up when it is opened to be written: now,
+    // when nobody waits.
+    for named in ["/etc/hostname", "/etc/hosts"] {
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let _ = rustix::fs::open(named, flags, Mode::empty());
+    }
     let machine_id = "/etc/machine-id";
     if boot.is_new || read_small(machine_id).is_none_or(|id| id.trim().len() != 32) {
         put(machine_id, &format!("{}\n", boot.machine_id))?;
