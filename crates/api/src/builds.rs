@@ -166,7 +166,17 @@ pub(crate) async fn status(
         limit: limit(&query)?,
         level: logs::level(&query)?.unwrap_or(Level::Debug),
     };
-    let build = api.build(&caller, &name, id).await?;
+    let template = api.own_template(&caller.team, &name).await?;
+    let found = api
+        .parts
+        .templates_manager
+        .build(caller.team.id, template.id, id)
+        .await;
+    let build = found.map_err(|error| match error {
+        // Whoever watches a build that is none has asked wrongly (contract 4.1).
+        TemplateError::NoBuild(_) => ApiError::invalid(error.to_string()),
+        error => error.into(),
+    })?;
     // After the status, so that the lines of a build that is over are all of them.
     let lines = if wanted.limit == 0 {
         Vec::new()

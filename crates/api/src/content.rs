@@ -10,7 +10,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use model::{Kind, TeamId, VolumeId};
 use ports::limits::Rate;
-use ports::volumes::{FileError, FileKind, FileStat, Ownership};
+use ports::volumes::{FileKind, FileStat, Ownership};
 use wire::rest::{ChangeVolumeEntry, VolumeContentError, VolumeEntry, VolumeEntryKind};
 
 use crate::body::{Body, PathText, Query};
@@ -179,6 +179,14 @@ fn path(query: &Query) -> Result<&str, ApiError> {
     Ok(path)
 }
 
+/// What a path lies in; `None` where that is the root, which is always there.
+fn above(path: &str) -> Option<String> {
+    let names = path.split('/').filter(|name| !matches!(*name, "" | "."));
+    let mut names: Vec<&str> = names.collect();
+    names.pop();
+    (!names.is_empty()).then(|| format!("/{}", names.join("/")))
+}
+
 fn ownership(query: &Query) -> Result<Ownership, ApiError> {
     let mode = query.parsed("mode", "permission bits as a number in 0..=4095")?;
     bounded(Ownership {
@@ -282,7 +290,7 @@ pub(crate) async fn list(
 /// Make a directory.
 #[utoipa::path(post, path = "/volumecontent/{volumeID}/dir", tag = "volume content", security(("VolumeToken" = [])),
     params(("volumeID" = String, Path), ("path" = String, Query, min_length = 1, max_length = 4096),
-        ("uid" = Option<u32>, Query), ("gid" = Option<u32>, Query), ("mode" = Option<u32>, Query, maximum = 4095), ("force" = Option<bool>, Query, description = "it may be there already")),
+        ("uid" = Option<u32>, Query), ("gid" = Option<u32>, Query), ("mode" = Option<u32>, Query, maximum = 4095), ("force" = Option<bool>, Query, description = "it may be there already, and directories above it need not")),
     responses((status = 201, description = "It is there.", body = VolumeEntry), (status = 507, description = "The volume is full.", body = VolumeContentError)))]
 pub(crate) async fn make_dir(
     State(api): State<Arc<Api>>,
@@ -291,6 +299,10 @@ pub(crate) async fn make_dir(
 ) -> Result<(StatusCode, Json<VolumeEntry>), ContentError> {
     let query = query?;
     let (path, ownership, force) = (path(&query)?, ownership(&query)?, force(&query)?);
+    // Those above it are made where that is asked for (contract, section 6). Whoever removes one in this moment gets it back.
+    if !force && let Some(above) = above(path) {
+        api.parts.volume_files.stat(id, &above).await?;
+    }
     let made = api
         .parts
         .volume_files
@@ -350,7 +362,7 @@ pub(crate) async fn write(
             return Err(refusal);
         }
     };
-    let _turn = api.transfers.turn(incoming::Owner::Volume(id)).await?;
+    let turn = api.transfers.turn(incoming::Owner::Volume(id)).await?;
     // Its room is the volume's, which refuses what is too much.
     let (bytes, account) = incoming::stream(body, declared, u64::MAX);
     let written = api
@@ -358,8 +370,14 @@ pub(crate) async fn write(
         .volume_files
         .write(id, &path, bytes, ownership, force)
         .await;
-    let written = written.map_err(|failure: FileError| account.blame(failure))?;
-    Ok((StatusCode::CREATED, Json(shown(written))))
+    match written {
+        Ok(written) => Ok((StatusCode::CREATED, Json(shown(written)))),
+        Err(failure) => {
+            let refusal = account.blame(failure);
+            account.hear_out(turn);
+            Err(refusal.into())
+        }
+    }
 }
 
 fn shown(stat: FileStat) -> VolumeEntry {

@@ -4,13 +4,13 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{HeaderMap, StatusCode, header};
 use model::{TeamId, VolumeId};
 use ports::blobs::ByteStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ApiError;
 
@@ -28,6 +28,11 @@ const OWNERS_KEPT: usize = 1_024;
 const HEARD_BYTES_MAX: usize = 1 << 20;
 /// How long it may take.
 const HEARD_WITHIN: Duration = Duration::from_millis(500);
+/// What may still come of a body that was refused on its way, behind the refusal: as much as is under way in the kernels of
+/// both sides, and what a client sends before it looks.
+const REST_BYTES_MAX: u64 = 64 << 20;
+/// How long it may take.
+const REST_WITHIN: Duration = Duration::from_secs(10);
 
 /// Whose turn it is to send a body.
 pub(crate) struct Transfers {
@@ -101,12 +106,16 @@ enum Fault {
 }
 
 /// What went wrong with a body while it was passed on: whoever took it only knows that it broke off.
-#[derive(Clone, Default)]
-pub(crate) struct Account(Arc<Mutex<Option<Fault>>>);
+#[derive(Clone)]
+pub(crate) struct Account {
+    fault: Arc<Mutex<Option<Fault>>>,
+    /// The body, as long as nobody reads it.
+    rest: Arc<AsyncMutex<BodyDataStream>>,
+}
 
 impl Account {
     fn note(&self, fault: Fault) -> io::Error {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
         let (kind, what) = match fault {
             Fault::Silent => (io::ErrorKind::TimedOut, "nothing came of the body for too long"),
             Fault::TooLong(_) => (io::ErrorKind::FileTooLarge, "the body is too long"),
@@ -121,7 +130,7 @@ impl Account {
 
     /// What the client is told of a failure: the body's own fault, where it is one.
     pub(crate) fn blame(&self, failure: impl Into<ApiError>) -> ApiError {
-        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        match *self.fault.lock().unwrap_or_else(PoisonError::into_inner) {
             None => failure.into(),
             Some(Fault::Silent) => ApiError::http(
                 StatusCode::REQUEST_TIMEOUT,
@@ -131,6 +140,24 @@ impl Account {
             Some(Fault::Short) => ApiError::invalid("the body ended before its Content-Length"),
             Some(Fault::Broken) => ApiError::invalid("the body broke off"),
         }
+    }
+
+    /// Reads more of a body that nobody takes any more, while its refusal is on its way: a client that is still sending would
+    /// find a broken connection in the place of the reason. It is its sender's turn until then.
+    pub(crate) fn hear_out(self, turn: Turn) {
+        tokio::spawn(async move {
+            let hear = async {
+                let (mut rest, mut heard) = (self.rest.lock().await, 0);
+                while let Some(Ok(piece)) = rest.next().await {
+                    heard += piece.len() as u64;
+                    if heard > REST_BYTES_MAX {
+                        return;
+                    }
+                }
+            };
+            let _ = tokio::time::timeout(REST_WITHIN, hear).await;
+            drop(turn);
+        });
     }
 }
 
@@ -154,12 +181,18 @@ pub(crate) fn declared(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
 
 /// A body as it comes: exactly as long as it says it is, where it does, and no longer than `max`.
 pub(crate) fn stream(body: Body, declared: Option<u64>, max: u64) -> (ByteStream, Account) {
-    let account = Account::default();
-    let (noted, pieces) = (account.clone(), body.into_data_stream());
-    let bytes = futures_util::stream::try_unfold((pieces, 0_u64), move |(mut pieces, seen)| {
+    let account = Account {
+        fault: Arc::default(),
+        rest: Arc::new(AsyncMutex::new(body.into_data_stream())),
+    };
+    let noted = account.clone();
+    let bytes = futures_util::stream::try_unfold(0_u64, move |seen| {
         let account = noted.clone();
         async move {
-            let piece = tokio::time::timeout(IDLE_MAX, pieces.next()).await;
+            let piece = {
+                let mut pieces = account.rest.lock().await;
+                tokio::time::timeout(IDLE_MAX, pieces.next()).await
+            };
             let piece: Option<Bytes> = piece
                 .map_err(|_| account.note(Fault::Silent))?
                 .transpose()
@@ -174,7 +207,7 @@ pub(crate) fn stream(body: Body, declared: Option<u64>, max: u64) -> (ByteStream
             if seen > max {
                 return Err(account.note(Fault::TooLong(max)));
             }
-            Ok(Some((piece, (pieces, seen))))
+            Ok(Some((piece, seen)))
         }
     });
     (bytes.boxed(), account)

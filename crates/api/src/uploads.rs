@@ -154,11 +154,15 @@ pub(crate) async fn put(
 ) -> Result<StatusCode, ApiError> {
     match admitted(&api, &team, &files, &query, &headers).await {
         Ok((team, length)) => {
-            let _turn = api.transfers.turn(incoming::Owner::Team(team)).await?;
+            let turn = api.transfers.turn(incoming::Owner::Team(team)).await?;
             let (bytes, account) = incoming::stream(body, Some(length), UPLOAD_BYTES_MAX);
             let taken = api.parts.templates_manager.upload(team, &files, bytes).await;
-            taken.map_err(|failure| account.blame(failure))?;
-            Ok(StatusCode::OK)
+            let Err(failure) = taken else {
+                return Ok(StatusCode::OK);
+            };
+            let refusal = account.blame(failure);
+            account.hear_out(turn);
+            Err(refusal)
         }
         Err(refusal) => {
             incoming::hear_out(&headers, body).await;

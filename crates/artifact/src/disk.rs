@@ -3,17 +3,20 @@
 //! ```text
 //! image ──publish──▶ packs/<digest>   compressed blocks, one behind the other, up to 16 MiB
 //!                    disks/<digest>   the manifest: which block lies where, and its digest
+//!                    builds/<digest>  what a build consists of: which disks, over which layers
 //! manifest ──restore──▶ image         whole, with its holes
 //! manifest ──Lazy────▶ blocks         one by one, as they are wanted
 //! ```
 //!
-//! A disk refers to the packs of those that it shares blocks with. [`sweep`] removes what no living manifest refers to.
+//! A disk refers to the packs of those that it shares blocks with. [`sweep`] removes what no living description refers to.
+mod description;
 mod lazy;
 mod manifest;
 mod publish;
 mod restore;
 mod sweep;
 
+pub use description::Description;
 pub use lazy::Lazy;
 pub use manifest::{Manifest, ManifestError};
 pub use publish::publish;
@@ -36,6 +39,9 @@ pub enum DiskError {
     /// A manifest does not make sense.
     #[error("the manifest {0} is broken")]
     Manifest(Digest, #[source] ManifestError),
+    /// What describes a build does not make sense.
+    #[error("what describes the build is {0}")]
+    Description(&'static str),
     /// What is stored under a name is not what was stored there.
     #[error("{0} is not what it was: its digest differs")]
     Forged(String),
@@ -46,6 +52,10 @@ pub enum DiskError {
 
 pub(crate) fn pack_key(pack: Digest) -> String {
     format!("packs/{}", pack.hex())
+}
+
+pub(crate) fn description_key(description: Digest) -> String {
+    format!("builds/{}", description.hex())
 }
 
 pub(crate) fn disk_key(disk: Digest) -> String {

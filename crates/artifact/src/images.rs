@@ -183,6 +183,12 @@ impl Images {
         imported::forget(self, name).await
     }
 
+    /// Where a layer is, if it is here, by the digest of what is in it.
+    #[must_use]
+    pub fn layer(&self, diff: Digest) -> Option<PathBuf> {
+        Some(self.layers.path(diff)).filter(|dir| dir.is_dir())
+    }
+
     /// Removes layers that were not used for the longest time, until all take no more than so many bytes. Those in `in_use`
     /// ([`Image::layers`]), those of imported images, and those that were used within the last ten minutes stay.
     pub async fn evict(&self, bytes_max: u64, mut in_use: HashSet<PathBuf>) -> Result<Evicted, PullError> {

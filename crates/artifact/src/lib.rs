@@ -27,6 +27,7 @@ mod registry;
 mod tar;
 #[cfg(test)]
 mod testing;
+mod whole;
 
 pub use images::{Image, Images, Imported, OpenError, Progress, PullError, PullEvent};
 pub use layers::Evicted;
@@ -34,3 +35,4 @@ pub use manifest::ImageConfig;
 pub use policy::{Access, Policy, PolicyError, RegistryPolicy};
 pub use reference::{Reference, ReferenceError};
 pub use tar::TarError;
+pub use whole::check_archive;

@@ -1,11 +1,12 @@
 //! Which registries are asked, and how.
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::reference::{DOCKER, is_authority};
+use crate::reference::{DOCKER, by_one_name, is_authority};
 
 /// The host that answers for `docker.io`.
 const DOCKER_HOST: &str = "registry-1.docker.io";
@@ -132,6 +133,15 @@ impl Policy {
             if !is_authority(name) {
                 return Err(wrong("registries", name, "is no host[:port] in lower case"));
             }
+            let others = || self.registries.range::<String, _>((Excluded(name), Unbounded));
+            let is_plain = registry.insecure.unwrap_or_else(|| is_loopback(name));
+            if others().any(|(other, _)| identity(other, is_plain) == identity(name, is_plain)) {
+                return Err(wrong(
+                    "registries",
+                    name,
+                    "is there twice, under two of its names",
+                ));
+            }
             for mirror in &registry.mirrors {
                 if written(mirror).is_none() {
                     return Err(wrong(
@@ -172,13 +182,31 @@ impl Policy {
 
     /// Whether a registry may be asked for images.
     pub(crate) fn allows(&self, registry: &str) -> bool {
-        let named = self.registries.get(registry).map(|registry| registry.access);
+        let named = self.named(registry).map(|(_, registry)| registry.access);
         named.unwrap_or(self.others) == Access::Allow
+    }
+
+    /// What is said of a registry, under whichever of its names, with that name.
+    fn named(&self, registry: &str) -> Option<(&str, &RegistryPolicy)> {
+        if let Some((name, exactly)) = self.registries.get_key_value(registry) {
+            return Some((name, exactly));
+        }
+        let mut all = self
+            .registries
+            .iter()
+            .map(|(name, policy)| (name.as_str(), policy));
+        all.find(|(name, policy)| {
+            let is_plain = policy.insecure.unwrap_or_else(|| is_loopback(name));
+            identity(name, is_plain) == identity(registry, is_plain)
+        })
     }
 
     /// Who is asked for images of a registry, in this order.
     pub(crate) fn servers(&self, registry: &str) -> Vec<Server> {
-        let named = self.registries.get(registry);
+        let (name, named) = match self.named(registry) {
+            Some((name, named)) => (name, Some(named)),
+            None => (registry, None),
+        };
         let mirrors = named.map_or(&[][..], |named| &named.mirrors);
         let mut servers: Vec<Server> = mirrors
             .iter()
@@ -191,10 +219,11 @@ impl Policy {
             })
             .collect();
         if !named.is_some_and(|named| named.mirrors_only) {
+            let is_docker = by_one_name(name) == DOCKER;
             servers.push(Server {
-                authority: if registry == DOCKER { DOCKER_HOST } else { registry }.to_owned(),
+                authority: if is_docker { DOCKER_HOST } else { name }.to_owned(),
                 prefix: String::new(),
-                is_plain: self.is_plain(registry),
+                is_plain: self.is_plain(name),
                 is_origin: true,
             });
         }
@@ -226,6 +255,16 @@ impl Policy {
             .chain(&self.ecr_endpoint)
             .filter_map(|text| written(text))
             .map(|(authority, is_plain, _)| (authority, is_plain))
+    }
+}
+
+/// One of a registry's names for all of them, without the port that is meant where none is said.
+fn identity(authority: &str, is_plain: bool) -> String {
+    let name = by_one_name(authority);
+    let usual = if is_plain { ":80" } else { ":443" };
+    match name.strip_suffix(usual) {
+        Some(host) => host.to_owned(),
+        None => name,
     }
 }
 
@@ -442,10 +481,77 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_of_a_registry_holds_under_all_of_its_names() {
+        let denied = |policy: &Policy, image: &str| {
+            let image = crate::Reference::parse(image, DOCKER).unwrap();
+            !policy.allows(&image.registry)
+        };
+        for hub in ["docker.io", "registry-1.docker.io", "index.docker.io"] {
+            let policy = policy(&format!(r#"{{"registries": {{"{hub}": {{"access": "deny"}}}}}}"#));
+            for image in [
+                "ubuntu",
+                "docker.io/a",
+                "docker.io:443/a",
+                "index.docker.io/a",
+                "registry-1.docker.io/a/b",
+                "REGISTRY-1.docker.io:443/a/b",
+                "registry.hub.docker.com/a",
+            ] {
+                assert!(denied(&policy, image), "{hub}: {image}");
+            }
+            assert!(!denied(&policy, "docker.io:5000/a"));
+        }
+        let policy = policy(
+            r#"{"registries": {"bad.io": {"access": "deny"}, "worse.io:443": {"access": "deny"},
+                "clear.lan": {"access": "deny", "insecure": true}, "[2606:4700::1]": {"access": "deny"}, "8.8.8.8": {"access": "deny"}}}"#,
+        );
+        for image in [
+            "bad.io:443/a",
+            "Bad.io:443/a",
+            "worse.io/a",
+            "clear.lan:80/a",
+            "[2606:4700:0::1]:443/a",
+            "[::ffff:8.8.8.8]/a",
+            "[::ffff:808:808]:443/a",
+        ] {
+            assert!(denied(&policy, image), "{image}");
+        }
+        for image in ["bad.io:80/a", "bad.io:8443/a", "clear.lan:443/a", "good.io:443/a"] {
+            assert!(!denied(&policy, image), "{image}");
+        }
+    }
+
+    #[test]
+    fn a_registry_is_asked_by_the_name_under_which_it_is_set() {
+        let policy = policy(
+            r#"{"registries": {"r.lan:443": {"insecure": true}, "own.lan": {"mirrors": ["m.lan"]}, "index.docker.io": {}}}"#,
+        );
+        let asked = |registry: &str| -> Vec<_> {
+            let servers = policy.servers(registry);
+            servers
+                .into_iter()
+                .map(|server| (server.authority, server.is_plain))
+                .collect()
+        };
+        assert_eq!(asked("r.lan:443"), [("r.lan:443".to_owned(), true)]);
+        assert_eq!(asked("r.lan"), [("r.lan".to_owned(), false)]);
+        assert_eq!(
+            asked("own.lan:443"),
+            [("m.lan".to_owned(), false), ("own.lan".to_owned(), false)]
+        );
+        assert_eq!(asked("docker.io"), [(DOCKER_HOST.to_owned(), false)]);
+    }
+
+    #[test]
     fn a_policy_that_cannot_be_followed_is_refused_with_its_place() {
         for (text, place) in [
             (r#"{"default_registry": "https://x"}"#, "default_registry"),
             (r#"{"registries": {"X.io": {}}}"#, "registries"),
+            (r#"{"registries": {"x.io": {}, "x.io:443": {}}}"#, "registries"),
+            (
+                r#"{"registries": {"docker.io": {}, "index.docker.io": {}}}"#,
+                "registries",
+            ),
             (
                 r#"{"registries": {"a": {"mirrors": ["ftp://x"]}}}"#,
                 "registries.\"a\".mirrors",

@@ -1,10 +1,17 @@
 //! What people write for an image: `[registry/]name[:tag][@digest]`.
 use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::digest::Digest;
 
 /// The registry that names without one mean, unless the policy says otherwise.
 pub(crate) const DOCKER: &str = "docker.io";
+/// Hosts that serve the same registry.
+const DOCKER_ALIASES: [&str; 3] = [
+    "index.docker.io",
+    "registry-1.docker.io",
+    "registry.hub.docker.com",
+];
 /// Beyond what any registry takes.
 const BYTES_MAX: usize = 1024;
 /// As the distribution's specification has it, with the registry's name.
@@ -68,14 +75,10 @@ impl Reference {
             Some((first, rest)) if is_host_like(first) => (first.to_ascii_lowercase(), rest.to_owned()),
             _ => (default.to_owned(), path.to_owned()),
         };
-        let registry = if registry == "index.docker.io" {
-            DOCKER.to_owned()
-        } else {
-            registry
-        };
         if !is_authority(&registry) {
             return Err(wrong("its registry is no host[:port]"));
         }
+        let registry = by_one_name(&registry);
         let repository = if registry == DOCKER && !rest.contains('/') {
             format!("library/{rest}")
         } else {
@@ -132,6 +135,29 @@ impl fmt::Display for Reference {
     }
 }
 
+/// A registry by one of its names: whatever is said of it holds for all of them. Its usual port is not among these, as it is
+/// for the policy to say which that is.
+pub(crate) fn by_one_name(authority: &str) -> String {
+    let secure = authority.strip_suffix(":443").unwrap_or(authority);
+    if secure == DOCKER || DOCKER_ALIASES.contains(&secure) {
+        return DOCKER.to_owned();
+    }
+    let Some(rest) = authority.strip_prefix('[') else {
+        return authority.to_owned();
+    };
+    let Some((address, port)) = rest.split_once(']') else {
+        return authority.to_owned();
+    };
+    match address.parse::<Ipv6Addr>() {
+        Err(_) => authority.to_owned(),
+        // The kernel makes it a connection to this.
+        Ok(address) => match address.to_ipv4_mapped() {
+            Some(address) => format!("{address}{port}"),
+            None => format!("[{address}]{port}"),
+        },
+    }
+}
+
 /// A first part is a registry where no name could look like it.
 fn is_host_like(part: &str) -> bool {
     part == "localhost" || part.contains(['.', ':']) || part.bytes().any(|byte| byte.is_ascii_uppercase())
@@ -152,7 +178,7 @@ pub(crate) fn is_authority(text: &str) -> bool {
         return false;
     }
     if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        return address.parse::<std::net::Ipv6Addr>().is_ok();
+        return address.parse::<Ipv6Addr>().is_ok();
     }
     let is_label = |label: &str| {
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -161,6 +187,17 @@ pub(crate) fn is_authority(text: &str) -> bool {
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
+    // Resolvers take numbers for addresses in more ways than one: there is one here.
+    let is_number = |label: &str| {
+        let digits = label.strip_prefix("0x").unwrap_or(label);
+        let is_hex = digits.len() < label.len();
+        digits
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || is_hex && byte.is_ascii_hexdigit())
+    };
+    if host.rsplit('.').next().is_some_and(is_number) {
+        return host.parse::<Ipv4Addr>().is_ok();
+    }
     host.len() <= 253 && host.split('.').all(is_label)
 }
 
@@ -210,6 +247,23 @@ mod tests {
             "index.docker.io/library/ubuntu",
             "docker.io/library/ubuntu:latest",
         );
+        for alias in [
+            "index.docker.io",
+            "registry-1.docker.io",
+            "Registry-1.Docker.io:443",
+            "docker.io:443",
+            "registry.hub.docker.com",
+        ] {
+            check(&format!("{alias}/ubuntu"), "docker.io/library/ubuntu:latest");
+            check(
+                &format!("{alias}/grafana/grafana"),
+                "docker.io/grafana/grafana:latest",
+            );
+        }
+        check("docker.io:5000/a", "docker.io:5000/a:latest");
+        check("[0:0:0::1]:5000/a", "[::1]:5000/a:latest");
+        check("[::ffff:8.8.8.8]:5000/a", "8.8.8.8:5000/a:latest");
+        check("8.8.8.8/a", "8.8.8.8/a:latest");
         check("localhost/a", "localhost/a:latest");
         check("localhost:5000/a:b", "localhost:5000/a:b");
         check("a:5000/b", "a:5000/b:latest");
@@ -254,6 +308,11 @@ mod tests {
             "[::1/a",
             "[x]:1/a",
             "r.io:+80/a",
+            "134744072:5000/a",
+            "0x8080808:5000/a",
+            "8.8.2056/a",
+            "8.8.8.0x8/a",
+            "010.8.8.8/a",
         ] {
             assert!(Reference::parse(text, DOCKER).is_err(), "{text}");
         }

@@ -96,6 +96,9 @@ pub(crate) struct Status {
     pub(crate) running: usize,
     pub(crate) paused: usize,
     pub(crate) slots_ready: u32,
+    /// The program by which memory outlives processes, where there is one.
+    #[serde(default)]
+    pub(crate) criu: Option<PathBuf>,
 }
 
 /// The daemon's answer to `down`.
@@ -186,10 +189,19 @@ async fn carry_out(house: &House, request: Request) -> Result<String> {
 
 /// Asks the daemon of a data directory.
 pub(crate) fn ask<T: for<'de> Deserialize<'de>>(data: &Path, request: &Request) -> Result<T> {
+    ask_within(data, request, ANSWER_WITHIN)
+}
+
+/// Asks it, and does not wait for longer.
+pub(crate) fn ask_within<T: for<'de> Deserialize<'de>>(
+    data: &Path,
+    request: &Request,
+    within: Duration,
+) -> Result<T> {
     let short = Short::of(data)?;
     let mut stream = UnixStream::connect(short.path())
         .with_context(|| format!("no daemon answers at {}", data.join(SOCKET).display()))?;
-    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+    stream.set_read_timeout(Some(within))?;
     let asked = request.line()?;
     stream.write_all(format!("{asked}\n").as_bytes())?;
     let mut line = String::new();

@@ -1,11 +1,13 @@
 //! `atoll doctor`.
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use container::probe::{Check, Verdict, look, memory};
 
+use crate::control::{self, Request, Status};
 use crate::data::DataDir;
 use crate::out;
 use crate::settings::Resolved;
@@ -14,10 +16,7 @@ use crate::settings::Resolved;
 pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
     let mut checks = vec![kernel()];
     checks.extend(look(&settings.data_dir));
-    checks.push(memory(
-        &settings.data_dir.join("container"),
-        settings.criu.as_deref(),
-    ));
+    checks.push(memory_of(settings, &running(settings)?));
     checks.push(kvm());
     checks.extend(ports(settings)?);
     let fit = checks.iter().all(|check| check.verdict != Verdict::Missing);
@@ -34,6 +33,49 @@ pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
         out::text(&format!("{lines}\n{conclusion}\n"))?;
     }
     Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A daemon says what it is at in milliseconds.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// The daemon of the data directory, as far as it can be asked.
+enum Daemon {
+    /// None runs.
+    None,
+    /// It says which CRIU it uses.
+    Uses(Option<PathBuf>),
+    /// It says nothing: to whoever is not root, most often.
+    Silent,
+}
+
+fn running(settings: &Resolved) -> Result<Daemon> {
+    if !DataDir::is_held(&settings.data_dir)? {
+        return Ok(Daemon::None);
+    }
+    let status = control::ask_within::<Status>(&settings.data_dir, &Request::Status, ANSWERS_WITHIN);
+    Ok(status.map_or(Daemon::Silent, |status| Daemon::Uses(status.criu)))
+}
+
+/// Whether memory is kept: by the CRIU of the daemon that runs here, or else of the one that would be started with these settings.
+fn memory_of(settings: &Resolved, daemon: &Daemon) -> Check {
+    let (criu, told) = match daemon {
+        Daemon::Uses(Some(path)) => (
+            Some(path),
+            format!("{}, which the daemon that runs here uses", path.display()),
+        ),
+        Daemon::Uses(None) => (None, "the daemon that runs here was started without".to_owned()),
+        Daemon::None => (settings.criu.as_ref(), settings.criu_told()),
+        Daemon::Silent => (
+            settings.criu.as_ref(),
+            format!(
+                "{}; the daemon that runs here, which may use another, does not answer",
+                settings.criu_told()
+            ),
+        ),
+    };
+    let mut check = memory(&settings.data_dir.join("container"), criu.map(PathBuf::as_path));
+    check.found = format!("{} ({told})", check.found);
+    check
 }
 
 const fn word(verdict: Verdict) -> &'static str {
@@ -118,4 +160,35 @@ fn ports(settings: &Resolved) -> Result<Vec<Check>> {
         check("edge port", settings.edge_listen),
         check("admin port", settings.admin_listen),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_criu_of_the_daemon_that_runs_is_looked_at_whatever_is_set() {
+        use clap::Parser as _;
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            settings: crate::settings::Settings,
+        }
+        let line = Line::parse_from(["doctor", "--data-dir", "/nonexistent", "--criu", "/set/criu"]);
+        let settings = line.settings.resolve().unwrap();
+        let found = |daemon| memory_of(&settings, &daemon).found;
+        let its = found(Daemon::Uses(Some("/its/criu".into())));
+        assert!(
+            its.contains("/its/criu, which the daemon that runs here uses") && !its.contains("/set"),
+            "{its}"
+        );
+        let none = found(Daemon::Uses(None));
+        assert!(
+            none.starts_with("no CRIU") && none.contains("started without"),
+            "{none}"
+        );
+        let set = found(Daemon::None);
+        assert!(set.contains("/set/criu, as it is set"), "{set}");
+        assert!(found(Daemon::Silent).contains("does not answer"));
+    }
 }

@@ -31,11 +31,13 @@ pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
 builds      {} removed
 steps       {} forgotten
 uploads     {} removed
+records     {} of builds removed
 layers      {} removed, {} MiB; {} MiB are kept
 ",
             removed.builds,
             removed.steps,
             removed.uploads,
+            removed.records,
             removed.layers,
             removed.layer_bytes >> 20,
             removed.layer_bytes_left >> 20

@@ -87,6 +87,7 @@ impl House {
                 .open(data.path())
                 .context("the place for uploads cannot be opened")?,
         );
+        node.stow_in(Arc::clone(&blobs));
         let volume_files: Arc<dyn VolumeFiles> = Arc::clone(&runtime) as _;
         let nodes: Vec<Arc<dyn Node>> = vec![Arc::clone(&node) as Arc<dyn Node>];
         let orchestrator = Orchestrator::new(Parts {
@@ -96,7 +97,10 @@ impl House {
             volumes: Arc::clone(&store) as _,
             volume_files: Arc::clone(&volume_files),
             blobs,
-            config: settings.volumes.config(),
+            config: orchestrator::Config {
+                stow: settings.blobs.hold_builds(),
+                ..settings.volumes.config()
+            },
             teams: Arc::clone(&store) as _,
             catalog: Arc::clone(&catalog) as _,
             limits: Arc::clone(&limits) as _,
@@ -176,6 +180,7 @@ impl House {
             running: count(|state| state == HeldState::Running),
             paused: count(|state| matches!(state, HeldState::Paused(..))),
             slots_ready: report.slots_ready,
+            criu: self.settings.criu.clone(),
         })
     }
 

@@ -42,6 +42,8 @@ pub(crate) struct Removed {
     pub(crate) builds_waiting: usize,
     pub(crate) steps: usize,
     pub(crate) uploads: usize,
+    /// Records of builds, with their logs.
+    pub(crate) records: usize,
     #[serde(rename = "silentNodes")]
     pub(crate) silent_nodes: usize,
     pub(crate) layers: usize,
@@ -88,6 +90,7 @@ impl House {
             builds_waiting: collected.waiting,
             steps: collected.steps,
             uploads: collected.uploads,
+            records: collected.records,
             silent_nodes: collected.silent_nodes,
             layers: evicted.layers,
             layer_bytes: evicted.bytes,

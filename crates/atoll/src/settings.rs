@@ -108,6 +108,8 @@ pub(crate) struct Resolved {
     pub(crate) domain: String,
     pub(crate) pool: usize,
     pub(crate) criu: Option<PathBuf>,
+    /// Whether that is what a setting says, and not what was found.
+    pub(crate) criu_is_set: bool,
     pub(crate) image_cache_mib: u64,
     pub(crate) log: String,
     pub(crate) log_json: bool,
@@ -141,6 +143,7 @@ impl Settings {
                 .or(file)
                 .map_or_else(|| default.parse().context("a default address"), Ok)
         };
+        let criu = self.criu.or(file.criu);
         Ok(Resolved {
             data_dir,
             api_listen: address(self.api_listen, file.api_listen, API_LISTEN)?,
@@ -150,7 +153,8 @@ impl Settings {
             insecure_listen: self.insecure_listen.or(file.insecure_listen).unwrap_or(false),
             domain: self.domain.or(file.domain).unwrap_or_else(|| DOMAIN.to_owned()),
             pool: self.pool.or(file.pool).unwrap_or(POOL),
-            criu: match self.criu.or(file.criu) {
+            criu_is_set: criu.is_some(),
+            criu: match criu {
                 Some(path) => Some(path).filter(|path| !path.as_os_str().is_empty()),
                 None => find_criu(),
             },
@@ -176,6 +180,19 @@ impl Settings {
 }
 
 impl Resolved {
+    /// Where CRIU was looked for, and what was found, for people.
+    pub(crate) fn criu_told(&self) -> String {
+        match (&self.criu, self.criu_is_set) {
+            (Some(path), true) => format!("{}, as it is set", path.display()),
+            (Some(path), false) => format!("found as {}", path.display()),
+            (None, true) => "turned off by an empty path".to_owned(),
+            (None, false) => match criu_beside() {
+                Some(beside) => format!("looked for {}, and for criu on the PATH", beside.display()),
+                None => "looked for criu on the PATH".to_owned(),
+            },
+        }
+    }
+
     /// Refuses to speak clear text to strangers without being told to.
     pub(crate) fn check_listeners(&self) -> Result<()> {
         for (name, address) in [
@@ -198,19 +215,26 @@ fn read(path: &Path) -> Result<Settings> {
     toml::from_str(&text).with_context(|| format!("{} is not a configuration of Atoll", path.display()))
 }
 
-/// CRIU beside this program, or else on the `PATH`.
 /// A path that may be empty, which clap's own parser of paths refuses.
 fn path_or_none() -> impl clap::builder::TypedValueParser<Value = PathBuf> {
     use clap::builder::TypedValueParser as _;
     clap::builder::OsStringValueParser::new().map(PathBuf::from)
 }
 
+/// CRIU beside this program.
+fn criu_beside() -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    Some(own.with_file_name("criu").join("criu"))
+}
+
+/// CRIU beside this program, or else on the `PATH`.
 fn find_criu() -> Option<PathBuf> {
-    let own = std::env::current_exe().ok();
-    let beside = own.map(|own| own.with_file_name("criu").join("criu"));
     let dirs = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&dirs).map(|dir| dir.join("criu"));
-    beside.into_iter().chain(on_path).find(|path| path.is_file())
+    criu_beside()
+        .into_iter()
+        .chain(on_path)
+        .find(|path| path.is_file())
 }
 
 fn default_data_dir() -> PathBuf {
@@ -247,6 +271,25 @@ mod tests {
         assert_eq!(
             (settings.pool, settings.domain.as_str(), settings.log.as_str()),
             (5, "file.test", "info")
+        );
+    }
+
+    #[test]
+    fn a_criu_that_is_set_is_told_from_one_that_was_looked_for() {
+        let told = |criu: Option<&str>| {
+            let settings = Settings {
+                data_dir: Some("/nonexistent".into()),
+                criu: criu.map(PathBuf::from),
+                ..Settings::default()
+            };
+            settings.resolve().unwrap().criu_told()
+        };
+        assert_eq!(told(Some("/opt/criu")), "/opt/criu, as it is set");
+        assert_eq!(told(Some("")), "turned off by an empty path");
+        let looked = told(None);
+        assert!(
+            looked.starts_with("found as /") || looked.contains("criu/criu, and for criu on the PATH"),
+            "{looked}"
         );
     }
 

@@ -7,6 +7,7 @@
 //! volume   where disks are copied by reference      build, import   what roots are made of
 //! instance which of several daemons this is         agent           envd and sudo, as they come inside
 //! checkpoint, seal   builds made of machines        clear           builds that nobody needs any more
+//! assemble builds that go elsewhere and come from there
 //! changes  roots looked at from outside
 //! places   images mounted on the host               sealed, volumes, lend   layers and file systems among them
 //! ```
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod assemble;
 mod boot;
 mod build;
 mod cgroup;

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use model::{BuildId, Memory, MiB, SandboxId};
 use ports::blobs::ByteStream;
 use ports::root::Changes;
-use ports::runtime::{Capabilities, DiskOrigin, DiskSpace, Recovered};
+use ports::runtime::{Capabilities, DiskOrigin, DiskSpace, PartImages, Parts, Recovered};
 use ports::{Machine, MachineSpec, Runtime, RuntimeError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -272,6 +272,21 @@ impl Runtime for Containers {
             .work
             .spawn_blocking(move || changes::export(&house, &pool, turn, build));
         exporting.await.map_err(panicked)?
+    }
+
+    async fn parts(&self, build: BuildId) -> Result<Parts, RuntimeError> {
+        let house = Arc::clone(&self.house);
+        blocking(move || house.parts(build)).await
+    }
+
+    async fn assemble(
+        &self,
+        build: BuildId,
+        record: &serde_json::Value,
+        given: Vec<PathBuf>,
+        images: &dyn PartImages,
+    ) -> Result<(), RuntimeError> {
+        self.house.assemble(build, record, given, images).await
     }
 
     async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError> {

@@ -3,7 +3,7 @@
 //! ```text
 //! executor ──▶ images      what it starts from, unpacked and imported once per digest
 //!    │   ├───▶ lab         the build's sandbox: an ordinary machine, gone whatever becomes of the build
-//!    │   ├───▶ step        one step, carried out by the lab's envd ──▶ program, host_call
+//!    │   ├───▶ step        one step, carried out by the lab's envd ──▶ program, host_call; upload where a COPY is refused
 //!    │   └───▶ finalize    start command, ready command, the result
 //!    ├─▶ talk              the build's log, bounded
 //!    ├─▶ leash             what ends it from outside: whoever ordered it, its time
@@ -24,6 +24,7 @@ mod program;
 mod pulled;
 mod step;
 mod talk;
+mod upload;
 
 use std::sync::Arc;
 use std::time::Instant;

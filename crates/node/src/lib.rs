@@ -5,6 +5,7 @@
 //!   │         ├─▶ journal          what must survive a restart of the daemon, written before it is true for others
 //!   │         ├─▶ history, lines   metrics and log, bounded
 //!   ├─▶ build                      templates, each built in a sandbox of its own that nobody else knows of
+//!   ├─▶ stow                       builds in the blobs, where they outlive the node
 //!   └─▶ recover                    adopting what earlier daemons left
 //! guest                            connections into sandboxes, for the edge
 //! ```
@@ -23,6 +24,7 @@ mod lines;
 mod node;
 mod recover;
 mod sandbox;
+mod stow;
 
 pub use build::{Image, ImageError, ImageSource, Resolved, Says};
 pub use node::{Config, LocalNode};

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime};
 
+use artifact::digest::Digest;
 use async_trait::async_trait;
 use model::{BuildId, ExecutionId, KillReason, Memory, MiB, NetworkPolicy, NodeId, PauseMode, SandboxId};
 use ports::blobs::ByteStream;
@@ -13,7 +14,7 @@ use ports::logs::{LogLine, LogQuery, MetricSample};
 use ports::node::{HeldState, Node, NodeError, NodeEvent, Order, PauseOutcome, Report};
 use ports::root::Changes;
 use ports::runtime::DiskSpace;
-use ports::{Clock, Runtime};
+use ports::{Blobs, Clock, Runtime};
 use tokio::sync::broadcast;
 use tracing::Instrument as _;
 
@@ -55,6 +56,12 @@ pub struct LocalNode {
     pub(crate) images: std::sync::OnceLock<Arc<dyn ImageSource>>,
     /// Held while an image is made a build, for two templates may begin with the same one at the same time.
     pub(crate) importing: tokio::sync::Mutex<()>,
+    /// Where builds are brought.
+    pub(crate) blobs: std::sync::OnceLock<Arc<dyn Blobs>>,
+    /// Sealed disks that were brought there by this process.
+    pub(crate) stowed_sealed: tokio::sync::Mutex<HashMap<BuildId, Digest>>,
+    /// Held while a build is brought from there.
+    pub(crate) fetching: tokio::sync::Mutex<()>,
     this: Weak<LocalNode>,
 }
 
@@ -90,6 +97,9 @@ impl LocalNode {
             in_use: InUse::default(),
             images: std::sync::OnceLock::new(),
             importing: tokio::sync::Mutex::default(),
+            blobs: std::sync::OnceLock::new(),
+            stowed_sealed: tokio::sync::Mutex::default(),
+            fetching: tokio::sync::Mutex::default(),
             this: Weak::clone(this),
         }))
     }
@@ -335,6 +345,25 @@ impl Node for LocalNode {
         let node = self.shared()?;
         let builds = builds.to_owned();
         see_through(async move { node.remove_unused(&builds).await }).await
+    }
+
+    #[tracing::instrument(level = "debug", name = "node.stow", skip_all, fields(node = %self.config.id, %build))]
+    async fn stow_build(&self, build: BuildId) -> Result<String, NodeError> {
+        let node = self.shared()?;
+        see_through(async move { node.stow(build).await }).await
+    }
+
+    #[tracing::instrument(level = "debug", name = "node.fetch", skip_all, fields(node = %self.config.id, %build))]
+    async fn fetch_build(&self, build: BuildId, digest: &str) -> Result<(), NodeError> {
+        let node = self.shared()?;
+        let digest = digest.to_owned();
+        see_through(async move { node.fetch(build, &digest).await }).await
+    }
+
+    async fn sweep_stowed(&self, living: &[String]) -> Result<u64, NodeError> {
+        let node = self.shared()?;
+        let living = living.to_vec();
+        see_through(async move { node.sweep(&living).await }).await
     }
 
     #[tracing::instrument(level = "debug", name = "node.changes", skip_all, fields(node = %self.config.id, %sandbox, %execution))]

@@ -37,9 +37,17 @@ impl Orchestrator {
         ready: impl Fn(&mut Sandbox) + Send + Sync,
     ) -> Result<Sandbox, NotUp> {
         let id = starting.id;
-        let started = flow
+        let again = self.parts.config.stow.then(|| order.clone());
+        let mut started = flow
             .stage("node", within(START_MAX, "the start", node.start(order)))
             .await;
+        if let (Err(NodeError::NoBuild(build)), Some(again)) = (&started, again) {
+            let build = *build;
+            started = match flow.stage("fetch", self.fetch_for(node, build)).await {
+                Ok(()) => within(START_MAX, "the start", node.start(again)).await,
+                Err(error) => Err(error),
+            };
+        }
         if let Err(error) = started {
             self.undo(starting, node, &error).await;
             return Err(NotUp::Node(error));

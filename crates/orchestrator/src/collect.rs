@@ -1,4 +1,5 @@
-//! Removes what nothing names any more: builds on nodes, results of steps that were long not used, uploads.
+//! Removes what nothing names any more: builds on nodes, results of steps that were long not used, uploads; and records of
+//! builds that are long over.
 //!
 //! What names a build is a template, a sandbox that is not gone, a build that is not over, or the kept result of a step.
 //! What names none is removed when it was seen so before, some time ago, when whatever was under way then has ended, and
@@ -22,11 +23,14 @@ use crate::uses::Moment;
 pub(crate) const PERIOD: Duration = failpoint::margin(Duration::from_secs(120));
 /// What is younger than this, as far as was seen, is not collected.
 const GRACE: Duration = failpoint::margin(Duration::from_secs(60));
+/// Builds that are over of which the record and the log are kept, of each template: the newest. Beside them those that tags
+/// name.
+const RECORDS_MAX: u32 = 50;
 
 /// What a collection did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Collected {
-    /// Builds that nodes hold.
+    /// Builds that nodes, or the blobs, hold.
     pub builds: usize,
     /// Those that something names.
     pub named: usize,
@@ -39,6 +43,8 @@ pub struct Collected {
     pub steps: usize,
     /// Uploads that were removed.
     pub uploads: usize,
+    /// Records of builds that were removed, with their logs.
+    pub records: usize,
     /// Nodes that did not do their part.
     pub silent_nodes: usize,
 }
@@ -90,7 +96,10 @@ impl Orchestrator {
             ..Collected::default()
         };
         let (held, silent_nodes) = self.builds_on_nodes().await;
-        let all: BTreeSet<BuildId> = held.iter().flat_map(|(_, builds)| builds).copied().collect();
+        let stowed = self.parts.builds.stowed().await;
+        let stowed = stowed.map_err(failure::store("reading what is stowed"))?;
+        let all = held.iter().flat_map(|(_, builds)| builds).chain(stowed.keys());
+        let all: BTreeSet<BuildId> = all.copied().collect();
         let named = self.named_builds().await?;
         // After the store was read: what begins from here on reads no name that is not there any more.
         let (now, moment) = (self.now(), self.uses.moment());
@@ -111,16 +120,22 @@ impl Orchestrator {
         let (removed, failed) = self.remove_from(&held, &doomed).await;
         for build in &removed {
             unnamed.remove(build);
+            if stowed.contains_key(build) {
+                let forgotten = self.parts.builds.forget_stowed(*build).await;
+                forgotten.map_err(failure::store("forgetting a stowed build"))?;
+            }
         }
+        self.sweep_stowed().await?;
         collected.builds = all.len();
         collected.removed = removed.len();
         collected.waiting = unnamed.len();
         collected.named = all.len() - removed.len() - unnamed.len();
         collected.silent_nodes = silent_nodes + failed;
         collected.uploads = self.remove_uploads().await?;
+        collected.records = self.forget_builds().await?;
         metrics::counter!("atoll_builds_collected_total").increment(removed.len() as u64);
         metrics::histogram!("atoll_collect_seconds").record(began.elapsed());
-        if collected.removed + collected.steps + collected.uploads > 0 {
+        if collected.removed + collected.steps + collected.uploads + collected.records > 0 {
             tracing::info!(?collected, "what nothing names is removed");
         }
         Ok(collected)
@@ -138,7 +153,7 @@ impl Orchestrator {
     }
 
     /// What each node holds, and how many did not say.
-    async fn builds_on_nodes(&self) -> (Vec<(Arc<dyn Node>, Vec<BuildId>)>, usize) {
+    pub(crate) async fn builds_on_nodes(&self) -> (Vec<(Arc<dyn Node>, Vec<BuildId>)>, usize) {
         let fleet = self.parts.fleet.nodes().borrow().clone();
         let mut held = Vec::with_capacity(fleet.len());
         let mut silent = 0;
@@ -238,6 +253,26 @@ impl Orchestrator {
             forgotten.map_err(failure::store("forgetting the result of a step"))?;
         }
         Ok(unused.len())
+    }
+
+    /// Removes records of builds that are too many of their template, and that no tag names; how many.
+    async fn forget_builds(&self) -> Result<usize, ManagerError> {
+        let beyond = self.parts.builds.builds_beyond(RECORDS_MAX).await;
+        let beyond = beyond.map_err(failure::store("reading the builds"))?;
+        if beyond.is_empty() {
+            return Ok(0);
+        }
+        // After them: a build that is over is named by its template before it is over, or never.
+        let named = self.parts.templates.builds().await;
+        let named = named.map_err(failure::store("reading what names builds"))?;
+        let named: HashSet<BuildId> = named.into_iter().collect();
+        let mut removed = 0;
+        for build in beyond.into_iter().filter(|build| !named.contains(build)) {
+            let gone = self.parts.builds.remove_build(build).await;
+            gone.map_err(failure::store("removing the record of a build"))?;
+            removed += 1;
+        }
+        Ok(removed)
     }
 
     /// Removes uploads that are old, and that no build under way reads; how many.

@@ -15,6 +15,8 @@ pub struct Config {
     pub steps_kept_max: usize,
     /// How long a result is kept that no build uses.
     pub steps_kept_for: Duration,
+    /// Whether the blobs are to hold what templates and snapshots are, so that these outlive their node.
+    pub stow: bool,
 }
 
 impl Default for Config {
@@ -26,6 +28,7 @@ impl Default for Config {
             volumes_size_max: MiB(1024 * 1024),
             steps_kept_max: 1000,
             steps_kept_for: Duration::from_secs(30 * 24 * 3600),
+            stow: false,
         }
     }
 }

@@ -61,13 +61,14 @@ pub(crate) fn blobs(step: &'static str) -> impl FnOnce(BlobError) -> ManagerErro
 pub(crate) fn node(id: SandboxId, step: &'static str) -> impl FnOnce(NodeError) -> ManagerError {
     move |error| match error {
         NodeError::MemoryLost => ManagerError::MemoryLost(id),
+        NodeError::MemoryUnusable(why) => ManagerError::MemoryUnusable { id, why },
         NodeError::Busy(state) => ManagerError::Busy { id, state },
         NodeError::Full { what, .. } => ManagerError::NoCapacity(format!("its node is out of {what}")),
         NodeError::Timeout(what) => ManagerError::Timeout(what),
         NodeError::CannotCheckpoint(why) => ManagerError::CannotCheckpoint { id, why },
         NodeError::Refused(why) => ManagerError::Invalid(why),
         // The id was found and is there: that its node does not hold it is no fault of the request.
-        NodeError::Unknown => ManagerError::Failed {
+        NodeError::Unknown | NodeError::NoBuild(_) => ManagerError::Failed {
             step,
             kind: Kind::Unavailable,
             source: error.into(),

@@ -56,6 +56,7 @@ mod resume;
 mod root;
 mod routes;
 mod snapshot;
+mod stow;
 mod telemetry;
 mod template;
 mod timeout;

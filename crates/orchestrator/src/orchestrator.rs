@@ -71,6 +71,8 @@ pub struct Orchestrator {
     pub(crate) uses: Arc<Uses>,
     /// What nothing names, as the last collection found it.
     pub(crate) unnamed: Unnamed,
+    /// What is brought to the blobs.
+    pub(crate) stowing: crate::stow::Stowing,
     /// Read by uploads under way, written by what removes old ones.
     pub(crate) uploading: RwLock<()>,
     /// Volumes that sandboxes are about to have.
@@ -107,6 +109,7 @@ impl Orchestrator {
             turn: Turn::default(),
             uses: Arc::default(),
             unnamed: Unnamed::default(),
+            stowing: Default::default(),
             uploading: RwLock::default(),
             mounts: Arc::default(),
             team_locks: Locks::default(),

@@ -18,11 +18,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use self::verdict::{Verdict, verdict};
-use crate::collect;
 use crate::failure;
 use crate::nodes::{WORD_MAX, within};
 use crate::orchestrator::Orchestrator;
 use crate::quota::counted;
+use crate::{collect, stow};
 
 /// A difference is settled within this time; what operations and events settle by themselves needs no pass.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -113,7 +113,7 @@ impl Orchestrator {
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let mut fleet = self.parts.fleet.nodes();
         let mut heard = HashSet::new();
-        let mut collected = Instant::now();
+        let (mut collected, mut stowed) = (Instant::now(), Instant::now());
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -140,6 +140,10 @@ impl Orchestrator {
             if collected.elapsed() >= collect::PERIOD {
                 collected = Instant::now();
                 self.tasks.spawn(Arc::clone(&self).collect_in_background());
+            }
+            if stowed.elapsed() >= stow::PERIOD {
+                stowed = Instant::now();
+                self.tasks.spawn(Arc::clone(&self).stow_in_background());
             }
         }
         self.building.close();

@@ -219,6 +219,72 @@ async fn a_failed_build_says_why_and_in_which_step_and_names_nothing() {
 }
 
 #[tokio::test]
+async fn a_name_whose_first_build_failed_is_built_again_or_deleted() {
+    let world = World::new().await;
+    let fail = async |text: &str| {
+        world.node.fail_build(BuildError::Recipe(BuildFailure {
+            message: "exit status 2".to_owned(),
+            step: Some(BuildStep::Step(1)),
+        }));
+        let (template, build) = register(&world, text).await;
+        start(&world, &build, recipe(&["make"])).await.unwrap();
+        failure(&world, build.id).await;
+        template.id
+    };
+    let first = fail("app:v1").await;
+    // It is listed, with the build that tells why nothing can be started from it.
+    let listed = world.templates.list(world.team.id).await.unwrap();
+    assert!(
+        listed
+            .iter()
+            .any(|template| template.id == first && template.tags.is_empty())
+    );
+    let builds = world.orchestrator.builds(world.team.id, first).await.unwrap();
+    assert!(matches!(&builds[..], [build] if matches!(build.status, BuildStatus::Failed(_))));
+    let (again, build) = built(&world, "app:v1", recipe(&["make"])).await;
+    assert_eq!(again, first);
+    let id = world
+        .created_with(|request| request.template = name("app:v1"))
+        .await;
+    assert_eq!(world.stored(id).await.build, build);
+
+    let second = fail("other").await;
+    let delete = async |text: &str| world.orchestrator.delete(world.team.id, &name(text)).await;
+    let no_tag = delete("other:v1").await.unwrap_err();
+    assert_eq!(no_tag.kind(), Kind::NotFound);
+    delete("other").await.unwrap();
+    assert_eq!(world.templates.get(second).await.unwrap(), None);
+    assert!(world.builds.builds_of(second).await.unwrap().is_empty());
+    // The name is free: for another template.
+    let (third, _) = built(&world, "other", recipe(&["make"])).await;
+    assert_ne!(third, second);
+}
+
+#[tokio::test]
+async fn a_broken_upload_is_removed_by_the_build_that_read_it_and_no_newer_one() {
+    let world = World::new().await;
+    let (template, _) = register(&world, "app").await;
+    let it: &dyn TemplateManager = &*world.orchestrator;
+    let (team, hash) = (world.team.id, "ab".repeat(32));
+    let present = async || it.has_upload(team, template.id, &hash).await.unwrap();
+    for is_replaced in [false, true] {
+        it.upload(team, &hash, bytes("no tar")).await.unwrap();
+        let (_, build) = register(&world, "app").await;
+        let gate = world.node.hold_back("discard");
+        world.node.discard_upload(&hash);
+        start(&world, &build, recipe(&[])).await.unwrap();
+        gate.reached().await;
+        assert!(present().await);
+        if is_replaced {
+            it.upload(team, &hash, bytes("a tar")).await.unwrap();
+        }
+        drop(gate);
+        over_with(&world, build.id).await;
+        assert_eq!(present().await, is_replaced);
+    }
+}
+
+#[tokio::test]
 async fn an_existing_name_is_the_same_template_and_its_old_build_stays_until_the_new_one_is_ready() {
     let world = World::new().await;
     let (id, first) = built(&world, "app", recipe(&["a"])).await;

@@ -9,7 +9,7 @@ use model::{BuildId, BuildStatus, Kind, TemplateRef};
 use orchestrator::Collected;
 use ports::blobs::ByteStream;
 use ports::templates::RegisterBuild;
-use ports::{Blobs, NodeError, SandboxManager, TemplateManager};
+use ports::{Blobs, Clock, NodeError, SandboxManager, TemplateManager};
 
 use futures_util::StreamExt;
 use world::{Dice, Fuse, World, eventually};
@@ -407,4 +407,37 @@ async fn nothing_is_removed_that_anything_under_way_uses() {
     for seed in 1..40 {
         storm(seed).await;
     }
+}
+
+#[tokio::test]
+async fn records_of_builds_are_bounded_and_those_that_tags_name_stay() {
+    let world = World::new().await;
+    let tagged = build(&world, "app:v1", recipe("base", "a")).await;
+    let template = world.builds.build(tagged).await.unwrap().unwrap().template;
+    let mut failed = Vec::new();
+    for seconds in 1..=60 {
+        let build = model::Build {
+            status: BuildStatus::Failed(model::BuildFailure {
+                message: "exit status 1".to_owned(),
+                step: None,
+            }),
+            created_at: world.clock.now() + Duration::from_secs(seconds),
+            ..ports::store::contract::build(template)
+        };
+        world.builds.insert_build(&build).await.unwrap();
+        failed.push(build.id);
+    }
+    let waiting = ports::store::contract::build(template);
+    world.builds.insert_build(&waiting).await.unwrap();
+    assert_eq!(collect(&world).await.records, 10);
+    assert_eq!(collect(&world).await.records, 0);
+    let left = world.builds.builds_of(template).await.unwrap();
+    let left: BTreeSet<BuildId> = left.into_iter().map(|build| build.id).collect();
+    let expected: BTreeSet<BuildId> = failed[10..].iter().copied().chain([tagged, waiting.id]).collect();
+    assert_eq!(left, expected);
+    // When another takes its tag, it is old as well.
+    let next = build(&world, "app:v1", recipe("base", "b")).await;
+    collect(&world).await;
+    assert_eq!(world.builds.build(tagged).await.unwrap(), None);
+    assert!(world.builds.build(next).await.unwrap().is_some());
 }

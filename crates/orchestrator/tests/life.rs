@@ -95,6 +95,23 @@ async fn a_failed_resume_keeps_the_pause() {
     assert!(matches!(error, ManagerError::MemoryLost(_)));
     assert_eq!(error.kind(), Kind::Conflict);
     world
+        .node
+        .fail("start", NodeError::MemoryUnusable("it was saved by another CRIU"));
+    let error = world
+        .orchestrator
+        .connect(world.team.id, id, MINUTE, FULL)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.kind(), error.code()),
+        (Kind::Conflict, Some("sandbox_memory_lost"))
+    );
+    let told = error.to_string();
+    assert!(
+        told.contains("cannot be used any more: it was saved by another CRIU") && !told.contains("restart"),
+        "{told}"
+    );
+    world
         .orchestrator
         .connect(world.team.id, id, MINUTE, DISK)
         .await

@@ -1,4 +1,5 @@
 //! Builds of templates: what must not be lost of them, and what a node does for them.
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -60,6 +61,11 @@ pub trait BuildStore: Send + Sync {
     async fn unfinished_builds(&self) -> Result<Vec<Build>, StoreError>;
     /// Removes those of a template, with their lines.
     async fn remove_builds_of(&self, template: TemplateId) -> Result<(), StoreError>;
+    /// Builds that are over, of whose template as many others are that were created later: the oldest first, some thousand
+    /// at most.
+    async fn builds_beyond(&self, newer: u32) -> Result<Vec<BuildId>, StoreError>;
+    /// Removes one that is over, with its lines. None, and one that is not over, is no error: the latter stays.
+    async fn remove_build(&self, id: BuildId) -> Result<(), StoreError>;
     /// Adds lines to a build's log, together. [`StoreError::Missing`] if there is no such build any more.
     async fn append_lines(&self, build: BuildId, lines: &[BuildLine]) -> Result<(), StoreError>;
     /// Lines of a build's log, oldest first.
@@ -83,6 +89,14 @@ pub trait BuildStore: Send + Sync {
     async fn cached_builds(&self) -> Result<Vec<(BuildId, SystemTime)>, StoreError>;
     /// Forgets all results that name a build.
     async fn forget_cached(&self, build: BuildId) -> Result<(), StoreError>;
+    /// Notes by what digest the blobs hold a build: see [`crate::Node::stow_build`]. An earlier note is replaced.
+    async fn note_stowed(&self, build: BuildId, digest: &str) -> Result<(), StoreError>;
+    /// Every build that the blobs hold, by its digest.
+    async fn stowed(&self) -> Result<BTreeMap<BuildId, String>, StoreError>;
+    /// By what digest the blobs hold a build, if they do.
+    async fn stowed_as(&self, build: BuildId) -> Result<Option<String>, StoreError>;
+    /// Forgets that the blobs hold a build. None is no error.
+    async fn forget_stowed(&self, build: BuildId) -> Result<(), StoreError>;
 }
 
 /// A build, as a node is told of it.
@@ -133,6 +147,9 @@ pub trait BuildShelf: Send + Sync {
     async fn cache(&self, key: Key, step: CachedStep);
     /// What the client uploaded under a hash: a tar, gzipped or not.
     async fn upload(&self, files: &str) -> Result<crate::blobs::ByteStream, crate::blobs::BlobError>;
+    /// Removes what [`BuildShelf::upload`] gave, because it is no archive that can be read: so that the client is asked for it
+    /// again. What was uploaded in its place meanwhile stays.
+    async fn discard_upload(&self, files: &str);
 }
 
 /// What goes on around a build.

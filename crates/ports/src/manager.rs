@@ -193,11 +193,21 @@ pub enum ManagerError {
         /// What it is at: `starting`, `pausing`, …
         state: &'static str,
     },
-    /// The memory of a pause is lost; the disk is there.
+    /// The memory of a pause is lost with the processes that held it; the disk is there.
     #[error(
-        "The memory of sandbox {0} was lost because its machine was restarted; its disk is intact: connect with memory:false to boot from it"
+        "The memory of sandbox {0} was lost: the processes that held it are gone, as after a restart of its machine; its disk is intact: connect with memory:false to boot from it"
     )]
     MemoryLost(SandboxId),
+    /// The memory of a pause cannot be used any more; the disk is there.
+    #[error(
+        "The memory of sandbox {id} cannot be used any more: {why}; its disk is intact: connect with memory:false to boot from it"
+    )]
+    MemoryUnusable {
+        /// Which.
+        id: SandboxId,
+        /// Why not, in words for its owner.
+        why: &'static str,
+    },
     /// Its envd did not answer when it was paused with memory, so a resume with memory would bring back a stuck one.
     #[error(
         "The guest agent of sandbox {0} did not answer when it was paused; connect with memory:false to boot it from disk"
@@ -272,6 +282,7 @@ impl ManagerError {
             | E::AlreadyRunning(_)
             | E::Busy { .. }
             | E::MemoryLost(_)
+            | E::MemoryUnusable { .. }
             | E::ForkPaused(_)
             | E::CannotCheckpoint { .. }
             | E::GuestUnresponsive(_) => Kind::Conflict,
@@ -289,7 +300,7 @@ impl ManagerError {
     pub fn code(&self) -> Option<&'static str> {
         match self {
             ManagerError::GuestUnresponsive(_) => Some("sandbox_snapshot_guest_agent_unresponsive"),
-            ManagerError::MemoryLost(_) => Some("sandbox_memory_lost"),
+            ManagerError::MemoryLost(_) | ManagerError::MemoryUnusable { .. } => Some("sandbox_memory_lost"),
             ManagerError::CannotCheckpoint { .. } => Some("sandbox_memory_not_saved"),
             ManagerError::IdempotencyMismatch => Some("idempotency_request_mismatch"),
             ManagerError::IdempotencyInProgress => Some("idempotency_in_progress"),

@@ -57,7 +57,8 @@ pub struct Order {
 pub enum OrderOrigin {
     /// The build: its processes go on where it holds their memory, else it boots.
     Fresh,
-    /// What the pause of this name left. [`PauseMode::Full`]: memory too, or [`NodeError::MemoryLost`];
+    /// What the pause of this name left. [`PauseMode::Full`]: memory too, or [`NodeError::MemoryLost`] or
+    /// [`NodeError::MemoryUnusable`];
     /// [`PauseMode::Filesystem`]: boots from the disk, whatever else was kept.
     Paused(BuildId, PauseMode),
     /// The disk of the running execution of this sandbox, which is ended first.
@@ -181,6 +182,22 @@ pub trait Node: Send + Sync {
     async fn builds(&self) -> Result<Vec<BuildId>, NodeError>;
     /// Removes builds that nobody starts from any more.
     async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), NodeError>;
+    /// Brings a build that is on the node to the blobs, so that it can be had again where it is not; returns the digest by
+    /// which it is found there. Its memory stays behind: whoever starts from what is brought back boots.
+    async fn stow_build(&self, build: BuildId) -> Result<String, NodeError> {
+        let _ = build;
+        Err(NodeError::unsupported("bringing builds to the blobs"))
+    }
+    /// Has a build on the node that the blobs hold by this digest. One that is there already is no error.
+    async fn fetch_build(&self, build: BuildId, digest: &str) -> Result<(), NodeError> {
+        let _ = (build, digest);
+        Err(NodeError::unsupported("bringing builds from the blobs"))
+    }
+    /// Removes from the blobs what builds needed that none of these digests is of; returns how many blobs that were.
+    async fn sweep_stowed(&self, living: &[String]) -> Result<u64, NodeError> {
+        let _ = living;
+        Err(NodeError::unsupported("sweeping the blobs"))
+    }
     /// What a running execution has changed in its root against what it started from, at this instant.
     async fn changes(
         &self,
@@ -242,11 +259,17 @@ pub enum NodeError {
     /// The node does not hold the sandbox, or not this execution of it.
     #[error("the node does not hold this execution")]
     Unknown,
-    /// The pause kept memory, and it is lost, because the machine was restarted; its disk is there.
+    /// The pause kept memory in processes, and they are gone; its disk is there.
     #[error(
-        "the memory that was kept is lost because the machine was restarted; resume it from disk with memory:false"
+        "the memory that was kept is lost: the processes that held it are gone, as after a restart of the machine; resume it from disk with memory:false"
     )]
     MemoryLost,
+    /// The pause kept memory, and it cannot be used any more; its disk is there.
+    #[error("the memory that was kept cannot be used any more: {0}; resume it from disk with memory:false")]
+    MemoryUnusable(&'static str),
+    /// What it starts from is not on the node.
+    #[error("build {0} is not on the node")]
+    NoBuild(BuildId),
     /// The state of the execution does not allow it now.
     #[error("the sandbox is {0}")]
     Busy(&'static str),
@@ -302,8 +325,11 @@ impl NodeError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            NodeError::Unknown => Kind::NotFound,
-            NodeError::MemoryLost | NodeError::Busy(_) | NodeError::CannotCheckpoint(_) => Kind::Conflict,
+            NodeError::Unknown | NodeError::NoBuild(_) => Kind::NotFound,
+            NodeError::MemoryLost
+            | NodeError::MemoryUnusable(_)
+            | NodeError::Busy(_)
+            | NodeError::CannotCheckpoint(_) => Kind::Conflict,
             NodeError::Refused(_) => Kind::Invalid,
             NodeError::Full { .. } => Kind::Unavailable,
             NodeError::Timeout(_) => Kind::Timeout,

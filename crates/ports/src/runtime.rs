@@ -114,6 +114,38 @@ pub struct Recovered {
     pub reclaimed: usize,
 }
 
+/// What a build consists of.
+#[derive(Debug)]
+pub struct Parts {
+    /// How they are put together: for the same kind of runtime.
+    pub record: serde_json::Value,
+    /// Layers that were given to [`Runtime::import`].
+    pub given: Vec<std::path::PathBuf>,
+    /// Images of disks, which do not change any more, open to be read.
+    pub images: BTreeMap<PartImage, std::fs::File>,
+}
+
+/// Which image of a build's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PartImage {
+    /// The disk that its machines begin with a copy of.
+    Own,
+    /// A disk that was sealed for a build, this one or one below it.
+    Sealed(BuildId),
+}
+
+/// Where the images of a build come from that is assembled.
+#[async_trait]
+pub trait PartImages: Send + Sync {
+    /// Writes one into an empty file, durably.
+    async fn write(
+        &self,
+        image: PartImage,
+        into: std::fs::File,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
 /// Makes machines. One for each node.
 #[async_trait]
 pub trait Runtime: Send + Sync {
@@ -172,6 +204,24 @@ pub trait Runtime: Send + Sync {
     async fn export(&self, build: BuildId) -> Result<crate::blobs::ByteStream, RuntimeError> {
         let _ = build;
         Err(self.cannot("exporting roots"))
+    }
+    /// What a build consists of, to be brought elsewhere; memory is not among it. The build may be removed meanwhile.
+    async fn parts(&self, build: BuildId) -> Result<Parts, RuntimeError> {
+        let _ = build;
+        Err(self.cannot("taking builds elsewhere"))
+    }
+    /// Makes a build of parts that [`Runtime::parts`] told, here or elsewhere. `record` may be anybody's. `given` are the
+    /// directories that stand for [`Parts::given`], in order; `images` are asked for those that are not here. One that is there
+    /// already is no error. On failure nothing of it is left.
+    async fn assemble(
+        &self,
+        build: BuildId,
+        record: &serde_json::Value,
+        given: Vec<std::path::PathBuf>,
+        images: &dyn PartImages,
+    ) -> Result<(), RuntimeError> {
+        let _ = (build, record, given, images);
+        Err(self.cannot("taking builds from elsewhere"))
     }
     /// How a runtime refuses what it does not offer.
     fn cannot(&self, what: &str) -> RuntimeError {
@@ -266,6 +316,17 @@ pub enum RuntimeError {
         /// What stands in the way, and what to do.
         why: String,
     },
+    /// What was to be assembled to a build cannot be: it is told where it came from.
+    #[error("build {build} cannot be brought here: {why}")]
+    CannotAssemble {
+        /// Which.
+        build: BuildId,
+        /// Why not.
+        why: String,
+        /// What failed, where something did.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
     /// The memory that was kept does not fit this machine any more: another kernel, CPU or CRIU, or a broken image.
     #[error("the memory of {what} cannot be restored: {why}")]
     CannotRestore {
@@ -312,7 +373,7 @@ impl RuntimeError {
             RuntimeError::NoBuild(_) | RuntimeError::NoDisk(_) | RuntimeError::NoVolume(_) => Kind::NotFound,
             RuntimeError::CannotCheckpoint { .. } | RuntimeError::CannotRestore { .. } => Kind::Conflict,
             RuntimeError::Unsupported { .. } => Kind::Invalid,
-            RuntimeError::Exhausted(_) => Kind::Unavailable,
+            RuntimeError::Exhausted(_) | RuntimeError::CannotAssemble { .. } => Kind::Unavailable,
             RuntimeError::NotUp { .. } | RuntimeError::Step { .. } => Kind::Internal,
         }
     }

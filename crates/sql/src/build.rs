@@ -1,5 +1,6 @@
 //! Builds of templates, their logs, and results of their steps. Losing them loses the history of builds and those that are
 //! under way, and costs the time to carry out their steps again; what was built stays.
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -12,6 +13,9 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::micros;
 use crate::sqlite::{Sqlite, away};
+
+/// Builds that are told at once of those that are to go: the next question tells more.
+const BEYOND_MAX: i64 = 1000;
 
 const fn code(level: Level) -> i64 {
     match level {
@@ -98,6 +102,27 @@ impl BuildStore for Sqlite {
 
     async fn remove_builds_of(&self, template: TemplateId) -> Result<(), StoreError> {
         self.write(sqlx::query("DELETE FROM builds WHERE template = ?").bind(template.to_string()))
+            .await?;
+        Ok(())
+    }
+
+    async fn builds_beyond(&self, newer: u32) -> Result<Vec<BuildId>, StoreError> {
+        let select = sqlx::query(
+            "SELECT id FROM (
+                 SELECT id, created_us,
+                        row_number() OVER (PARTITION BY template ORDER BY created_us DESC, id ASC) AS place
+                 FROM builds WHERE is_over)
+             WHERE place > ? ORDER BY created_us, id LIMIT ?",
+        )
+        .bind(i64::from(newer))
+        .bind(BEYOND_MAX);
+        let rows = self.read_all(select).await?;
+        let known = |row: &SqliteRow| row.try_get::<&str, _>(0).map_err(away)?.parse().map_err(away);
+        rows.iter().map(known).collect()
+    }
+
+    async fn remove_build(&self, id: BuildId) -> Result<(), StoreError> {
+        self.write(sqlx::query("DELETE FROM builds WHERE id = ? AND is_over").bind(id.to_string()))
             .await?;
         Ok(())
     }
@@ -208,6 +233,40 @@ impl BuildStore for Sqlite {
 
     async fn forget_cached(&self, build: BuildId) -> Result<(), StoreError> {
         self.write(sqlx::query("DELETE FROM cached_steps WHERE build = ?").bind(build.to_string()))
+            .await?;
+        Ok(())
+    }
+
+    async fn note_stowed(&self, build: BuildId, digest: &str) -> Result<(), StoreError> {
+        let insert = sqlx::query(
+            "INSERT INTO stowed_builds (build, digest) VALUES (?, ?)
+             ON CONFLICT DO UPDATE SET digest = excluded.digest",
+        )
+        .bind(build.to_string())
+        .bind(digest.to_owned());
+        self.write(insert).await?;
+        Ok(())
+    }
+
+    async fn stowed(&self) -> Result<BTreeMap<BuildId, String>, StoreError> {
+        let rows = self
+            .read_all(sqlx::query("SELECT build, digest FROM stowed_builds"))
+            .await?;
+        let known = |row: &SqliteRow| {
+            let build: &str = row.try_get(0).map_err(away)?;
+            Ok((build.parse().map_err(away)?, row.try_get(1).map_err(away)?))
+        };
+        rows.iter().map(known).collect()
+    }
+
+    async fn stowed_as(&self, build: BuildId) -> Result<Option<String>, StoreError> {
+        let select = sqlx::query("SELECT digest FROM stowed_builds WHERE build = ?").bind(build.to_string());
+        let row = self.read_one(select).await?;
+        row.map(|row| row.try_get(0).map_err(away)).transpose()
+    }
+
+    async fn forget_stowed(&self, build: BuildId) -> Result<(), StoreError> {
+        self.write(sqlx::query("DELETE FROM stowed_builds WHERE build = ?").bind(build.to_string()))
             .await?;
         Ok(())
     }

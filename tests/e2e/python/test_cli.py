@@ -112,6 +112,13 @@ def test_keys_are_made_once_and_revoked():
 def test_the_house_describes_itself():
     assert json.loads(run(ATOLL, "status", "--json").stdout)
     assert json.loads(run(ATOLL, "doctor", "--json").stdout)
+    # Whatever this shell has set: it is the daemon's that counts.
+    own = {name: value for name, value in os.environ.items() if name != "ATOLL_CRIU"}
+    for environment in [own, {**own, "ATOLL_CRIU": "/another/criu"}]:
+        checks = json.loads(run(ATOLL, "doctor", "--json", env=environment).stdout)["checks"]
+        memory = next(check["found"] for check in checks if check["name"] == "memory")
+        used = document("status")["criu"]
+        assert f"({used}, which the daemon" in memory if used else "started without" in memory, memory
     templates = json.loads(run(ATOLL, "template", "list", "--json").stdout)
     assert any("base" in template["names"] + template["aliases"] for template in templates)
     assert "export E2B_API_KEY=" in run(ATOLL, "env").stdout
@@ -208,7 +215,7 @@ def test_a_volume_is_filled_and_emptied(tmp_path):
 
 def test_what_nothing_needs_is_collected():
     removed = document("gc")
-    assert set(removed) == {"builds", "buildsWaiting", "steps", "uploads", "silentNodes", "layers", "layerBytes", "layerBytesLeft"}
+    assert set(removed) == {"builds", "buildsWaiting", "steps", "uploads", "records", "silentNodes", "layers", "layerBytes", "layerBytesLeft"}
     assert removed["silentNodes"] == 0
     assert "uploads" in run(ATOLL, "gc").stdout
 

@@ -1,5 +1,8 @@
 """Templates: built by steps, cached, tagged, published and deleted, with either SDK."""
 
+import hashlib
+import time
+import urllib.request
 import uuid
 
 import pytest
@@ -144,6 +147,31 @@ async def test_a_step_that_fails_is_named(built, name):
 async def test_a_build_that_cannot_work_says_why(built, name, tmp_path, step, words):
     with pytest.raises(Exception, match=words):
         await got(built.build(step(built(file_context_path=tmp_path).from_template("base")), name))
+
+
+def test_an_upload_that_is_no_archive_is_asked_for_again(name):
+    files = hashlib.sha256(name.encode()).hexdigest()
+    made = call("POST", "/v3/templates", {"name": name})
+    link = lambda: call("GET", f"/templates/{made['templateID']}/files/{files}")  # noqa: E731
+    assert link()["present"] is False
+    put = urllib.request.Request(link()["url"], data=b"no archive at all", method="PUT")
+    assert urllib.request.urlopen(put).status == 200
+    assert link()["present"] is True
+    step = {"type": "COPY", "args": ["a", "/srv/", "", ""], "filesHash": files}
+    build = f"/templates/{made['templateID']}/builds/{made['buildID']}"
+    call("POST", f"/v2{build}", {"fromTemplate": "base", "steps": [step]})
+    for _ in range(300):
+        told = call("GET", f"{build}/status")
+        if told["status"] == "error":
+            break
+        time.sleep(0.2)
+    assert "broken and was removed" in told["reason"]["message"], told
+    assert link()["present"] is False
+
+
+def test_a_build_that_is_none_is_asked_for_wrongly(name):
+    made = call("POST", "/v3/templates", {"name": name})
+    call("GET", f"/templates/{made['templateID']}/builds/{uuid.uuid4()}/status", expect=400)
 
 
 async def test_an_unknown_base_is_a_build_error(built, name):

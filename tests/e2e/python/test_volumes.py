@@ -50,6 +50,9 @@ async def test_files_are_written_read_listed_and_removed_from_outside(volume):
     data = bytes(range(256)) * 10_000
     await got(volume.write_file("/b.bin", data))
     assert bytes(await got(volume.read_file("/b.bin", format="bytes"))) == data
+    with pytest.raises(NotFoundException):
+        await got(volume.make_dir("/dir/sub"))
+    assert await got(volume.exists("/dir")) is False
     made = await got(volume.make_dir("/dir/sub", force=True))
     assert made.type.value == "directory"
     await got(volume.write_file("/dir/sub/c", "c", uid=1000, gid=1000, mode=0o640))

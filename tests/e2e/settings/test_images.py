@@ -83,6 +83,12 @@ def test_an_image_that_is_not_to_be_had_is_an_error_that_says_why(house, registr
         build(house, Template().from_image(reference.format(registry=registry.address)).run_cmd("true"), "broken")
 
 
+def test_an_image_without_a_shell_is_refused_without_any_step(house, registry):
+    registry.push("no-shell", "1", [tar_of({"etc": None, "etc/x": "x"})])
+    with pytest.raises(BuildException, match="no command can be run.*/bin/bash"):
+        build(house, Template().from_image(f"{registry.address}/no-shell:1"), "no-shell")
+
+
 def test_a_layer_that_leads_out_is_refused(house, registry):
     registry.push("small", "hostile", [small_root(), tar_of({"../../../../tmp/atoll-escaped": "x"})])
     with pytest.raises(BuildException):

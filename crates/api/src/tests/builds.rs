@@ -620,7 +620,9 @@ async fn a_build_is_watched_until_it_is_over_and_its_log_is_drained() {
         assert_eq!(house.get(&format!("{path}?{wrong}")).await.status, 400, "{wrong}");
     }
     let unknown = format!("/templates/{template}/builds/{}/status", BuildId::random());
-    assert_eq!(house.get(&unknown).await.status, 404);
+    let unknown = house.get(&unknown).await;
+    assert_eq!(unknown.status, 400);
+    assert!(unknown.message().ends_with("not found"), "{}", unknown.message());
     assert_eq!(
         house
             .get(&format!("/templates/{template}/builds/x/status"))
@@ -694,6 +696,19 @@ async fn a_template_is_listed_from_its_registration_on_and_a_snapshot_never() {
     let detail = house.get(&format!("/templates/{template}")).await;
     assert_eq!(detail.body["builds"][0]["status"], "building");
     assert!(detail.body["builds"][0].get("finishedAt").is_none());
+    // A name whose only build has failed is there, and says so.
+    let why = BuildFailure {
+        message: "exit status 1".to_owned(),
+        step: None,
+    };
+    house.builds.set(build, BuildStatus::Failed(why));
+    for path in ["/templates", "/v2/templates"] {
+        let shown = &house.get(path).await.body[0];
+        assert_eq!(
+            (&shown["buildStatus"], &shown["buildID"]),
+            (&json!("error"), &json!(build.to_string()))
+        );
+    }
     // Once it is ready, it is known by what sandboxes start from, also while another is under way.
     let mut stored = house.store.named(house.team.id, "a").await.unwrap().unwrap();
     stored.tag(["default".to_owned()], build, Settings::default());

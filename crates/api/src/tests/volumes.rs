@@ -171,9 +171,9 @@ impl VolumeFiles for Volumes {
         let mut whole = Vec::new();
         while let Some(piece) = bytes.next().await {
             whole.extend_from_slice(&piece.map_err(FileError::Source)?);
-        }
-        if whole.starts_with(b"huge") {
-            return Err(FileError::Full);
+            if whole.starts_with(b"huge") {
+                return Err(FileError::Full);
+            }
         }
         let mut files = self.files.lock().unwrap();
         if files.contains_key(path) && !force {
@@ -326,6 +326,18 @@ async fn files_of_a_volume_are_written_read_changed_and_removed() {
         content.ask("POST", "dir?path=/there", Body::empty()).await.status,
         409
     );
+    // Directories above it are made where that is asked for.
+    let missing = content.ask("POST", "dir?path=/none/below", Body::empty()).await;
+    assert_eq!(
+        (missing.status.as_u16(), missing.message()),
+        (404, "path '/none' does not exist")
+    );
+    for made in ["/none/below&force=true", "/new", "//new/./", "/a%20b.txt/below"] {
+        let made = content
+            .ask("POST", &format!("dir?path={made}"), Body::empty())
+            .await;
+        assert_eq!(made.status, 201, "{made:?}");
+    }
     let removed = content.ask("DELETE", "path?path=/a%20b.txt", Body::empty()).await;
     assert_eq!((removed.status.as_u16(), removed.bytes.len()), (204, 0));
     let full = content.ask("PUT", "file?path=/b", "huge").await;
@@ -509,5 +521,34 @@ async fn a_long_answer_is_not_cut_off_as_idle_and_one_that_nobody_reads_is() {
     let mut rest = Vec::new();
     let _ = unread.read_to_end(&mut rest).await;
     assert!(rest.len() < size);
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_client_that_is_still_sending_reads_why_its_file_was_refused() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let house = House::open(None).await;
+    let content = house.content().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    tokio::spawn(house.api.clone().serve(listener, stop.clone()));
+    // More than the kernel's buffers take.
+    let size = 32 << 20;
+    let head = format!(
+        "PUT {}/file?path=/b HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\nconnection: close\r\ncontent-length: {size}\r\n\r\nhuge",
+        content.path, content.token
+    );
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // It is refused by now, and the client has not looked.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stream.write_all(&vec![7; size - 4]).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 507") && answer.contains("no_space"),
+        "{answer}"
+    );
     stop.cancel();
 }

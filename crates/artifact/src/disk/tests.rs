@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
 use ports::blobs::{Blobs, Memory};
+use ports::runtime::PartImage;
 use proptest::prelude::*;
 
 use super::manifest::BLOCK_BYTES;
@@ -180,7 +181,9 @@ async fn a_sweep_removes_what_nobody_refers_to_and_nothing_young() {
     let second = publish(&blobs, disk, Some(&first)).await.unwrap();
     let grace = Duration::from_secs(60);
     let (now, later) = (SystemTime::now(), SystemTime::now() + grace * 2);
-    let living = BTreeSet::from([second.digest()]);
+    let mut description = Description::new("container", serde_json::json!({}), Vec::new());
+    description.add(PartImage::Own, second.digest());
+    let living = BTreeSet::from([description.put(&blobs).await.unwrap()]);
     assert_eq!(
         sweep(&blobs, &living, now, grace).await.unwrap(),
         Swept::default()
@@ -188,14 +191,46 @@ async fn a_sweep_removes_what_nobody_refers_to_and_nothing_young() {
     let swept = sweep(&blobs, &living, later, grace).await.unwrap();
     assert_eq!(swept.blobs, 1, "the first's manifest; its pack is shared");
     restored(&blobs, &second).await;
+    // One that is young is nobody's yet, and may be somebody's soon.
+    let grace_for_description = SystemTime::now().duration_since(now).unwrap() + grace * 2;
+    let swept = sweep(&blobs, &BTreeSet::new(), later, grace_for_description).await;
+    assert_eq!(swept.unwrap(), Swept::default());
     let swept = sweep(&blobs, &BTreeSet::new(), later, grace).await.unwrap();
-    assert_eq!(swept.blobs, 3);
-    // A living manifest that is not there: nothing is known, so nothing is removed.
+    assert_eq!(swept.blobs, 4);
+    // A living description that is not there: nothing is known, so nothing is removed.
     publish(&blobs, image(BLOCK, &[(0, vec![1])]), None)
         .await
         .unwrap();
     assert!(sweep(&blobs, &living, later, grace).await.is_err());
     assert_eq!(blobs.list("").await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_description_is_known_by_its_digest() {
+    let blobs = Memory::default();
+    let mut description = Description::new("container", serde_json::json!({"a": 1}), vec![Digest::of(b"l")]);
+    let sealed = model::BuildId::random();
+    description.add(PartImage::Own, Digest::of(b"own"));
+    description.add(PartImage::Sealed(sealed), Digest::of(b"sealed"));
+    let digest = description.put(&blobs).await.unwrap();
+    let found = Description::load(&blobs, digest).await.unwrap();
+    assert_eq!(found, description);
+    assert_eq!(found.disk(PartImage::Sealed(sealed)), Some(Digest::of(b"sealed")));
+    assert_eq!(found.disks().len(), 2);
+    // Another's words under its name.
+    let other = Description::new("qemu", serde_json::json!({}), Vec::new());
+    let key = description_key(other.put(&blobs).await.unwrap());
+    let bytes = blobs.get(&key, None).await.unwrap();
+    blobs.put(&description_key(digest), bytes).await.unwrap();
+    assert!(matches!(
+        Description::load(&blobs, digest).await,
+        Err(DiskError::Forged(_))
+    ));
+    let odd = Description::new("container", serde_json::json!("x".repeat(300 << 10)), Vec::new());
+    assert!(
+        odd.put(&blobs).await.is_err(),
+        "what could not be read is not written"
+    );
 }
 
 proptest! {

@@ -5,7 +5,7 @@ use cluster::blobs::{Bucket, Stored};
 use model::Secret;
 use serde::Deserialize;
 
-/// Where uploads are kept: `[blobs]` of the file. A directory of this machine, or a bucket of a store that speaks S3's
+/// Where uploads are kept, and builds that are to outlive the machine: `[blobs]` of the file. A directory of this machine, or a bucket of a store that speaks S3's
 /// protocol.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -24,9 +24,17 @@ pub(crate) struct BlobsSettings {
     access_key_id: Option<String>,
     /// Its secret.
     secret_access_key: Option<Secret<String>>,
+    /// Whether templates and snapshots are kept there too, so that they outlive this machine [default: in a bucket; a
+    /// directory would hold them a second time].
+    builds: Option<bool>,
 }
 
 impl BlobsSettings {
+    /// Whether templates and snapshots are kept there too.
+    pub(crate) fn hold_builds(&self) -> bool {
+        self.builds.unwrap_or(self.bucket.is_some())
+    }
+
     /// The store that is meant.
     pub(crate) fn open(&self, data: &Path) -> Result<Stored> {
         let Some(name) = &self.bucket else {
@@ -70,6 +78,13 @@ mod tests {
             (opened, _) => panic!("{text}: {:?}", opened.err()),
         }
         let _ = std::fs::remove_dir_all(dir);
+    }
+
+    #[test]
+    fn builds_are_kept_in_a_bucket_unless_told_otherwise() {
+        let holds = |text: &str| toml::from_str::<BlobsSettings>(text).unwrap().hold_builds();
+        assert!(!holds("") && !holds("directory = '/x'") && !holds("bucket = 'b'\nbuilds = false"));
+        assert!(holds("bucket = 'b'") && holds("builds = true"));
     }
 
     #[test]

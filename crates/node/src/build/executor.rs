@@ -17,8 +17,9 @@ use super::images::{self, Image, ImageError, Resolved};
 use super::in_use::Claim;
 use super::lab::Lab;
 use super::leash::{Leash, failure, fault, refused};
+use super::program::{Program, ProgramError, SHELL};
 use super::step::{self, Bench};
-use super::talk::{Talk, cut};
+use super::talk::{Printer, Talk, cut};
 use crate::node::LocalNode;
 
 /// Sentences of a pull that wait to be told.
@@ -225,6 +226,7 @@ impl Work<'_> {
         self.say_base(key, false).await;
         let image = self.pull(resolved).await?;
         self.import(&image).await?;
+        self.check_shell().await?;
         self.perform(BuildStep::Base, "base", &user, key_of_user).await
     }
 
@@ -274,6 +276,44 @@ impl Work<'_> {
             self.context.set(name, value.to_owned());
         }
         Ok(())
+    }
+
+    /// Refuses an image in which no command can be run: nobody would be told before a sandbox's first one.
+    async fn check_shell(&mut self) -> Result<(), BuildError> {
+        const STEP: BuildStep = BuildStep::Base;
+        self.open_lab(STEP).await?;
+        let (leash, talk) = (self.leash, self.talk);
+        let lab = self.lab.as_mut().expect("it was opened a moment ago");
+        let nothing = Program {
+            command: ":",
+            user: "root",
+            cwd: Some("/"),
+            env: &[],
+        };
+        let printer = Printer::new(talk, STEP, Level::Debug, "base");
+        let heard = leash
+            .hold(STEP, async {
+                Ok(step::hear(lab.machine(), &nothing, printer).await)
+            })
+            .await?;
+        match heard {
+            // What a shell says that is there is for the steps to judge.
+            Ok(_) => Ok(()),
+            Err(ProgramError::Refused(why)) => Err(failure(
+                STEP,
+                format!(
+                    "no command can be run in this image: every command of a sandbox is run by {SHELL}, and the image's cannot be started ({why}); build from an image that has it"
+                ),
+            )),
+            Err(ProgramError::Connection(error)) => {
+                let what = step::gone(&error);
+                let trouble = lab.trouble().await;
+                Err(failure(
+                    STEP,
+                    trouble.map_or_else(|| what.clone(), |trouble| format!("{what} ({trouble})")),
+                ))
+            }
+        }
     }
 
     async fn carry_out(&mut self, planned: &Planned<'_>, of: usize) -> Result<(), BuildError> {

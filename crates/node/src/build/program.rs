@@ -26,6 +26,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(150);
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// What a refusal may say, in bytes.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
+/// What runs every command (contract 4.2).
+pub(super) const SHELL: &str = "/bin/bash";
 /// Where programs are found, whatever a recipe has made of `PATH` (contract 4.2).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -55,7 +57,7 @@ impl<'a> Program<'a> {
             _ => (name.clone(), value.clone()),
         });
         let config = proto::ProcessConfig {
-            cmd: "/bin/bash".to_owned(),
+            cmd: SHELL.to_owned(),
             args: ["-l", "-c", self.command].map(str::to_owned).into(),
             envs: envs.collect(),
             cwd: self.cwd.map(str::to_owned),
@@ -233,7 +235,7 @@ fn ended(end: &[u8]) -> ProgramError {
 fn explained(why: String) -> String {
     // ENOENT of the shell itself: what the shell does not find it tells by its own exit code.
     if why.contains("(os error 2)") {
-        return format!("{why}; commands are run by /bin/bash, which the image must have");
+        return format!("{why}; commands are run by {SHELL}, which the image must have");
     }
     why
 }

@@ -48,6 +48,10 @@ impl ImageSource for Images {
             held: Box::new(image),
         })
     }
+
+    fn layer(&self, digest: &str) -> Option<std::path::PathBuf> {
+        Images::layer(self, format!("sha256:{digest}").parse().ok()?)
+    }
 }
 
 /// What there is to say of a pull; of most that happens there is nothing.

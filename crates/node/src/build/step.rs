@@ -17,6 +17,7 @@ use super::lab::Lab;
 use super::leash::{failure, fault};
 use super::program::{self, Event, Exit, Program, ProgramError};
 use super::talk::{Printer, Talk, cut};
+use super::upload;
 
 /// A command is shown up to here when it failed.
 const COMMAND_BYTES_MAX: usize = 1 << 10;
@@ -152,8 +153,30 @@ impl Bench<'_> {
                 self.talk.say(self.step, Level::Debug, said).await;
                 Ok(())
             }
-            (Err(error), None) => Err(self.refused("COPY", error).await),
+            (Err(error), None) => {
+                let was_heard = matches!(error, HostCallError::Refused { .. });
+                let mut refused = self.refused("COPY", error).await;
+                if let BuildError::Recipe(failure) = &mut refused
+                    && was_heard
+                    && self.discard_if_broken(files).await
+                {
+                    failure.message += "; what was uploaded is broken and was removed: build the template again, and it is asked for anew";
+                }
+                Err(refused)
+            }
         }
+    }
+
+    /// Removes an upload that is no archive, so that nobody is told that it is there. Whether it was.
+    async fn discard_if_broken(&self, files: &str) -> bool {
+        let Ok(bytes) = self.shelf.upload(files).await else {
+            return false;
+        };
+        let is_broken = upload::is_broken(bytes).await;
+        if is_broken {
+            self.shelf.discard_upload(files).await;
+        }
+        is_broken
     }
 
     async fn set(&mut self, context: &mut Context, pairs: &[(String, String)]) -> Result<(), BuildError> {

@@ -26,6 +26,15 @@ enum Begun {
     Restored,
 }
 
+/// Why memory is not used that does not fit. Owners of sandboxes are not told of the host more than this: which of it has
+/// changed, and to what, is in the log of the node.
+const DOES_NOT_FIT: &str =
+    "the server's kernel, processor or CRIU is another than when it was saved, or what was saved is damaged";
+/// Why it is not used where a boot from the disk took its place.
+const GIVEN_UP: &str = "a boot from the disk has taken its place";
+/// Why it is not used where nothing lies beside the disk.
+const NOT_THERE: &str = "it is not beside the disk any more";
+
 impl LocalNode {
     /// Carries out an order. On failure the sandbox is what it was before.
     pub(crate) async fn bring_up(self: &Arc<Self>, order: Order) -> Result<(), NodeError> {
@@ -83,7 +92,7 @@ impl LocalNode {
         sandbox.lines().say(
             SystemTime::now(),
             ports::Level::Warn,
-            format!("it boots, and runs its start command: {error}"),
+            format!("it boots, and runs its start command, because the memory of its template cannot be used: {DOES_NOT_FIT}"),
         );
         self.start_machine(order, DiskOrigin::Fresh, false).await
     }
@@ -103,7 +112,7 @@ impl LocalNode {
                     }
                     (PauseMode::Full, PauseMode::Full) => self.thaw(&sandbox, order).await,
                     // A resume from its disk ended what was frozen, and did not come up.
-                    (PauseMode::Full, PauseMode::Filesystem) => Err(NodeError::MemoryLost),
+                    (PauseMode::Full, PauseMode::Filesystem) => Err(NodeError::MemoryUnusable(GIVEN_UP)),
                     (PauseMode::Filesystem, _) => self.reboot(&sandbox, order).await,
                 }
             }
@@ -148,10 +157,11 @@ impl LocalNode {
             Ok(machine) => machine,
             Err(error @ RuntimeError::CannotRestore { .. }) => {
                 tracing::warn!(sandbox = %sandbox.id(), error = &error as &dyn std::error::Error, "the memory of a sandbox cannot be used any more; its disk is there");
+                let unusable = NodeError::MemoryUnusable(DOES_NOT_FIT);
                 sandbox
                     .lines()
-                    .say(SystemTime::now(), ports::Level::Error, error.to_string());
-                return Err(NodeError::MemoryLost);
+                    .say(SystemTime::now(), ports::Level::Error, unusable.to_string());
+                return Err(unusable);
             }
             Err(error) => return Err(failed("starting the machine")(error)),
         };
@@ -159,7 +169,7 @@ impl LocalNode {
         if !machine.is_restored() {
             // It has booted: what was kept beside the disk was not there.
             self.lay_down(sandbox, machine).await;
-            return Err(NodeError::MemoryLost);
+            return Err(NodeError::MemoryUnusable(NOT_THERE));
         }
         // Its envd goes on counting its lines where it was.
         let up = self.make_usable(sandbox, order, Arc::clone(&machine)).await;
@@ -374,6 +384,7 @@ pub(crate) fn failed(step: &'static str) -> impl FnOnce(RuntimeError) -> NodeErr
             retry_after: None,
         },
         RuntimeError::CannotCheckpoint { why } => NodeError::CannotCheckpoint(why),
+        RuntimeError::NoBuild(build) => NodeError::NoBuild(build),
         error @ RuntimeError::Unsupported { .. } => NodeError::Refused(error.to_string()),
         error => NodeError::Failed {
             step,

@@ -3,9 +3,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use model::{BuildId, ExecutionId, KillReason, Memory, PauseMode, SandboxId};
-use ports::Machine;
 use ports::node::{HeldState, NodeError, PauseOutcome};
 use ports::runtime::Disk;
+use ports::{Machine, RuntimeError};
 
 use crate::envd;
 use crate::journal::{Entry, Kept};
@@ -137,10 +137,15 @@ impl LocalNode {
         let id = sandbox.id();
         if machine.ended().borrow().is_none() {
             tracing::warn!(sandbox = %id, error = &error as &dyn std::error::Error, "the memory of a sandbox could not be written down; it stays in this machine's");
+            // Its owner is told what concerns the sandbox; the rest is in the log of the node.
+            let why = match &error {
+                RuntimeError::CannotCheckpoint { why } => why,
+                _ => "saving it failed; the error is in the server's log",
+            };
             sandbox.lines().say(
                 SystemTime::now(),
                 ports::Level::Warn,
-                format!("memory is kept only until this machine restarts: {error}"),
+                format!("memory is kept only until this machine restarts: {why}"),
             );
             return Ok(false);
         }

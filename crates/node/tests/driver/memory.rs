@@ -63,7 +63,8 @@ impl World {
     async fn assert_disk_only(&self, order: &Order, into: BuildId) {
         let resumed = self.next(order, OrderOrigin::Paused(into, FULL));
         let refused = self.node.start(resumed).await;
-        assert!(matches!(refused, Err(NodeError::MemoryLost)), "{refused:?}");
+        let is_lost = matches!(refused, Err(NodeError::MemoryLost | NodeError::MemoryUnusable(_)));
+        assert!(is_lost, "{refused:?}");
         let resumed = self.next(order, OrderOrigin::Paused(into, DISK));
         self.node.start(resumed.clone()).await.unwrap();
         self.assert_runs(&resumed).await;
@@ -191,6 +192,17 @@ async fn a_daemon_that_dies_while_memory_is_written_down_finds_it_running() {
 async fn memory_that_cannot_be_used_any_more_is_lost_and_the_disk_is_not() {
     let world = durable();
     let (order, into) = world.paused(FULL).await;
+    world.runtime.at("restore", Fault::Fail);
+    let resumed = world.next(&order, OrderOrigin::Paused(into, FULL));
+    let refused = world.node.start(resumed).await.unwrap_err().to_string();
+    // Its owner is told the kind of reason, and nothing of the host.
+    let warnings = world.warnings(&order).await;
+    assert_eq!(warnings, [refused.as_str()]);
+    assert!(
+        refused.contains("kernel, processor or CRIU") && !refused.contains("restart"),
+        "{refused}"
+    );
+    assert!(!refused.contains("as the script says"), "{refused}");
     world.runtime.at("restore", Fault::Fail);
     world.assert_disk_only(&order, into).await;
 }

@@ -140,7 +140,10 @@ async fn memory_that_a_failed_boot_from_disk_cost_is_told_to_be_lost() {
     world.node.start(from_disk.clone()).await.unwrap_err();
     let with_memory = world.next(&order, OrderOrigin::Paused(into, FULL));
     let refused = world.node.start(with_memory).await;
-    assert!(matches!(refused, Err(NodeError::MemoryLost)), "{refused:?}");
+    assert!(
+        matches!(refused, Err(NodeError::MemoryUnusable(_))),
+        "{refused:?}"
+    );
     world.node.start(from_disk.clone()).await.unwrap();
     world.assert_runs(&from_disk).await;
 }

@@ -29,6 +29,11 @@ enum Target {
 fn target(template: &Template, name: &TemplateRef) -> Result<Target, TemplateError> {
     match (template.origin, &name.tag) {
         (TemplateOrigin::Build, None) => Ok(Target::Whole),
+        // Such as of a build that failed.
+        (TemplateOrigin::Build, Some(tag)) if !template.tags.contains_key(tag) => Err(TemplateError::NoTag {
+            template: shown(name),
+            tag: tag.clone(),
+        }),
         (TemplateOrigin::Build, Some(tag)) => Err(TemplateError::Invalid(format!(
             "'{tag}' is a tag of template '{}': take the tag away, or delete the template by its name alone",
             shown(name)
@@ -180,6 +185,12 @@ mod tests {
         check(built, &["default", "v1"], "app", Ok(Target::Whole));
         check(built, &["default", "v1"], "app:default", Ok(Target::Whole));
         check(built, &[], "app", Ok(Target::Whole));
+        check(
+            built,
+            &[],
+            "app:v1",
+            Err("tag 'v1' does not exist for template 'app'"),
+        );
         check(
             built,
             &["v1"],

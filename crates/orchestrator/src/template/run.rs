@@ -182,6 +182,9 @@ impl Orchestrator {
             return Err(NotBuilt::Cancelled);
         }
         failpoint::reach("orchestrator/build-placed");
+        if let Some(base) = &base {
+            self.bring_base(node.as_ref(), base.build).await;
+        }
         let order = BuildOrder {
             build: build.id,
             team: build.team,
@@ -191,6 +194,17 @@ impl Orchestrator {
             base,
         };
         self.build_on(node.as_ref(), order, cancel, log, using).await
+    }
+
+    /// Has on the node what is to be built on, where the blobs hold it. Where it cannot be had the node says so.
+    async fn bring_base(&self, node: &dyn Node, base: BuildId) {
+        if !self.parts.config.stow || node.builds().await.is_ok_and(|there| there.contains(&base)) {
+            return;
+        }
+        if let Err(error) = self.fetch_for(node, base).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(node = %node.id(), build = %base, error, "what is to be built on was not brought to the node");
+        }
     }
 
     /// Has a node build, and writes what it tells.

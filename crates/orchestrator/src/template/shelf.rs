@@ -1,10 +1,11 @@
 //! What a node looks up and keeps while it builds for a team.
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use model::TeamId;
 use model::recipe::Key;
-use ports::blobs::ByteStream;
+use ports::blobs::{BlobInfo, ByteStream};
 use ports::builds::{BuildShelf, CachedStep};
 use ports::{BlobError, StoreError};
 
@@ -18,6 +19,8 @@ pub(super) struct Shelf {
     orchestrator: Arc<Orchestrator>,
     team: TeamId,
     using: Arc<Use>,
+    /// What was read of uploads, as it was then.
+    read: Mutex<HashMap<String, BlobInfo>>,
 }
 
 impl Shelf {
@@ -26,7 +29,12 @@ impl Shelf {
             orchestrator,
             team,
             using,
+            read: Mutex::default(),
         }
+    }
+
+    fn read(&self) -> MutexGuard<'_, HashMap<String, BlobInfo>> {
+        self.read.lock().expect("nothing panics while it holds them")
     }
 }
 
@@ -67,6 +75,31 @@ impl BuildShelf for Shelf {
     async fn upload(&self, files: &str) -> Result<ByteStream, BlobError> {
         let missing = |_| BlobError::Missing(files.chars().take(128).collect());
         let key = upload::key(self.team, files).map_err(missing)?;
-        self.orchestrator.parts.blobs.get(&key, None).await
+        let blobs = &self.orchestrator.parts.blobs;
+        // Before it is read: what is uploaded after that is not what was read.
+        if let Some(found) = blobs.find(&key).await? {
+            self.read().insert(key.clone(), found);
+        }
+        blobs.get(&key, None).await
+    }
+
+    async fn discard_upload(&self, files: &str) {
+        let Ok(key) = upload::key(self.team, files) else {
+            return;
+        };
+        let Some(read) = self.read().remove(&key) else {
+            return;
+        };
+        let blobs = &self.orchestrator.parts.blobs;
+        let removed = async {
+            if blobs.find(&key).await?.as_ref() == Some(&read) {
+                blobs.remove(&key).await?;
+            }
+            Ok::<_, BlobError>(())
+        };
+        if let Err(error) = removed.await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(team = %self.team, files, error, "a broken upload could not be removed; it is there until it is old");
+        }
     }
 }

@@ -33,10 +33,16 @@ struct Inner {
     builds: BTreeSet<BuildId>,
     /// What was, and is not any more.
     removed: BTreeSet<BuildId>,
+    /// What was there, and is to be had again from the blobs.
+    lost: BTreeSet<BuildId>,
+    /// What the blobs hold, by its digest.
+    stowed: BTreeMap<String, BuildId>,
     /// How much memory copies hold.
     copies: Memory,
     /// How builds fail, in this order.
     build_failures: VecDeque<BuildError>,
+    /// The upload that the next build reads, and does not understand.
+    broken_upload: Option<String>,
     /// What it was told to build.
     build_orders: Vec<BuildOrder>,
     /// What was used after it was removed, or removed while it was used.
@@ -109,6 +115,18 @@ impl FakeNode {
         self.inner().builds.clone()
     }
 
+    /// Loses a build, as a new disk in the machine does.
+    pub(crate) fn lose_build(&self, build: BuildId) {
+        let mut inner = self.inner();
+        inner.builds.remove(&build);
+        inner.lost.insert(build);
+    }
+
+    /// What the blobs hold.
+    pub(crate) fn stowed(&self) -> BTreeSet<BuildId> {
+        self.inner().stowed.values().copied().collect()
+    }
+
     /// How much memory copies hold from now on.
     pub(crate) fn copy_memory(&self, memory: Memory) {
         self.inner().copies = memory;
@@ -117,6 +135,11 @@ impl FakeNode {
     /// The next build fails.
     pub(crate) fn fail_build(&self, error: BuildError) {
         self.inner().build_failures.push_back(error);
+    }
+
+    /// The next build reads an upload, and discards it.
+    pub(crate) fn discard_upload(&self, files: &str) {
+        self.inner().broken_upload = Some(files.to_owned());
     }
 
     pub(crate) fn build_orders(&self) -> Vec<BuildOrder> {
@@ -235,6 +258,9 @@ impl Node for FakeNode {
                 source: "it was removed".into(),
             });
         }
+        if order.origin == OrderOrigin::Fresh && inner.lost.contains(&order.build) {
+            return Err(NodeError::NoBuild(order.build));
+        }
         let held = inner.held.get(&order.sandbox);
         if held
             .is_some_and(|held| held.order.execution == order.execution && held.state == HeldState::Running)
@@ -319,6 +345,13 @@ impl Node for FakeNode {
             .as_ref()
             .map(|base| base.context.clone())
             .unwrap_or_default();
+        let broken = self.inner().broken_upload.take();
+        if let Some(files) = broken {
+            let read = talk.shelf.upload(&files).await.map(drop);
+            let _ = self.enter("discard").await;
+            talk.shelf.discard_upload(&files).await;
+            read.expect("it was uploaded");
+        }
         for (number, step) in (1..).zip(&order.recipe.steps) {
             key = key.then(&step.action);
             let line = BuildLine {
@@ -375,6 +408,39 @@ impl Node for FakeNode {
     async fn builds(&self) -> Result<Vec<BuildId>, NodeError> {
         self.enter("builds").await?;
         Ok(self.inner().builds.iter().copied().collect())
+    }
+
+    async fn stow_build(&self, build: BuildId) -> Result<String, NodeError> {
+        self.enter("stow_build").await?;
+        let mut inner = self.inner();
+        if !inner.builds.contains(&build) {
+            return Err(NodeError::NoBuild(build));
+        }
+        let digest = format!("of {build}");
+        inner.stowed.insert(digest.clone(), build);
+        Ok(digest)
+    }
+
+    async fn fetch_build(&self, build: BuildId, digest: &str) -> Result<(), NodeError> {
+        self.enter("fetch_build").await?;
+        let mut inner = self.inner();
+        if inner.stowed.get(digest) != Some(&build) {
+            inner
+                .wrongs
+                .push(format!("fetched {build} by {digest}, which is not there"));
+            return Err(NodeError::NoBuild(build));
+        }
+        inner.lost.remove(&build);
+        inner.builds.insert(build);
+        Ok(())
+    }
+
+    async fn sweep_stowed(&self, living: &[String]) -> Result<u64, NodeError> {
+        self.enter("sweep_stowed").await?;
+        let stowed = &mut self.inner().stowed;
+        let before = stowed.len();
+        stowed.retain(|digest, _| living.contains(digest));
+        Ok((before - stowed.len()) as u64)
     }
 
     async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), NodeError> {

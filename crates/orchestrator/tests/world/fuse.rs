@@ -1,4 +1,5 @@
 //! A process that dies in the middle: after so many effects, none of its words reaches anybody any more.
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -262,6 +263,12 @@ impl BuildStore for Fused<dyn BuildStore> {
     async fn unfinished_builds(&self) -> Result<Vec<Build>, StoreError> {
         self.fuse.store(self.part.unfinished_builds()).await
     }
+    async fn builds_beyond(&self, newer: u32) -> Result<Vec<BuildId>, StoreError> {
+        self.fuse.store(self.part.builds_beyond(newer)).await
+    }
+    async fn remove_build(&self, id: BuildId) -> Result<(), StoreError> {
+        self.fuse.store(self.part.remove_build(id)).await
+    }
     async fn remove_builds_of(&self, template: TemplateId) -> Result<(), StoreError> {
         self.fuse.store(self.part.remove_builds_of(template)).await
     }
@@ -293,6 +300,18 @@ impl BuildStore for Fused<dyn BuildStore> {
     }
     async fn forget_cached(&self, build: BuildId) -> Result<(), StoreError> {
         self.fuse.store(self.part.forget_cached(build)).await
+    }
+    async fn note_stowed(&self, build: BuildId, digest: &str) -> Result<(), StoreError> {
+        self.fuse.store(self.part.note_stowed(build, digest)).await
+    }
+    async fn stowed(&self) -> Result<BTreeMap<BuildId, String>, StoreError> {
+        self.fuse.store(self.part.stowed()).await
+    }
+    async fn stowed_as(&self, build: BuildId) -> Result<Option<String>, StoreError> {
+        self.fuse.store(self.part.stowed_as(build)).await
+    }
+    async fn forget_stowed(&self, build: BuildId) -> Result<(), StoreError> {
+        self.fuse.store(self.part.forget_stowed(build)).await
     }
 }
 
@@ -405,6 +424,15 @@ impl Node for Fused<dyn Node> {
     }
     async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), NodeError> {
         self.fuse.node(self.part.remove_builds(builds)).await
+    }
+    async fn stow_build(&self, build: BuildId) -> Result<String, NodeError> {
+        self.fuse.node(self.part.stow_build(build)).await
+    }
+    async fn fetch_build(&self, build: BuildId, digest: &str) -> Result<(), NodeError> {
+        self.fuse.node(self.part.fetch_build(build, digest)).await
+    }
+    async fn sweep_stowed(&self, living: &[String]) -> Result<u64, NodeError> {
+        self.fuse.node(self.part.sweep_stowed(living)).await
     }
     async fn kill(&self, sandbox: SandboxId, why: KillReason) -> Result<(), NodeError> {
         self.fuse.node(self.part.kill(sandbox, why)).await

@@ -45,6 +45,8 @@ macro_rules! store_contract {
             a_cached_step_is_its_teams_alone,
             the_longest_unused_result_comes_first,
             a_forgotten_result_is_not_found,
+            what_the_blobs_hold_is_noted_once_for_each_build,
+            builds_beyond_a_number_are_those_that_are_over_and_oldest,
             a_volume_is_found_by_id_and_name,
             a_volume_name_is_taken_once_in_a_team,
             volumes_are_listed_by_creation,

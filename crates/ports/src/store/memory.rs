@@ -27,6 +27,7 @@ struct Tables {
     builds: BTreeMap<BuildId, (Build, Vec<BuildLine>)>,
     /// With the time of their last use.
     cached: BTreeMap<(TeamId, Key), (CachedStep, SystemTime)>,
+    stowed: BTreeMap<BuildId, String>,
     volumes: BTreeMap<VolumeId, Volume>,
     teams: Vec<Team>,
     keys: Vec<ApiKey>,

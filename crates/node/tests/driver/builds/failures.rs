@@ -1,6 +1,7 @@
 //! What is told of a build that fails, and what is left of it.
 use std::io;
 
+use bytes::Bytes;
 use model::BuildStep;
 use model::recipe::Recipe;
 use ports::builds::BuildError;
@@ -228,6 +229,55 @@ async fn an_upload_that_breaks_off_is_no_fault_of_the_recipe() {
         })
     ));
     bench.assert_nothing_of(build).await;
+}
+
+/// Only what is no archive is removed, whatever the guest says of it: the next build is told that it is not there.
+#[tokio::test]
+async fn an_upload_that_cannot_be_read_is_removed_and_no_other() {
+    let whole = Bytes::from_static(super::A_TAR);
+    for (upload, is_broken) in [
+        (whole.clone(), false),
+        (Bytes::from_static(b"no tar at all"), true),
+        (whole.slice(..300), true),
+        (Bytes::new(), true),
+        (Bytes::from_static(b"\x1f\x8bbroken"), true),
+    ] {
+        let bench = Bench::new();
+        bench.upload(Ok(upload.clone()));
+        bench.world.runtime.at("copy", Fault::Fail);
+        let (build, outcome) = bench.build_steps(one_of_each()).await;
+        let failure = outcome.failure();
+        let told = failure.message.contains("is broken and was removed");
+        assert_eq!(told, is_broken, "{upload:?}: {}", failure.message);
+        let is_there = bench.shelf.uploads.lock().unwrap().contains_key(HASH);
+        assert_eq!(is_there, !is_broken, "{upload:?}");
+        bench.assert_nothing_of(build).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_without_the_shell_is_refused_by_name_whatever_its_steps() {
+    for steps in [Vec::new(), one_of_each()] {
+        let bench = Bench::with_upload();
+        let act = Act {
+            refused: Some("error starting process: No such file or directory (os error 2)"),
+            ..Act::default()
+        };
+        bench.world.runtime.guest().act(":", act);
+        let (build, outcome) = bench.build_steps(steps).await;
+        let failure = outcome.failure();
+        assert_eq!(failure.step, Some(BuildStep::Base));
+        assert!(
+            failure.message.starts_with("no command can be run in this image")
+                && failure.message.contains("/bin/bash"),
+            "{}",
+            failure.message
+        );
+        bench.assert_nothing_of(build).await;
+        // Nor is it taken from what is kept.
+        let again = bench.build_steps(Vec::new()).await.1;
+        assert_eq!(again.failure().step, Some(BuildStep::Base));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -54,7 +54,7 @@ async fn a_template_is_built_step_by_step() {
     };
     assert_eq!(bench.world.runtime.ran(), [ran]);
     let (copy, bytes) = bench.world.runtime.guest().copied().remove(0);
-    assert_eq!(&bytes[..], b"a tar of files");
+    assert_eq!(&bytes[..], super::A_TAR);
     assert_eq!(
         (copy.user.as_str(), copy.workdir.as_deref(), copy.mode),
         ("user", Some("/app"), Some(0o755))

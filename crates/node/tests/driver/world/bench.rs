@@ -53,6 +53,10 @@ impl BuildShelf for Shelf {
         };
         Ok(futures_util::stream::iter(pieces).boxed())
     }
+
+    async fn discard_upload(&self, files: &str) {
+        self.uploads.lock().unwrap().remove(files);
+    }
 }
 
 /// A registry with one image, `image`.

@@ -115,6 +115,7 @@ async fn answer(machine: Arc<Fake>, request: Request<Incoming>) -> Result<Respon
         "/host/env" => "env",
         "/host/workdir" => "workdir",
         "/host/user" => "user",
+        "/process.Process/Start" if is_look(&heard) => "look",
         "/process.Process/Start" => "run",
         _ => "word",
     };
@@ -199,6 +200,16 @@ async fn answer(machine: Arc<Fake>, request: Request<Incoming>) -> Result<Respon
     })
 }
 
+/// What a build runs to see whether anything can be run.
+const LOOK: &str = ":";
+
+fn is_look(heard: &[u8]) -> bool {
+    let asked: Option<Value> = heard
+        .get(5..)
+        .and_then(|asked| serde_json::from_slice(asked).ok());
+    asked.is_some_and(|asked| asked["process"]["args"][2] == LOOK)
+}
+
 fn run(machine: &Arc<Fake>, head: &http::request::Parts, heard: &[u8]) -> Response<Body> {
     let asked: Value = serde_json::from_slice(&heard[5..]).unwrap();
     let process = &asked["process"];
@@ -209,23 +220,24 @@ fn run(machine: &Arc<Fake>, head: &http::request::Parts, heard: &[u8]) -> Respon
         .decode(user.strip_prefix("Basic ").unwrap())
         .unwrap();
     let user = String::from_utf8(user).unwrap();
-    machine.shared.guest.ran.lock().unwrap().push(Ran {
-        command: command.clone(),
-        user: user.strip_suffix(':').unwrap().to_owned(),
-        cwd: process["cwd"].as_str().map(str::to_owned),
-        env: serde_json::from_value(process.get("envs").cloned().unwrap_or(json!({}))).unwrap(),
-    });
+    let is_look = command == LOOK;
+    if !is_look {
+        machine.shared.guest.ran.lock().unwrap().push(Ran {
+            command: command.clone(),
+            user: user.strip_suffix(':').unwrap().to_owned(),
+            cwd: process["cwd"].as_str().map(str::to_owned),
+            env: serde_json::from_value(process.get("envs").cloned().unwrap_or(json!({}))).unwrap(),
+        });
+    }
     let act = machine.shared.guest.how(&command);
     if let Some(why) = act.refused {
         let end = json!({"error": {"code": "invalid_argument", "message": why}});
         return stream(vec![envelope(2, &end)], true);
     }
-    machine
-        .content
-        .lock()
-        .unwrap()
-        .disk
-        .push(format!("run {command}"));
+    if !is_look {
+        let mut content = machine.content.lock().unwrap();
+        content.disk.push(format!("run {command}"));
+    }
     let event = |event: Value| envelope(0, &json!({"event": event}));
     let mut events = vec![event(json!({"start": {"pid": 7}}))];
     for (name, bytes) in [("stdout", &act.stdout), ("stderr", &act.stderr)] {

@@ -425,3 +425,66 @@ pub async fn a_forgotten_result_is_not_found(store: &dyn BuildStore) {
     assert!(builds.iter().all(|(build, _)| *build != lost.build));
     assert!(builds.iter().any(|(build, _)| *build == kept.build));
 }
+
+/// A later note takes the place of an earlier one, and what is forgotten is not found.
+pub async fn what_the_blobs_hold_is_noted_once_for_each_build(store: &dyn BuildStore) {
+    let (one, other) = (BuildId::random(), BuildId::random());
+    assert_eq!(store.stowed_as(one).await.unwrap(), None);
+    store.note_stowed(one, "a").await.unwrap();
+    store.note_stowed(other, "b").await.unwrap();
+    store.note_stowed(one, "c").await.unwrap();
+    assert_eq!(store.stowed_as(one).await.unwrap().as_deref(), Some("c"));
+    let all = store.stowed().await.unwrap();
+    assert_eq!((all[&one].as_str(), all[&other].as_str()), ("c", "b"));
+    store.forget_stowed(one).await.unwrap();
+    store.forget_stowed(one).await.unwrap();
+    assert_eq!(store.stowed_as(one).await.unwrap(), None);
+    let all = store.stowed().await.unwrap();
+    assert!(!all.contains_key(&one) && all.contains_key(&other));
+}
+
+/// Each template has its own number; one that is not over counts for nothing, and is not removed.
+pub async fn builds_beyond_a_number_are_those_that_are_over_and_oldest(store: &dyn BuildStore) {
+    let (template, other) = (TemplateId::random(), TemplateId::random());
+    let insert = async |template: TemplateId, seconds: u64, status: BuildStatus| {
+        let build = Build {
+            status,
+            created_at: at(seconds),
+            ..build(template)
+        };
+        store.insert_build(&build).await.unwrap();
+        build.id
+    };
+    let failed = || {
+        BuildStatus::Failed(BuildFailure {
+            message: "it did not work".to_owned(),
+            step: None,
+        })
+    };
+    let oldest = insert(template, 0, BuildStatus::Ready).await;
+    let waiting = insert(template, 1, BuildStatus::Waiting).await;
+    let second = insert(template, 2, failed()).await;
+    let third = insert(template, 3, BuildStatus::Ready).await;
+    let newest = insert(template, 4, failed()).await;
+    let others = insert(other, 0, BuildStatus::Ready).await;
+    let ours = [oldest, waiting, second, third, newest, others];
+    let beyond = async |newer| {
+        let mut beyond = store.builds_beyond(newer).await.unwrap();
+        beyond.retain(|build| ours.contains(build));
+        beyond
+    };
+    assert_eq!(beyond(4).await, []);
+    assert_eq!(beyond(2).await, [oldest, second]);
+    let mut all = beyond(0).await;
+    all.retain(|build| *build != others);
+    assert_eq!(all, [oldest, second, third, newest]);
+    let lines = [line(Level::Info, "one")];
+    store.append_lines(second, &lines).await.unwrap();
+    for build in [second, waiting, second] {
+        store.remove_build(build).await.unwrap();
+    }
+    assert_eq!(store.build(second).await.unwrap(), None);
+    assert_eq!(whole(store, second).await, []);
+    assert!(store.build(waiting).await.unwrap().is_some());
+    assert_eq!(beyond(2).await, [oldest]);
+}

@@ -1,4 +1,5 @@
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -56,6 +57,29 @@ impl BuildStore for Memory {
     async fn remove_builds_of(&self, template: TemplateId) -> Result<(), StoreError> {
         let mut tables = self.tables();
         tables.builds.retain(|_, (build, _)| build.template != template);
+        Ok(())
+    }
+
+    async fn builds_beyond(&self, newer: u32) -> Result<Vec<BuildId>, StoreError> {
+        let tables = self.tables();
+        let over = tables.builds.values().map(|(build, _)| build);
+        let mut over: Vec<_> = over.filter(|build| build.status.is_over()).collect();
+        over.sort_by_key(|build| (Reverse(micros(build.created_at)), build.id));
+        let mut seen = BTreeMap::new();
+        over.retain(|build| {
+            let newer_ones = seen.entry(build.template).or_insert(0_u32);
+            *newer_ones += 1;
+            *newer_ones > newer
+        });
+        over.sort_by_key(|build| (micros(build.created_at), build.id));
+        Ok(over.into_iter().map(|build| build.id).collect())
+    }
+
+    async fn remove_build(&self, id: BuildId) -> Result<(), StoreError> {
+        let mut tables = self.tables();
+        tables
+            .builds
+            .retain(|_, (build, _)| build.id != id || !build.status.is_over());
         Ok(())
     }
 
@@ -118,6 +142,24 @@ impl BuildStore for Memory {
 
     async fn forget_cached(&self, build: BuildId) -> Result<(), StoreError> {
         self.tables().cached.retain(|_, (step, _)| step.build != build);
+        Ok(())
+    }
+
+    async fn note_stowed(&self, build: BuildId, digest: &str) -> Result<(), StoreError> {
+        self.tables().stowed.insert(build, digest.to_owned());
+        Ok(())
+    }
+
+    async fn stowed(&self) -> Result<BTreeMap<BuildId, String>, StoreError> {
+        Ok(self.tables().stowed.clone())
+    }
+
+    async fn stowed_as(&self, build: BuildId) -> Result<Option<String>, StoreError> {
+        Ok(self.tables().stowed.get(&build).cloned())
+    }
+
+    async fn forget_stowed(&self, build: BuildId) -> Result<(), StoreError> {
+        self.tables().stowed.remove(&build);
         Ok(())
     }
 }

@@ -1,0 +1,115 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::StreamExt as _;
+use model::BuildId;
+use ports::Blobs;
+use ports::runtime::PartImage;
+use serde::{Deserialize, Serialize};
+
+use super::restore::read;
+use super::{DiskError, description_key};
+use crate::digest::Digest;
+
+/// The form that is written.
+const FORM: u32 = 1;
+/// A root has at most 128 layers, and each is told in some hundred bytes.
+const BYTES_MAX: u64 = 256 << 10;
+
+/// What a build consists of, in the blobs. Whoever knows its digest knows all that it consists of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    form: u32,
+    /// Of which kind of runtime.
+    pub runtime: String,
+    /// How its parts are put together, as that runtime has it.
+    pub record: serde_json::Value,
+    /// Layers of images that it stands on.
+    pub layers: Vec<Digest>,
+    /// The disk that its machines begin with a copy of.
+    pub own: Option<Digest>,
+    /// Disks that are layers.
+    pub sealed: BTreeMap<BuildId, Digest>,
+}
+
+impl Description {
+    /// One of a build without disks.
+    #[must_use]
+    pub fn new(runtime: &str, record: serde_json::Value, layers: Vec<Digest>) -> Self {
+        Self {
+            form: FORM,
+            runtime: runtime.to_owned(),
+            record,
+            layers,
+            own: None,
+            sealed: BTreeMap::new(),
+        }
+    }
+
+    /// Says which disk an image is.
+    pub fn add(&mut self, image: PartImage, disk: Digest) {
+        match image {
+            PartImage::Own => self.own = Some(disk),
+            PartImage::Sealed(build) => {
+                self.sealed.insert(build, disk);
+            }
+        }
+    }
+
+    /// Which disk an image is.
+    #[must_use]
+    pub fn disk(&self, image: PartImage) -> Option<Digest> {
+        match image {
+            PartImage::Own => self.own,
+            PartImage::Sealed(build) => self.sealed.get(&build).copied(),
+        }
+    }
+
+    /// All of its disks.
+    #[must_use]
+    pub fn disks(&self) -> BTreeSet<Digest> {
+        self.own
+            .into_iter()
+            .chain(self.sealed.values().copied())
+            .collect()
+    }
+
+    /// Brings it to the blobs, durably; returns its digest. Its disks must be there.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    pub async fn put(&self, blobs: &dyn Blobs) -> Result<Digest, DiskError> {
+        let bytes = serde_json::to_vec(self).map_err(|_| DiskError::Description("too odd to be written"))?;
+        if bytes.len() as u64 > BYTES_MAX {
+            return Err(DiskError::Description("longer than any that is read"));
+        }
+        let digest = Digest::of(&bytes);
+        let whole = futures_util::stream::once(std::future::ready(Ok(bytes.into()))).boxed();
+        blobs.put(&description_key(digest), whole).await?;
+        Ok(digest)
+    }
+
+    /// The one of a digest.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    pub async fn load(blobs: &dyn Blobs, digest: Digest) -> Result<Self, DiskError> {
+        let key = description_key(digest);
+        let found = blobs
+            .find(&key)
+            .await?
+            .ok_or_else(|| ports::BlobError::Missing(key.clone()))?;
+        if found.bytes > BYTES_MAX {
+            return Err(DiskError::Forged(key));
+        }
+        let bytes = read(blobs, &key, 0..found.bytes).await?;
+        if Digest::of(&bytes) != digest {
+            return Err(DiskError::Forged(key));
+        }
+        let description: Self =
+            serde_json::from_slice(&bytes).map_err(|_| DiskError::Description("not understood"))?;
+        if description.form != FORM {
+            return Err(DiskError::Description("of a form that this Atoll does not know"));
+        }
+        Ok(description)
+    }
+}

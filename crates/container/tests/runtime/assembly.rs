@@ -1,0 +1,122 @@
+//! Builds that went elsewhere and come back, and what must not come in with them.
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+
+use async_trait::async_trait;
+use model::BuildId;
+use ports::runtime::{PartImage, PartImages};
+use ports::{Runtime as _, RuntimeError};
+
+use crate::client::run;
+use crate::copies::{begin, copy};
+use crate::house::{eventually, with_house};
+
+/// Images as they were opened.
+struct Taken(BTreeMap<PartImage, File>);
+
+#[async_trait]
+impl PartImages for Taken {
+    async fn write(
+        &self,
+        image: PartImage,
+        into: File,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let mut from = self.0.get(&image).ok_or("no such image")?.try_clone()?;
+        io::Seek::rewind(&mut from)?;
+        io::copy(&mut from, &mut &into)?;
+        Ok(into.sync_all()?)
+    }
+}
+
+#[test]
+fn a_build_goes_elsewhere_and_comes_back() {
+    with_house(async |house| {
+        let source = house.start().await;
+        run(&*source, "user", "echo sealed > ~/low").await;
+        let (below, above) = (copy(&source).await, BuildId::random());
+        house.runtime.seal(below, above).await.expect("it is sealed");
+        let over = begin(house, above).await;
+        run(&*over, "user", "echo own > ~/high").await;
+        let build = copy(&over).await;
+        let parts = house.runtime.parts(build).await.expect("its parts");
+        assert_eq!(
+            parts.images.keys().copied().collect::<Vec<_>>(),
+            [PartImage::Own, PartImage::Sealed(above)]
+        );
+        house.stop_all().await;
+        eventually("all slots are given back", || house.records() == 0).await;
+        house
+            .runtime
+            .remove_builds(&[below, above, build])
+            .await
+            .expect("they are removed");
+        assert!(!house.on_volume(&format!("sealed/{above}.img")).exists());
+        let images = Taken(parts.images);
+        for again in 0..2 {
+            let assembled = house
+                .runtime
+                .assemble(build, &parts.record, parts.given.clone(), &images);
+            assembled.await.expect("it comes back");
+            let machine = begin(house, build).await;
+            let said = run(&*machine, "user", "cat ~/low ~/high").await;
+            assert_eq!(said, "sealed\nown\n", "{again}");
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_put_together_leaves_nothing() {
+    with_house(async |house| {
+        let source = house.start().await;
+        let build = copy(&source).await;
+        let parts = house.runtime.parts(build).await.expect("its parts");
+        let none = Taken(BTreeMap::new());
+        let into = BuildId::random();
+        let refused = house
+            .runtime
+            .assemble(into, &parts.record, parts.given.clone(), &none)
+            .await;
+        assert!(
+            matches!(refused, Err(RuntimeError::CannotAssemble { .. })),
+            "{refused:?}"
+        );
+        let whole = Taken(parts.images);
+        let text = parts.record.to_string();
+        let made = |build: &str, part: &str| format!(r#"{{"made":{{"build":"{build}","part":"{part}"}}}}"#);
+        let (here, elsewhere) = (house.spec().build.to_string(), BuildId::random().to_string());
+        let layer = r#"{"given":0}"#;
+        assert!(
+            text.contains(layer) && text.contains("\"upper\":\"root\""),
+            "{text}"
+        );
+        let wrongs = [
+            // Made on another machine; names that lead out; layers that nobody gave; another form; more than is known.
+            text.replace(layer, &made(&elsewhere, "root")),
+            text.replace(layer, &made(&here, "../../builds")),
+            text.replace(layer, &made(&here, "/etc")),
+            text.replace(layer, r#"{"given":77}"#),
+            text.replace("\"upper\":\"root\"", "\"upper\":\"../../etc\""),
+            text.replace("\"target\":\"/\"", "\"target\":\"/../x\""),
+            text.replace("\"form\":1", "\"form\":99"),
+            text.replacen('{', "{\"more\":1,", 1),
+            r#"{"form":1,"overlays":[],"disk":null}"#.to_owned(),
+        ];
+        for wrong in wrongs {
+            assert_ne!(wrong, text);
+            let record = serde_json::from_str(&wrong).expect("JSON");
+            let refused = house
+                .runtime
+                .assemble(into, &record, parts.given.clone(), &whole)
+                .await;
+            assert!(
+                matches!(refused, Err(RuntimeError::CannotAssemble { .. })),
+                "{wrong}: {refused:?}"
+            );
+        }
+        assert!(!house.runtime.has_build(into).await);
+        let own = house.on_volume(&format!("builds/{build}.img"));
+        let left = std::fs::read_dir(own.parent().expect("its directory")).expect("the directory");
+        assert_eq!(left.count(), 1, "the copy alone");
+    });
+}

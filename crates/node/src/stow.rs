@@ -1,0 +1,176 @@
+//! Builds in the blobs, where they outlive this node: brought there, had again from there, swept.
+//!
+//! Of a build the blobs hold what it alone consists of and what was sealed for those below it: disks, block by block. Layers
+//! of images are told by their digests, and must be on the node that has the build again, as must be what was made of the
+//! machine itself.
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use artifact::digest::Digest;
+use artifact::disk::{self, Description, DiskError};
+use async_trait::async_trait;
+use model::{BuildId, Kind};
+use ports::runtime::{PartImage, PartImages};
+use ports::{Blobs, NodeError};
+
+use crate::node::LocalNode;
+use crate::sandbox::bring_up::failed;
+
+/// What is younger may be on its way.
+const GRACE: Duration = Duration::from_secs(24 * 3600);
+
+impl LocalNode {
+    /// Says where builds are brought; without it, they are here alone. The first call counts.
+    pub fn stow_in(&self, blobs: Arc<dyn Blobs>) {
+        let _ = self.blobs.set(blobs);
+    }
+
+    fn stowage(&self) -> Result<Arc<dyn Blobs>, NodeError> {
+        let none = || NodeError::Refused("this node has no place to bring builds to".to_owned());
+        self.blobs.get().cloned().ok_or_else(none)
+    }
+
+    /// Brings a build to the blobs; the digest by which it is found there.
+    pub(crate) async fn stow(&self, build: BuildId) -> Result<String, NodeError> {
+        const STEP: &str = "bringing a build to the blobs";
+        let blobs = self.stowage()?;
+        // One at a time: it reads whole disks, and nobody waits for it.
+        let mut sealed = self.stowed_sealed.lock().await;
+        let parts = self.runtime.parts(build).await.map_err(failed(STEP))?;
+        let layer = |dir: &PathBuf| {
+            let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            format!("sha256:{name}")
+                .parse()
+                .map_err(|_| broken(STEP)(DiskError::Description("of a layer without a digest")))
+        };
+        let layers: Vec<Digest> = parts.given.iter().map(layer).collect::<Result<_, _>>()?;
+        let mut description = Description::new(self.runtime.name(), parts.record, layers);
+        for (image, file) in parts.images {
+            let known = match image {
+                PartImage::Sealed(of) => sealed.get(&of).copied(),
+                PartImage::Own => None,
+            };
+            let disk = match known {
+                Some(disk) if is_there(&*blobs, disk).await => disk,
+                _ => disk::publish(&*blobs, file, None)
+                    .await
+                    .map_err(broken(STEP))?
+                    .digest(),
+            };
+            if let PartImage::Sealed(of) = image {
+                sealed.insert(of, disk);
+            }
+            description.add(image, disk);
+        }
+        failpoint::reach("node/disks-stowed");
+        let digest = description.put(&*blobs).await.map_err(broken(STEP))?;
+        tracing::info!(%build, %digest, "a build is in the blobs");
+        Ok(digest.to_string())
+    }
+
+    /// Has a build here that the blobs hold.
+    pub(crate) async fn fetch(&self, build: BuildId, digest: &str) -> Result<(), NodeError> {
+        const STEP: &str = "bringing a build from the blobs";
+        let blobs = self.stowage()?;
+        // One at a time, too: two that want the same one want it once.
+        let _turn = self.fetching.lock().await;
+        if self.runtime.has_build(build).await {
+            return Ok(());
+        }
+        let mut claim = self.in_use.claim();
+        claim.add(build);
+        let digest: Digest = digest
+            .parse()
+            .map_err(|_| broken(STEP)(DiskError::Description("not told by a digest")))?;
+        let description = Description::load(&*blobs, digest).await.map_err(broken(STEP))?;
+        if description.runtime != self.runtime.name() {
+            return Err(NodeError::Refused(format!(
+                "build {build} is one of the {} runtime, and this node's is {}",
+                description.runtime,
+                self.runtime.name()
+            )));
+        }
+        let given = self.given(build, &description.layers)?;
+        let images = Stowed {
+            blobs: &*blobs,
+            description: &description,
+        };
+        let begun = std::time::Instant::now();
+        self.runtime
+            .assemble(build, &description.record, given, &images)
+            .await
+            .map_err(failed(STEP))?;
+        tracing::info!(%build, took = ?begun.elapsed(), "a build came from the blobs");
+        Ok(())
+    }
+
+    /// Where the layers of images are here that a build stands on.
+    fn given(&self, build: BuildId, layers: &[Digest]) -> Result<Vec<PathBuf>, NodeError> {
+        let images = self.images.get();
+        let find = |layer: &Digest| {
+            let found = images.and_then(|images| images.layer(&layer.hex()));
+            found.ok_or_else(|| {
+                tracing::warn!(%build, %layer, "a build needs a layer of an image that is not here");
+                NodeError::NoBuild(build)
+            })
+        };
+        layers.iter().map(find).collect()
+    }
+
+    /// Removes from the blobs what no living description refers to.
+    pub(crate) async fn sweep(&self, living: &[String]) -> Result<u64, NodeError> {
+        const STEP: &str = "sweeping the blobs";
+        let blobs = self.stowage()?;
+        // Nothing is brought meanwhile that would stand on what is just being removed.
+        let _alone = self.stowed_sealed.lock().await;
+        let living: BTreeSet<Digest> = living
+            .iter()
+            .map(|digest| digest.parse())
+            .collect::<Result<_, _>>()
+            .map_err(|_| broken(STEP)(DiskError::Description("not told by a digest")))?;
+        let swept = disk::sweep(&*blobs, &living, SystemTime::now(), GRACE)
+            .await
+            .map_err(broken(STEP))?;
+        Ok(swept.blobs)
+    }
+}
+
+/// The images of a build that the blobs hold.
+struct Stowed<'a> {
+    blobs: &'a dyn Blobs,
+    description: &'a Description,
+}
+
+#[async_trait]
+impl PartImages for Stowed<'_> {
+    async fn write(
+        &self,
+        image: PartImage,
+        into: std::fs::File,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let disk = self
+            .description
+            .disk(image)
+            .ok_or(DiskError::Description("without a disk that its record names"))?;
+        let manifest = disk::load(self.blobs, disk).await?;
+        Ok(disk::restore(self.blobs, &manifest, into).await?)
+    }
+}
+
+async fn is_there(blobs: &dyn Blobs, disk: Digest) -> bool {
+    disk::load(blobs, disk).await.is_ok()
+}
+
+/// How a failure of the blobs is told.
+fn broken(step: &'static str) -> impl Fn(DiskError) -> NodeError {
+    move |error| NodeError::Failed {
+        step,
+        kind: match &error {
+            DiskError::Blobs(_) => Kind::Unavailable,
+            _ => Kind::Internal,
+        },
+        source: Box::new(error),
+    }
+}

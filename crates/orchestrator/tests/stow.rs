@@ -1,0 +1,134 @@
+//! What the blobs hold of builds: brought there once, had again from there, gone with what named it.
+mod world;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use model::recipe::{Base, Recipe};
+use model::{BuildId, TemplateRef};
+use ports::templates::RegisterBuild;
+use ports::{ManagerError, NodeError, SandboxManager, TemplateManager};
+use world::{World, eventually, request};
+
+fn name(text: &str) -> TemplateRef {
+    text.parse().unwrap()
+}
+
+async fn stowing() -> World {
+    let mut world = World::new().await;
+    world.configured(|config| config.stow = true);
+    world
+}
+
+async fn snapshot(world: &World) -> BuildId {
+    let source = world.create().await.sandbox.id;
+    let taken = world
+        .orchestrator
+        .snapshot(world.team.id, source, Some(name("work")), true)
+        .await;
+    let build = taken.unwrap().build;
+    world.orchestrator.kill(world.team.id, source).await.unwrap();
+    build
+}
+
+async fn from_snapshot(world: &World) -> Result<BuildId, ManagerError> {
+    let mut request = request();
+    request.template = name("work");
+    Ok(world.try_create(request).await?.sandbox.build)
+}
+
+#[tokio::test]
+async fn what_is_named_is_brought_to_the_blobs_once() {
+    let world = stowing().await;
+    let build = snapshot(&world).await;
+    world.node.add_build(BuildId::random());
+    let base = world.base.tags["default"];
+    assert_eq!(world.orchestrator.stow_now().await.unwrap(), 2);
+    assert_eq!(world.node.stowed(), BTreeSet::from([base, build]));
+    assert_eq!(world.orchestrator.stow_now().await.unwrap(), 0);
+    world.node.assert_right();
+}
+
+#[tokio::test]
+async fn nothing_is_brought_where_nobody_wants_it() {
+    let world = World::new().await;
+    snapshot(&world).await;
+    assert_eq!(world.orchestrator.stow_now().await.unwrap(), 0);
+    assert!(world.node.stowed().is_empty());
+}
+
+#[tokio::test]
+async fn what_a_node_has_lost_is_had_again_from_the_blobs() {
+    let mut world = stowing().await;
+    let build = snapshot(&world).await;
+    world.node.fail("stow_build", NodeError::Timeout("the disk"));
+    assert_eq!(world.orchestrator.stow_now().await.unwrap(), 1, "the other");
+    assert_eq!(
+        world.orchestrator.stow_now().await.unwrap(),
+        1,
+        "the one that failed"
+    );
+    world.reborn(None);
+    world.node.lose_build(build);
+    assert_eq!(from_snapshot(&world).await.unwrap(), build);
+    assert!(world.node.has_build(build));
+    // Also as what a template is built on.
+    world.node.lose_build(build);
+    let wish = RegisterBuild {
+        name: name("over"),
+        tags: Vec::new(),
+        cpu: None,
+        memory: None,
+        free_disk: None,
+    };
+    let (template, over) = world.orchestrator.register(world.team.id, wish).await.unwrap();
+    let recipe = Recipe {
+        from: Base::Template(name("work")),
+        steps: Vec::new(),
+        start: None,
+        ready: None,
+        force: false,
+    };
+    let started = world
+        .orchestrator
+        .start(world.team.id, template.id, over.id, recipe)
+        .await;
+    started.unwrap();
+    eventually(async || {
+        let stored = world.builds.build(over.id).await.unwrap().unwrap();
+        stored.status.is_over()
+    })
+    .await;
+    assert!(world.node.has_build(build) && world.node.has_build(over.id));
+    world.node.assert_right();
+}
+
+#[tokio::test]
+async fn what_the_blobs_do_not_hold_is_a_fault_that_leaves_nothing() {
+    let world = stowing().await;
+    let build = snapshot(&world).await;
+    world.node.lose_build(build);
+    let before = world.store.live().await.unwrap().len();
+    assert!(from_snapshot(&world).await.is_err());
+    assert_eq!(world.store.live().await.unwrap().len(), before);
+    world.node.assert_right();
+}
+
+#[tokio::test]
+async fn what_nothing_names_goes_from_the_blobs_too() {
+    let world = stowing().await;
+    let build = snapshot(&world).await;
+    world.orchestrator.stow_now().await.unwrap();
+    // Whether or not a node has it still.
+    world.node.lose_build(build);
+    let gone = world.orchestrator.delete(world.team.id, &name("work")).await;
+    gone.unwrap();
+    for _ in 0..3 {
+        world.clock.advance(Duration::from_secs(61));
+        world.orchestrator.collect_now().await.unwrap();
+    }
+    let base = world.base.tags["default"];
+    let noted: BTreeSet<_> = world.builds.stowed().await.unwrap().into_keys().collect();
+    assert_eq!(noted, BTreeSet::from([base]));
+    world.node.assert_right();
+}
