@@ -120,9 +120,14 @@ fn disposition(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<(
 /// # Errors
 /// What sigprocmask(2) answered: nothing, on Linux.
 pub fn default_signals() -> io::Result<()> {
+    // The kernel's `struct sigaction`: SIG_DFL, no flags, nothing masked. By its number, because the C library lets nobody
+    // touch the signals that it has taken for itself, which may be ignored as well.
+    let default = [0_u64; 4];
     for signal in 1..=libc::SIGRTMAX() {
-        // Of some it cannot be changed, and of others the C library does not let us.
-        let _ = disposition(signal, libc::SIG_DFL);
+        let none = std::ptr::null_mut::<u64>();
+        // SAFETY: it is as long as the kernel reads on every architecture; nothing is written. That of two signals cannot be
+        // changed is no harm: nobody can ignore them.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, 8_usize) };
     }
     // SAFETY: an empty set is made where there is room for one, and read from there; the old one is not asked for.
     unsafe {

@@ -15,7 +15,7 @@ class Kept:
     def __init__(self, house, **options):
         self.house = house
         self.sandbox = house.create(timeout=3600, **options)
-        self.process = self.sandbox.commands.run("i=0; while true; do i=$((i+1)); echo $i > /tmp/count; sleep 0.1; done", background=True, timeout=0)
+        self.process = self.sandbox.commands.run("i=0; while true; do i=$((i+1)); echo $i > /tmp/counted && mv /tmp/counted /tmp/count; sleep 0.1; done", background=True, timeout=0)
         self.sandbox.files.write("/home/user/kept", self.id)
         self.boot = self.sandbox.files.read("/proc/sys/kernel/random/boot_id")
 
