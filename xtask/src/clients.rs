@@ -1,7 +1,7 @@
 //! The official clients and the tools of the checks, from their registries, each version pinned, apart from the system's
 //! own packages.
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -48,15 +48,7 @@ pub(crate) fn javascript() -> Result<PathBuf> {
         eprintln!("clients: JavaScript SDK and CLI into {}", dir.display());
         fs::create_dir_all(&dir)?;
         fs::copy(wanted.join("package.json"), dir.join("package.json"))?;
-        run(command("npm")
-            .args([
-                "install",
-                "--no-audit",
-                "--no-fund",
-                "--loglevel=error",
-                ANSWERS_WITHIN,
-            ])
-            .current_dir(&dir))
+        npm_install(&dir, &[])
     })?;
     Ok(dir)
 }
@@ -81,22 +73,26 @@ pub(crate) fn node() -> Result<PathBuf> {
         eprintln!("clients: Node.js 22 into {}", dir.display());
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("package.json"), "{\"private\":true}")?;
-        run(command("npm")
-            .args([
-                "install",
-                "--no-audit",
-                "--no-fund",
-                "--loglevel=error",
-                ANSWERS_WITHIN,
-                "node@22",
-            ])
-            .current_dir(&dir))
+        npm_install(&dir, &["node@22"])
     })?;
     Ok(dir.join("node_modules/node/bin/node"))
 }
 
+/// Installs these packages into a directory, or, without any, those that its package.json names.
+fn npm_install(dir: &Path, packages: &[&str]) -> Result<()> {
+    let mut install = command("npm");
+    install.args([
+        "install",
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+        ANSWERS_WITHIN,
+    ]);
+    run(install.args(packages).current_dir(dir))
+}
+
 /// Does `install` unless `stamp` says that exactly `wanted` is there.
-fn installed_once(stamp: &std::path::Path, wanted: &str, install: impl FnOnce() -> Result<()>) -> Result<()> {
+fn installed_once(stamp: &Path, wanted: &str, install: impl FnOnce() -> Result<()>) -> Result<()> {
     if fs::read_to_string(stamp).is_ok_and(|found| found == wanted) {
         return Ok(());
     }

@@ -125,7 +125,6 @@ impl Orchestrator {
                 forgotten.map_err(failure::store("forgetting a stowed build"))?;
             }
         }
-        self.sweep_stowed().await?;
         collected.builds = all.len();
         collected.removed = removed.len();
         collected.waiting = unnamed.len();

@@ -24,12 +24,9 @@ const STOW_MAX: Duration = Duration::from_secs(6 * 3600);
 /// How often the blobs are swept: all of their names are read.
 const SWEEP_PERIOD: Duration = Duration::from_secs(3600);
 
-/// Held while builds are brought to the blobs; when these were last swept.
+/// Held while builds are brought to the blobs, or these are swept: when they last were.
 #[derive(Default)]
-pub(crate) struct Stowing {
-    bringing: AsyncMutex<()>,
-    swept: AsyncMutex<Option<Instant>>,
-}
+pub(crate) struct Stowing(AsyncMutex<Option<Instant>>);
 
 impl Orchestrator {
     /// Brings to the blobs what templates and snapshots name and nodes hold, and what is not there; how many builds.
@@ -40,7 +37,7 @@ impl Orchestrator {
         if !self.parts.config.stow {
             return Ok(0);
         }
-        let _one = self.stowing.bringing.lock().await;
+        let mut swept = self.stowing.0.lock().await;
         let named = self.parts.templates.builds().await;
         let named: BTreeSet<BuildId> = named
             .map_err(failure::store("reading what is to be stowed"))?
@@ -74,12 +71,16 @@ impl Orchestrator {
             }
         }
         metrics::counter!("atoll_builds_stowed_total").increment(brought as u64);
+        if swept.is_none_or(|last| last.elapsed() >= SWEEP_PERIOD) {
+            *swept = Some(Instant::now());
+            self.sweep_stowed().await?;
+        }
         Ok(brought)
     }
 
     /// Brings beside everything else, unless that is under way.
     pub(crate) async fn stow_in_background(self: Arc<Self>) {
-        if self.stowing.bringing.try_lock().is_err() {
+        if self.stowing.0.try_lock().is_err() {
             return;
         }
         if let Err(error) = self.stow_now().await {
@@ -105,16 +106,8 @@ impl Orchestrator {
         .await
     }
 
-    /// Has sweepable blobs swept, not more often than is worth it.
-    pub(crate) async fn sweep_stowed(&self) -> Result<(), ManagerError> {
-        if !self.parts.config.stow {
-            return Ok(());
-        }
-        let mut swept = self.stowing.swept.lock().await;
-        if swept.is_some_and(|last| last.elapsed() < SWEEP_PERIOD) {
-            return Ok(());
-        }
-        *swept = Some(Instant::now());
+    /// Has the blobs swept.
+    async fn sweep_stowed(&self) -> Result<(), ManagerError> {
         let living = self.parts.builds.stowed().await;
         let living: Vec<String> = living
             .map_err(failure::store("reading what is stowed"))?

@@ -6,7 +6,7 @@ use ports::Blobs;
 use ports::runtime::PartImage;
 use serde::{Deserialize, Serialize};
 
-use super::restore::read;
+use super::restore::read_whole;
 use super::{DiskError, description_key};
 use crate::digest::Digest;
 
@@ -93,18 +93,7 @@ impl Description {
     /// # Errors
     /// See [`DiskError`].
     pub async fn load(blobs: &dyn Blobs, digest: Digest) -> Result<Self, DiskError> {
-        let key = description_key(digest);
-        let found = blobs
-            .find(&key)
-            .await?
-            .ok_or_else(|| ports::BlobError::Missing(key.clone()))?;
-        if found.bytes > BYTES_MAX {
-            return Err(DiskError::Forged(key));
-        }
-        let bytes = read(blobs, &key, 0..found.bytes).await?;
-        if Digest::of(&bytes) != digest {
-            return Err(DiskError::Forged(key));
-        }
+        let bytes = read_whole(blobs, description_key(digest), digest, BYTES_MAX).await?;
         let description: Self =
             serde_json::from_slice(&bytes).map_err(|_| DiskError::Description("not understood"))?;
         if description.form != FORM {

@@ -20,18 +20,7 @@ const RUN_BYTES_MAX: u32 = 8 << 20;
 /// # Errors
 /// See [`DiskError`].
 pub async fn load(blobs: &dyn Blobs, disk: Digest) -> Result<Manifest, DiskError> {
-    let key = disk_key(disk);
-    let found = blobs
-        .find(&key)
-        .await?
-        .ok_or_else(|| ports::BlobError::Missing(key.clone()))?;
-    if found.bytes > MANIFEST_BYTES_MAX {
-        return Err(DiskError::Forged(key));
-    }
-    let bytes = read(blobs, &key, 0..found.bytes).await?;
-    if Digest::of(&bytes) != disk {
-        return Err(DiskError::Forged(key));
-    }
+    let bytes = read_whole(blobs, disk_key(disk), disk, MANIFEST_BYTES_MAX).await?;
     Manifest::decode(&bytes).map_err(|error| DiskError::Manifest(disk, error))
 }
 
@@ -114,6 +103,25 @@ fn place(manifest: &Manifest, run: &[Block]) -> (Digest, Range<u32>) {
         manifest.packs[first.pack as usize],
         first.offset..last.offset + last.length,
     )
+}
+
+/// A whole blob of at most `max` bytes, which must be what its digest says.
+pub(super) async fn read_whole(
+    blobs: &dyn Blobs,
+    key: String,
+    digest: Digest,
+    max: u64,
+) -> Result<Bytes, DiskError> {
+    let found = blobs.find(&key).await?;
+    let found = found.ok_or_else(|| ports::BlobError::Missing(key.clone()))?;
+    if found.bytes > max {
+        return Err(DiskError::Forged(key));
+    }
+    let bytes = read(blobs, &key, 0..found.bytes).await?;
+    if Digest::of(&bytes) != digest {
+        return Err(DiskError::Forged(key));
+    }
+    Ok(bytes)
 }
 
 /// A part of a blob, which must be as long as it should be.
