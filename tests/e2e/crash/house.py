@@ -117,6 +117,10 @@ class House:
         """Reboots a sandbox: of our own, and in no SDK."""
         self.ask("POST", f"/sandboxes/{name}/restart")
 
+    def metrics(self):
+        """What the daemon counts, as text."""
+        return httpx.get(f"http://{self.env['ATOLL_ADMIN_LISTEN']}/metrics", timeout=30).text
+
     def keeps_memory(self):
         return all(node["capabilities"]["durableMemory"] for node in self.ask("GET", "/nodes"))
 

@@ -1,6 +1,7 @@
 """Builds of templates, snapshots, forks, their removal and the collector, cut short at every step. A build goes on with the
 next daemon; a copy is there under its name or not at all; what nothing names is gone when it was collected."""
 
+import re
 import sys
 import uuid
 from pathlib import Path
@@ -231,6 +232,63 @@ def test_a_look_at_what_a_sandbox_has_changed_leaves_no_copy(staged, point):
     eventually(lambda: not staged.machine.strays(), f"the copy to be collected after a death at {point}")
     kept.sandbox.kill()
     assert_whole(staged, point)
+
+
+@pytest.fixture
+def stowing(staged):
+    """A snapshot that the blobs are to hold too, from the house's next start on."""
+    house = staged.house
+    kept = Kept(house)
+    snapshot = kept.sandbox.create_snapshot(mode="filesystem").snapshot_id
+    house.stop()
+    house.settings.write_text("[blobs]\nbuilds = true\n")
+    yield staged, kept, snapshot
+    house.stop()
+    house.settings.unlink()
+    house.start()
+
+
+def lose(house, build):
+    """As if the node had never had it."""
+    house.stop()
+    (house.dir / f"container/builds/{build}.json").unlink()
+    house.start()
+
+
+def is_stowed(house):
+    """A pass brings all that is named, and is counted at its end."""
+    return re.search(r"^atoll_builds_stowed_total [1-9]", house.metrics(), re.MULTILINE)
+
+
+def comes_back(stage, kept, snapshot):
+    assert_snapshot(stage.house, snapshot, kept)
+    kept.sandbox.kill()
+    stage.house.ask("DELETE", f"/templates/{snapshot}")
+    assert_whole(stage, "the blobs")
+
+
+@steps("stow")
+def test_what_was_being_brought_to_the_blobs_is_there_with_the_next_daemon(stowing, point):
+    stage, kept, snapshot = stowing
+    house = stage.house
+    house.armed.write_text(point)
+    house.spawn().wait_for_death()
+    house.armed.unlink()
+    stage.start()
+    eventually(lambda: is_stowed(house), "the builds to be in the blobs")
+    lose(house, builds_of(house, snapshot)[0]["buildID"])
+    comes_back(stage, kept, snapshot)
+
+
+@steps("fetch")
+def test_what_was_being_brought_from_the_blobs_is_whole_with_the_next_daemon(stowing, point):
+    stage, kept, snapshot = stowing
+    house = stage.house
+    house.start()
+    eventually(lambda: is_stowed(house), "the builds to be in the blobs")
+    lose(house, builds_of(house, snapshot)[0]["buildID"])
+    assert not stage.dies(point, lambda: house.create(template=snapshot))
+    comes_back(stage, kept, snapshot)
 
 
 @steps("collect")
