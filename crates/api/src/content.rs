@@ -179,14 +179,6 @@ fn path(query: &Query) -> Result<&str, ApiError> {
     Ok(path)
 }
 
-/// What a path lies in; `None` where that is the root, which is always there.
-fn above(path: &str) -> Option<String> {
-    let names = path.split('/').filter(|name| !matches!(*name, "" | "."));
-    let mut names: Vec<&str> = names.collect();
-    names.pop();
-    (!names.is_empty()).then(|| format!("/{}", names.join("/")))
-}
-
 fn ownership(query: &Query) -> Result<Ownership, ApiError> {
     let mode = query.parsed("mode", "permission bits as a number in 0..=4095")?;
     bounded(Ownership {
@@ -299,10 +291,6 @@ pub(crate) async fn make_dir(
 ) -> Result<(StatusCode, Json<VolumeEntry>), ContentError> {
     let query = query?;
     let (path, ownership, force) = (path(&query)?, ownership(&query)?, force(&query)?);
-    // Those above it are made where that is asked for (contract, section 6). Whoever removes one in this moment gets it back.
-    if !force && let Some(above) = above(path) {
-        api.parts.volume_files.stat(id, &above).await?;
-    }
     let made = api
         .parts
         .volume_files

@@ -19,7 +19,7 @@ mod sweep;
 pub use description::Description;
 pub use lazy::Lazy;
 pub use manifest::{Manifest, ManifestError};
-pub use publish::publish;
+pub use publish::{is_whole, publish};
 pub use restore::{load, restore};
 pub use sweep::{Swept, sweep};
 

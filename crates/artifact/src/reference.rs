@@ -158,9 +158,9 @@ pub(crate) fn by_one_name(authority: &str) -> String {
     }
 }
 
-/// A first part is a registry where no name could look like it.
+/// A first part is a registry where no name could look like it, also in lower case: that is how it is told from then on.
 fn is_host_like(part: &str) -> bool {
-    part == "localhost" || part.contains(['.', ':']) || part.bytes().any(|byte| byte.is_ascii_uppercase())
+    part.eq_ignore_ascii_case("localhost") || part.contains(['.', ':'])
 }
 
 /// `host[:port]` in lower case; an address of IPv6 stands in brackets.
@@ -266,6 +266,7 @@ mod tests {
         check("8.8.8.8/a", "8.8.8.8/a:latest");
         check("localhost/a", "localhost/a:latest");
         check("localhost:5000/a:b", "localhost:5000/a:b");
+        check("LocalHost/a", "localhost/a:latest");
         check("a:5000/b", "a:5000/b:latest");
         check("GHCR.io/a/b_c__d-e--f.g", "ghcr.io/a/b_c__d-e--f.g:latest");
         check("[::1]:5000/a", "[::1]:5000/a:latest");
@@ -287,6 +288,9 @@ mod tests {
             "a/",
             "/a",
             "Ubuntu",
+            // In lower case it would be the first part of a name: what was written once would mean another image later.
+            "locAalho5000/a/b",
+            "Registry/a",
             "a//b",
             "a/.b",
             "a/b-",
@@ -322,7 +326,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_in_full_means_itself(text in "([a-z.]{1,9}(:[0-9]{1,5})?/)?[a-z0-9._/-]{1,20}(:[a-zA-Z0-9._-]{1,9})?") {
+        fn a_name_in_full_means_itself(text in "([a-zA-Z.]{1,9}(:[0-9]{1,5})?/)?[a-z0-9._/-]{1,20}(:[a-zA-Z0-9._-]{1,9})?") {
             if let Ok(found) = Reference::parse(&text, DOCKER) {
                 prop_assert_eq!(Reference::parse(&found.to_string(), "other.io"), Ok(found));
             }

@@ -7,7 +7,13 @@ use container::launcher;
 
 fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
-    if std::path::Path::new(&name).file_name() == Some(std::ffi::OsStr::new(launcher::COPY)) {
+    let is_called = |by: &str| std::path::Path::new(&name).file_name() == Some(std::ffi::OsStr::new(by));
+    if is_called(launcher::TAR) {
+        let error = launcher::tar(std::env::args().skip(1));
+        eprintln!("atoll-launcher: becoming tar failed: {error}");
+        return ExitCode::FAILURE;
+    }
+    if is_called(launcher::COPY) {
         return match launcher::copy() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

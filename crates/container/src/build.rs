@@ -41,6 +41,24 @@ pub(crate) struct Build {
     /// What it holds of processes.
     #[serde(default)]
     pub(crate) memory: Memory,
+    /// Builds of whose disks its own, or the one that was sealed for it, is a later form: see [`lineage`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) lineage: Vec<BuildId>,
+}
+
+/// Ancestors that are remembered: one of them is likely to be in the blobs, where most copies never come.
+pub(crate) const LINEAGE_MAX: usize = 16;
+
+/// The lineage of a disk, its nearest relative first: `copies` were copied from the same disk, the newest first, which began as
+/// a copy of that of `from`. They are no more than a hint: any of them may be gone.
+pub(crate) fn lineage(copies: &[BuildId], from: Option<(BuildId, &Build)>) -> Vec<BuildId> {
+    let from = from.filter(|(_, build)| build.disk.is_some());
+    let before = from
+        .into_iter()
+        .flat_map(|(id, build)| [&[id], &*build.lineage].concat());
+    let mut known = BTreeSet::new();
+    let all = copies.iter().copied().chain(before);
+    all.filter(|id| known.insert(*id)).take(LINEAGE_MAX).collect()
 }
 
 /// Read-only layers at one place, with an upper of the sandbox's own.
@@ -77,7 +95,14 @@ impl Build {
             overlays,
             disk: None,
             memory: Memory::None,
+            lineage: Vec::new(),
         }
+    }
+
+    /// Builds whose disks its own are likely to share blocks with, the likeliest first.
+    pub(crate) fn kin(&self, id: BuildId) -> Vec<BuildId> {
+        let below = self.sealed().into_iter().filter(|sealed| *sealed != id);
+        self.lineage.iter().copied().chain(below).collect()
     }
 
     fn layers(&self) -> impl Iterator<Item = &Layer> {

@@ -169,14 +169,11 @@ fn places(house: &House, build: &Build, own: Option<BuildId>) -> Result<Vec<Plac
     let place = |(overlay, laid): (&crate::build::Overlay, crate::root::Laid)| {
         let is_own = |layer: &Layer| matches!(layer, Layer::Sealed { sealed, .. } if Some(*sealed) == own);
         let upper = match (overlay.layers.first(), laid.layers.first()) {
-            (Some(layer), Some(path)) if is_own(layer) => Some(View(
-                rustix::fs::open(
-                    path,
-                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )
-                .at(format!("opening {}", path.display()))?,
-            )),
+            // By a mount of its own, as the rest of it: what is open on the place where a sealed disk is mounted, also in a
+            // program that was just about to be run meanwhile, keeps it from being unmounted.
+            (Some(layer), Some(path)) if is_own(layer) => {
+                Some(View(view(&house.laying, vec![path.clone()])?))
+            }
             _ => None,
         };
         Ok(Place {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use model::{BuildId, Memory, MiB};
 use ports::RuntimeError;
 
-use crate::build::{Build, FORM};
+use crate::build::{Build, FORM, lineage};
 use crate::machine::Container;
 use crate::step::{At, Step};
 
@@ -44,20 +44,29 @@ impl Container {
         let kept = copied.and_then(|memory| {
             failpoint::reach("container/disk-copied");
             let partial = house.disks.copy_of(into);
-            house.disks.settle(&partial)?;
+            // Beside memory it was, while that was written through.
+            if memory == Memory::None {
+                house.disks.settle(&partial)?;
+            }
             let bytes = fs::metadata(&partial)
                 .at(format!("looking at {}", partial.display()))?
                 .len();
             house.disks.finish(&partial, &house.disks.of_build(into))?;
             failpoint::reach("container/copy-finished");
+            let sandbox = self.spec.sandbox;
             let build = Build {
                 form: FORM,
+                lineage: lineage(&house.disks.copies_of(sandbox), Some((from, &over))),
                 overlays: over.overlays,
                 disk: Some(MiB(u32::try_from(bytes >> 20).unwrap_or(u32::MAX))),
                 memory,
             };
             house.builds.put(into, &build)?;
             failpoint::reach("container/build-recorded");
+            if let Err(error) = house.disks.note_copy(sandbox, into) {
+                // The next one is brought to the blobs whole, and that is all.
+                tracing::debug!(%sandbox, error = &error as &dyn std::error::Error, "a copy is not noted");
+            }
             Ok(memory)
         });
         if kept.is_err() {

@@ -193,6 +193,7 @@ impl Criu {
             options = options.external(&given.target, &name);
         }
         let run = self.start(launcher, dump.owner, Groups::of_dump(dump.pid), &[dump.pidfd])?;
+        let write_ahead = memory::WriteAhead::of(images)?;
         let mut at_stop = Some(at_stop);
         let outcome = run.line.ask(Ask::Dump, options.message(), |stage, _| {
             if stage != "post-dump" {
@@ -202,6 +203,7 @@ impl Criu {
             at_stop.take().map_or(Ok(()), |at_stop| at_stop())
         });
         run.wait_for_end();
+        drop(write_ahead);
         match outcome? {
             Outcome::Done => {}
             Outcome::Failed(first) => return Err(Failed::Cannot(why::not_dumped(images, first.as_deref()))),

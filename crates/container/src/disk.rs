@@ -1,4 +1,5 @@
 //! Writable disks: an ext4 image for each sandbox, with a size that `df` inside tells truly and no write gets past.
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,6 +15,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
+use crate::build::LINEAGE_MAX;
 use crate::record::sync_names;
 use crate::step::{At, Step};
 use crate::volume::{self, Volume};
@@ -248,6 +250,49 @@ impl Disks {
                 .ok()
         };
         self.all_kept().into_iter().map(over).collect()
+    }
+
+    /// Says into which builds the disk of a sandbox was copied, whoever of its machines has it, or nobody.
+    fn copies_note(&self, sandbox: SandboxId) -> PathBuf {
+        self.kept(sandbox).with_extension("copies")
+    }
+
+    /// The builds that the disk of a sandbox was copied into, the newest first: no more than a hint.
+    pub(crate) fn copies_of(&self, sandbox: SandboxId) -> Vec<BuildId> {
+        let note = fs::read_link(self.copies_note(sandbox)).unwrap_or_default();
+        note.iter()
+            .filter_map(|build| build.to_str()?.parse().ok())
+            .collect()
+    }
+
+    /// Notes that the disk of a sandbox was copied into a build.
+    pub(crate) fn note_copy(&self, sandbox: SandboxId, into: BuildId) -> Result<(), Step> {
+        let copies = self.copies_of(sandbox);
+        let copies = [into].into_iter().chain(copies).take(LINEAGE_MAX);
+        // A link is written at once and whole, like the others here.
+        let told: PathBuf = copies.map(|build| build.to_string()).collect();
+        let note = self.copies_note(sandbox);
+        remove(&note)?;
+        symlink(told, &note).at(format!("noting {}", note.display()))
+    }
+
+    /// Forgets what the disk of a sandbox was copied into: the disk is gone.
+    pub(crate) fn forget_copies(&self, sandbox: SandboxId) {
+        if let Err(error) = remove(&self.copies_note(sandbox)) {
+            tracing::debug!(error = &error as &dyn std::error::Error, "a note stays");
+        }
+    }
+
+    /// Forgets it of those that are not among these.
+    pub(crate) fn sweep_copies(&self, of: &BTreeSet<SandboxId>) {
+        let entries = fs::read_dir(self.volume.root().join("kept"));
+        let noted = entries.into_iter().flatten().flatten().filter_map(|entry| {
+            let name = entry.file_name();
+            name.to_str()?.strip_suffix(".copies")?.parse::<SandboxId>().ok()
+        });
+        for sandbox in noted.filter(|sandbox| !of.contains(sandbox)) {
+            self.forget_copies(sandbox);
+        }
     }
 
     /// Keeps a slot's disk for a sandbox; waits until the kernel has written it all and let go of it. A disk that is in

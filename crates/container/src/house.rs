@@ -433,7 +433,12 @@ impl House {
                 self.disks.keep(number, sandbox, over)?;
             }
             Fate::Keep(_) => {}
-            Fate::Discard => self.disks.remove(number)?,
+            Fate::Discard => {
+                self.disks.remove(number)?;
+                if let Some(sandbox) = self.records.read(number).and_then(|record| record.owner()) {
+                    self.disks.forget_copies(sandbox);
+                }
+            }
         }
         failpoint::reach("container/disk-put-away");
         let deadline = Instant::now() + GROUP_GONE_WITHIN;

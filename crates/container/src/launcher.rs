@@ -24,6 +24,27 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// Called by this name, the launcher copies its standard input to its standard output, and ends.
 pub const COPY: &str = "gzip";
 
+/// Called by this name, the launcher becomes the `tar` that comes after it on the path, without the one that compresses.
+pub const TAR: &str = "tar";
+
+/// Becomes `tar`, with these arguments but for the one that has a program run beside it by a shell, which would copy what it
+/// is given (see [`COPY`]). Returns only on failure.
+pub fn tar(arguments: impl Iterator<Item = String>) -> io::Error {
+    let arguments: Vec<String> = std::iter::once(TAR.to_owned())
+        .chain(arguments.filter(|argument| argument != "--gzip"))
+        .collect();
+    let path = crate::criu::child::PATH;
+    let environment = [format!("PATH={path}")];
+    let mut error = io::Error::from(io::ErrorKind::NotFound);
+    for dir in path.split(':') {
+        error = linux::spawn::become_program(&format!("{dir}/{TAR}"), &arguments, &environment);
+        if error.kind() != io::ErrorKind::NotFound {
+            break;
+        }
+    }
+    error
+}
+
 /// Copies standard input to standard output, for as long as somebody reads it: who unpacks an archive stops at its end, not
 /// at that of its padding.
 ///

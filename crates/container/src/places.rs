@@ -17,6 +17,10 @@ use crate::volume::{attached, is_mounted};
 /// The kernel lets go of a device a moment after its last mount.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 
+/// Whoever walks past a place holds it for that long at most, also through a program that is just being run: it is a copy of
+/// this one, with all that is open, until it is what it is to be.
+const PASSED_WITHIN: Duration = Duration::from_secs(1);
+
 /// How images are mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum How {
@@ -120,10 +124,21 @@ impl Places {
     /// go on holding it.
     pub(crate) fn unmount(&self, name: &str) -> Result<(), Step> {
         let place = self.of(name);
-        match rustix::mount::unmount(&place, UnmountFlags::NOFOLLOW) {
-            // Nothing is mounted there, or there is no such place.
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-            Err(error) => return Err(error).at(format!("unmounting {}", place.display())),
+        let patience = match self.how {
+            How::Sealed => PASSED_WITHIN,
+            // Whoever visits these stays, and whoever unmounts them has a patience of its own.
+            How::Writable => Duration::ZERO,
+        };
+        let deadline = Instant::now() + patience;
+        loop {
+            match rustix::mount::unmount(&place, UnmountFlags::NOFOLLOW) {
+                // Nothing is mounted there, or there is no such place.
+                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => break,
+                Err(Errno::BUSY) if Instant::now() < deadline => {}
+                Err(error) => return Err(error).at(format!("unmounting {}", place.display())),
+            }
+            #[expect(clippy::disallowed_methods, reason = "blocking code, off the runtime")]
+            std::thread::sleep(Duration::from_millis(2));
         }
         match fs::remove_dir(&place) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

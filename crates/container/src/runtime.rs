@@ -249,6 +249,11 @@ impl Runtime for Containers {
         build.dirs().filter(is_given).map(Path::to_owned).collect()
     }
 
+    async fn kin_of(&self, build: BuildId) -> Vec<BuildId> {
+        let record = self.house.builds.get(build).ok().flatten();
+        record.map(|record| record.kin(build)).unwrap_or_default()
+    }
+
     async fn memory_of(&self, build: BuildId) -> Memory {
         let build = self.house.builds.get(build);
         build.ok().flatten().map_or(Memory::None, |build| build.memory)
@@ -291,7 +296,12 @@ impl Runtime for Containers {
 
     async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError> {
         let house = Arc::clone(&self.house);
-        blocking(move || Ok(house.disks.discard(sandbox)?)).await
+        blocking(move || {
+            house.disks.discard(sandbox)?;
+            house.disks.forget_copies(sandbox);
+            Ok(())
+        })
+        .await
     }
 
     async fn close(&self) {
@@ -496,7 +506,12 @@ fn settle(house: &House) -> Result<(Living, Vec<SandboxId>, usize), RuntimeError
             "what no build needs stays"
         );
     }
+    let kept = house.disks.all_kept();
+    let there = living.iter().map(|(_, spec)| spec.sandbox);
+    house
+        .disks
+        .sweep_copies(&there.chain(kept.iter().copied()).collect());
     let swept = house.net()?.sweep()?;
     tracing::debug!(reclaimed, swept, "cleared away what earlier daemons left");
-    Ok((living, house.disks.all_kept(), reclaimed))
+    Ok((living, kept, reclaimed))
 }

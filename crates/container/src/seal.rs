@@ -4,7 +4,7 @@ use std::fs;
 use model::BuildId;
 use ports::RuntimeError;
 
-use crate::build::{Build, Layer};
+use crate::build::{Build, Layer, lineage};
 use crate::house::House;
 use crate::step::At;
 
@@ -16,7 +16,11 @@ impl House {
             return Ok(());
         }
         let base = self.builds.get(from)?.ok_or(RuntimeError::NoBuild(from))?;
-        let mut build = Build::of(base.overlays);
+        let lineage = lineage(&[], Some((from, &base)));
+        let mut build = Build {
+            lineage,
+            ..Build::of(base.overlays)
+        };
         if base.disk.is_some() {
             self.disks.has_room()?;
             let partial = self.disks.seal(from, into)?;

@@ -7,13 +7,16 @@
 
 pub mod clone;
 pub mod conntrack;
+pub mod file;
 pub mod loopdev;
 pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod random;
 pub mod rtnl;
 pub mod seccomp;
 pub mod sockets;
 pub mod spawn;
+pub mod vsock;

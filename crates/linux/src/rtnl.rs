@@ -170,8 +170,13 @@ pub fn delete_link(batch: &mut Batch, index: u32) {
 
 /// Gives a link a host address.
 pub fn add_address(batch: &mut Batch, index: u32, address: Ipv4Addr) {
+    add_address_within(batch, index, address, 32);
+}
+
+/// Gives a link an address in a network, of which `prefix` bits count: the kernel adds the route to that network.
+pub fn add_address_within(batch: &mut Batch, index: u32, address: Ipv4Addr, prefix: u8) {
     let flags = flag(libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL);
-    let mut header = [INET, 32, 0, 0, 0, 0, 0, 0];
+    let mut header = [INET, prefix, 0, 0, 0, 0, 0, 0];
     header[4..].copy_from_slice(&index.to_ne_bytes());
     batch.message(libc::RTM_NEWADDR, flags, &header, |a| {
         a.bytes(IFA_LOCAL, &address.octets());

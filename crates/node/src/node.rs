@@ -347,10 +347,15 @@ impl Node for LocalNode {
         see_through(async move { node.remove_unused(&builds).await }).await
     }
 
+    async fn kin_of(&self, build: BuildId) -> Result<Vec<BuildId>, NodeError> {
+        Ok(self.runtime.kin_of(build).await)
+    }
+
     #[tracing::instrument(level = "debug", name = "node.stow", skip_all, fields(node = %self.config.id, %build))]
-    async fn stow_build(&self, build: BuildId) -> Result<String, NodeError> {
+    async fn stow_build(&self, build: BuildId, kin: &[String]) -> Result<String, NodeError> {
         let node = self.shared()?;
-        see_through(async move { node.stow(build).await }).await
+        let kin = kin.to_vec();
+        see_through(async move { node.stow(build, &kin).await }).await
     }
 
     #[tracing::instrument(level = "debug", name = "node.fetch", skip_all, fields(node = %self.config.id, %build))]

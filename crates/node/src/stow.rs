@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use artifact::digest::Digest;
-use artifact::disk::{self, Description, DiskError};
+use artifact::disk::{self, Description, DiskError, Manifest};
 use async_trait::async_trait;
 use model::{BuildId, Kind};
 use ports::runtime::{PartImage, PartImages};
@@ -32,8 +32,9 @@ impl LocalNode {
         self.blobs.get().cloned().ok_or_else(none)
     }
 
-    /// Brings a build to the blobs; the digest by which it is found there.
-    pub(crate) async fn stow(&self, build: BuildId) -> Result<String, NodeError> {
+    /// Brings a build to the blobs; the digest by which it is found there. Blocks that disks of `kin` hold, which are told by
+    /// their digests, are not brought again.
+    pub(crate) async fn stow(&self, build: BuildId, kin: &[String]) -> Result<String, NodeError> {
         const STEP: &str = "bringing a build to the blobs";
         let blobs = self.stowage()?;
         // One at a time: it reads whole disks, and nobody waits for it.
@@ -47,17 +48,23 @@ impl LocalNode {
         };
         let layers: Vec<Digest> = parts.given.iter().map(layer).collect::<Result<_, _>>()?;
         let mut description = Description::new(self.runtime.name(), parts.record, layers);
+        let kin = Kin::load(&*blobs, kin).await;
         for (image, file) in parts.images {
             let known = match image {
-                PartImage::Sealed(of) => sealed.get(&of).copied(),
+                PartImage::Sealed(of) => sealed.get(&of).copied().or_else(|| kin.sealed(of)),
                 PartImage::Own => None,
             };
             let disk = match known {
-                Some(disk) if is_there(&*blobs, disk).await => disk,
-                _ => disk::publish(&*blobs, file, None)
-                    .await
-                    .map_err(broken(STEP))?
-                    .digest(),
+                Some(disk) if disk::is_whole(&*blobs, disk).await.map_err(broken(STEP))? => disk,
+                _ => {
+                    let base = match image {
+                        PartImage::Own => kin.base.as_ref(),
+                        // Its own was sealed from a disk of its lineage; of those below it nothing is known.
+                        PartImage::Sealed(of) => kin.base.as_ref().filter(|_| of == build),
+                    };
+                    let published = disk::publish(&*blobs, file, base).await;
+                    published.map_err(broken(STEP))?.digest()
+                }
             };
             if let PartImage::Sealed(of) = image {
                 sealed.insert(of, disk);
@@ -159,8 +166,49 @@ impl PartImages for Stowed<'_> {
     }
 }
 
-async fn is_there(blobs: &dyn Blobs, disk: Digest) -> bool {
-    disk::load(blobs, disk).await.is_ok()
+/// What the blobs hold of builds that are akin to another. What cannot be read of them is left out: without them that one is
+/// brought whole, and comes back all the same.
+#[derive(Default)]
+struct Kin {
+    descriptions: Vec<Description>,
+    /// The disk that the machines of the nearest begin with a copy of.
+    base: Option<Manifest>,
+}
+
+impl Kin {
+    async fn load(blobs: &dyn Blobs, digests: &[String]) -> Self {
+        let mut kin = Self::default();
+        for digest in digests {
+            match kin.add(blobs, digest).await {
+                Ok(()) => {}
+                Err(error) => tracing::debug!(
+                    digest,
+                    error = &error as &dyn std::error::Error,
+                    "a build in the blobs is of no use for another"
+                ),
+            }
+        }
+        kin
+    }
+
+    async fn add(&mut self, blobs: &dyn Blobs, digest: &str) -> Result<(), DiskError> {
+        let digest = digest
+            .parse()
+            .map_err(|_| DiskError::Description("not told by a digest"))?;
+        let description = Description::load(blobs, digest).await?;
+        let own = description.own;
+        self.descriptions.push(description);
+        if let (Some(own), None) = (own, &self.base) {
+            self.base = Some(disk::load(blobs, own).await?);
+        }
+        Ok(())
+    }
+
+    /// The disk that was sealed for a build.
+    fn sealed(&self, of: BuildId) -> Option<Digest> {
+        let mut found = self.descriptions.iter();
+        found.find_map(|description| description.disk(PartImage::Sealed(of)))
+    }
 }
 
 /// How a failure of the blobs is told.

@@ -4,7 +4,7 @@
 //! is not where it is needed is brought back from there; that it is none the other's is told by the digest that was noted.
 //!
 //! [`Config::stow`]: crate::Config::stow
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 
 use crate::failure;
-use crate::nodes::{PAUSE_MAX, within};
+use crate::nodes::{PAUSE_MAX, WORD_MAX, within};
 use crate::orchestrator::Orchestrator;
 
 /// How often it is looked at what is to be brought.
@@ -24,55 +24,100 @@ const STOW_MAX: Duration = Duration::from_secs(6 * 3600);
 /// How often the blobs are swept: all of their names are read.
 const SWEEP_PERIOD: Duration = Duration::from_secs(3600);
 
-/// Held while builds are brought to the blobs, or these are swept: when they last were.
+/// How long a build that was not brought rests, the first time; each further time twice as long.
+const REST: Duration = Duration::from_secs(10);
+/// And at most.
+const REST_MAX: Duration = Duration::from_secs(600);
+/// Builds that are akin to another of which a node is told.
+const KIN_MAX: usize = 32;
+
+/// Held while builds are brought to the blobs, or these are swept.
 #[derive(Default)]
-pub(crate) struct Stowing(AsyncMutex<Option<Instant>>);
+pub(crate) struct Stowing(AsyncMutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// When they were swept last.
+    swept: Option<Instant>,
+    /// What was not brought when it was tried last.
+    failing: HashMap<BuildId, Failing>,
+}
+
+/// A build that was not brought, once or several times in a row.
+#[derive(Debug, Clone, Copy)]
+struct Failing {
+    until: Instant,
+    rest: Duration,
+}
+
+impl Failing {
+    /// After another failure.
+    fn again(before: Option<Self>, now: Instant) -> Self {
+        let rest = before.map_or(REST, |failing| REST_MAX.min(failing.rest * 2));
+        Self {
+            until: now + rest,
+            rest,
+        }
+    }
+}
 
 impl Orchestrator {
     /// Brings to the blobs what templates and snapshots name and nodes hold, and what is not there; how many builds.
     ///
     /// # Errors
-    /// Where a store cannot be read or written. What a node does not bring is tried again by the next call.
+    /// Where a store cannot be read or written. What a node does not bring is tried again by a later call: it rests for ten
+    /// seconds, and twice as long after each further failure, up to ten minutes.
     pub async fn stow_now(&self) -> Result<usize, ManagerError> {
         if !self.parts.config.stow {
             return Ok(0);
         }
-        let mut swept = self.stowing.0.lock().await;
+        let mut state = self.stowing.0.lock().await;
         let named = self.parts.templates.builds().await;
         let named: BTreeSet<BuildId> = named
             .map_err(failure::store("reading what is to be stowed"))?
             .into_iter()
             .collect();
         let stowed = self.parts.builds.stowed().await;
-        let mut stowed: BTreeSet<BuildId> = stowed
-            .map_err(failure::store("reading what is stowed"))?
-            .into_keys()
-            .collect();
+        let mut stowed = stowed.map_err(failure::store("reading what is stowed"))?;
+        state.failing.retain(|build, _| named.contains(build));
         let (held, _) = self.builds_on_nodes().await;
         let mut brought = 0;
         for (node, builds) in held {
             for build in builds {
-                if !named.contains(&build) || stowed.contains(&build) {
+                let rests = |failing: &Failing| Instant::now() < failing.until;
+                if !named.contains(&build)
+                    || stowed.contains_key(&build)
+                    || state.failing.get(&build).is_some_and(rests)
+                {
                     continue;
                 }
-                match within(STOW_MAX, "bringing a build to the blobs", node.stow_build(build)).await {
+                match stow_from(&*node, build, &stowed).await {
                     Ok(digest) => {
+                        state.failing.remove(&build);
                         failpoint::reach("orchestrator/build-stowed");
                         let noted = self.parts.builds.note_stowed(build, &digest).await;
                         noted.map_err(failure::store("noting a stowed build"))?;
-                        stowed.insert(build);
+                        stowed.insert(build, digest);
                         brought += 1;
                     }
                     Err(error) => {
+                        let before = state.failing.remove(&build);
+                        let failing = Failing::again(before, Instant::now());
+                        state.failing.insert(build, failing);
                         let error = &error as &dyn std::error::Error;
-                        tracing::warn!(node = %node.id(), %build, error, "a build was not brought to the blobs; it is tried again");
+                        if before.is_none() {
+                            // Once, however often it fails.
+                            tracing::warn!(node = %node.id(), %build, error, "a build was not brought to the blobs; it is tried again");
+                        } else {
+                            tracing::debug!(node = %node.id(), %build, error, rest = ?failing.rest, "a build was not brought to the blobs again");
+                        }
                     }
                 }
             }
         }
         metrics::counter!("atoll_builds_stowed_total").increment(brought as u64);
-        if swept.is_none_or(|last| last.elapsed() >= SWEEP_PERIOD) {
-            *swept = Some(Instant::now());
+        if state.swept.is_none_or(|last| last.elapsed() >= SWEEP_PERIOD) {
+            state.swept = Some(Instant::now());
             self.sweep_stowed().await?;
         }
         Ok(brought)
@@ -125,5 +170,36 @@ impl Orchestrator {
             }
         }
         Ok(())
+    }
+}
+
+/// Has a node bring a build to the blobs, beside what these hold of builds that are akin to it.
+async fn stow_from(
+    node: &dyn Node,
+    build: BuildId,
+    stowed: &BTreeMap<BuildId, String>,
+) -> Result<String, NodeError> {
+    let kin = within(WORD_MAX, "what a build is akin to", node.kin_of(build)).await?;
+    let kin = kin.iter().filter_map(|build| stowed.get(build).cloned());
+    let kin: Vec<String> = kin.take(KIN_MAX).collect();
+    let stowing = node.stow_build(build, &kin);
+    within(STOW_MAX, "bringing a build to the blobs", stowing).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failure_makes_for_a_longer_rest_up_to_ten_minutes() {
+        let now = Instant::now();
+        let mut failing = Failing::again(None, now);
+        let mut rests = vec![failing.rest.as_secs()];
+        for _ in 0..8 {
+            failing = Failing::again(Some(failing), now);
+            rests.push(failing.rest.as_secs());
+        }
+        assert_eq!(rests, [10, 20, 40, 80, 160, 320, 600, 600, 600]);
+        assert_eq!(failing.until, now + REST_MAX);
     }
 }

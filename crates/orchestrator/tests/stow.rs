@@ -37,6 +37,45 @@ async fn from_snapshot(world: &World) -> Result<BuildId, ManagerError> {
     Ok(world.try_create(request).await?.sandbox.build)
 }
 
+/// As long as a build that was not brought rests.
+async fn rest(seconds: u64) {
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(seconds)).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn a_build_is_brought_beside_those_that_it_is_akin_to() {
+    let world = stowing().await;
+    let (base, gone) = (world.base.tags["default"], BuildId::random());
+    world.orchestrator.stow_now().await.unwrap();
+    let build = snapshot(&world).await;
+    world.node.is_akin(build, vec![gone, base]);
+    assert_eq!(world.orchestrator.stow_now().await.unwrap(), 1);
+    assert_eq!(world.node.told_kin(build), [format!("of {base}")]);
+}
+
+#[tokio::test]
+async fn what_is_not_brought_rests_longer_each_time() {
+    let world = stowing().await;
+    let build = snapshot(&world).await;
+    world.orchestrator.stow_now().await.unwrap();
+    let second = snapshot(&world).await;
+    for _ in 0..3 {
+        world.node.fail("stow_build", NodeError::Timeout("the disk"));
+    }
+    let before = world.node.calls("stow_build");
+    let tried = || world.node.calls("stow_build") - before;
+    for (wait, tries) in [(0, 1), (9, 1), (2, 2), (18, 2), (3, 3), (38, 3)] {
+        rest(wait).await;
+        assert_eq!(world.orchestrator.stow_now().await.unwrap(), 0);
+        assert_eq!(tried(), tries, "after {wait} s");
+    }
+    rest(3).await;
+    assert_eq!(world.orchestrator.stow_now().await.unwrap(), 1);
+    assert!(world.node.stowed().is_superset(&BTreeSet::from([build, second])));
+}
+
 #[tokio::test]
 async fn what_is_named_is_brought_to_the_blobs_once() {
     let world = stowing().await;
@@ -63,6 +102,7 @@ async fn what_a_node_has_lost_is_had_again_from_the_blobs() {
     let build = snapshot(&world).await;
     world.node.fail("stow_build", NodeError::Timeout("the disk"));
     assert_eq!(world.orchestrator.stow_now().await.unwrap(), 1, "the other");
+    rest(10).await;
     assert_eq!(
         world.orchestrator.stow_now().await.unwrap(),
         1,

@@ -182,10 +182,18 @@ pub trait Node: Send + Sync {
     async fn builds(&self) -> Result<Vec<BuildId>, NodeError>;
     /// Removes builds that nobody starts from any more.
     async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), NodeError>;
-    /// Brings a build that is on the node to the blobs, so that it can be had again where it is not; returns the digest by
-    /// which it is found there. Its memory stays behind: whoever starts from what is brought back boots.
-    async fn stow_build(&self, build: BuildId) -> Result<String, NodeError> {
+    /// Builds whose disks a build's own are likely to share most of their blocks with, the likeliest first. They may be
+    /// gone by now.
+    async fn kin_of(&self, build: BuildId) -> Result<Vec<BuildId>, NodeError> {
         let _ = build;
+        Ok(Vec::new())
+    }
+    /// Brings a build that is on the node to the blobs, so that it can be had again where it is not; returns the digest by
+    /// which it is found there. Its memory stays behind: whoever starts from what is brought back boots. `kin` are digests of
+    /// builds that the blobs hold, the likeliest first: blocks that are theirs are not brought again. One that is not there, or
+    /// broken, is none. None of theirs is swept meanwhile.
+    async fn stow_build(&self, build: BuildId, kin: &[String]) -> Result<String, NodeError> {
+        let _ = (build, kin);
         Err(NodeError::unsupported("bringing builds to the blobs"))
     }
     /// Has a build on the node that the blobs hold by this digest. One that is there already is no error.

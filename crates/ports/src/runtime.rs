@@ -190,6 +190,13 @@ pub trait Runtime: Send + Sync {
         let _ = build;
         Vec::new()
     }
+    /// Builds whose disks a build's own are likely to share most of their blocks with, the likeliest first: what its disk
+    /// began as a copy of, what was copied from the same disk before, and what it stands on. They may be gone by now. A few;
+    /// none for an unknown one, and where the runtime does not know.
+    async fn kin_of(&self, build: BuildId) -> Vec<BuildId> {
+        let _ = build;
+        Vec::new()
+    }
     /// How much of machines' memory a build holds.
     async fn memory_of(&self, build: BuildId) -> Memory {
         let _ = build;

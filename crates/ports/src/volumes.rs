@@ -88,7 +88,8 @@ pub trait VolumeFiles: Send + Sync {
     async fn change(&self, id: VolumeId, path: &str, ownership: Ownership) -> Result<FileStat, FileError>;
     /// What lies in a directory and, with a depth above 1, below it; in the order of names.
     async fn list(&self, id: VolumeId, path: &str, depth: u32) -> Result<Vec<FileStat>, FileError>;
-    /// Makes a directory and those above it. `force`: one that is there already is no error.
+    /// Makes a directory. `force`: those above it are made too, with the same owner, and one that is there already is no error.
+    /// Without: [`FileError::NotFound`] of what it was to lie in, [`FileError::Exists`].
     async fn make_dir(
         &self,
         id: VolumeId,

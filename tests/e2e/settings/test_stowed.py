@@ -1,9 +1,11 @@
 """Templates and snapshots that outlive their machine's disk: the blobs hold them too."""
 
 import json
+import os
+import time
 
 import pytest
-from e2b import Template
+from e2b import Sandbox, Template
 from e2b.exceptions import ServiceBusyException
 from patience import eventually
 
@@ -51,6 +53,62 @@ def test_builds_come_back_from_the_blobs(house_with):
     over = Template().from_template("stowed").run_cmd("cp /opt/built /opt/again", user="root")
     Template.build(over, "over", **house.api)
     assert house.create(template="over").files.read("/opt/again") == "built\n"
+
+
+def held(house):
+    """Bytes that the blobs hold."""
+    return sum(blob.stat().st_size for blob in (house.dir / "blobs").rglob("*") if blob.is_file())
+
+
+def in_blobs(house, count):
+    eventually(lambda: len(list((house.dir / "blobs/builds").glob("*"))) >= count, "the builds to be in the blobs")
+
+
+def test_a_second_snapshot_adds_to_the_blobs_what_is_new_in_it(house_with):
+    house = house_with(FILE)
+    source = house.create()
+    source.commands.run("head -c 50M /dev/urandom > /home/user/large && sync")
+    large = source.commands.run("sha256sum < /home/user/large").stdout
+    first = source.create_snapshot(**house.connection)
+    in_blobs(house, 2)
+    whole = held(house)
+    assert whole > 50 << 20
+
+    # Of the same sandbox, also after it was paused and the daemon began anew.
+    source.files.write("/home/user/mine", "second")
+    source.pause()
+    house.stop()
+    house.start()
+    source = source.connect()
+    second = source.create_snapshot(**house.connection)
+    in_blobs(house, 3)
+    assert held(house) - whole < 5 << 20
+    source.kill()
+
+    # Of one that began with a snapshot.
+    child = house.create(template=second.snapshot_id)
+    child.files.write("/home/user/mine", "third")
+    third = child.create_snapshot(**house.connection)
+    in_blobs(house, 4)
+    assert held(house) - whole < 10 << 20
+    child.kill()
+
+    # What they share stays when what it came with goes.
+    assert Sandbox.delete_snapshot(first.snapshot_id, **house.connection)
+    assert Sandbox.delete_snapshot(second.snapshot_id, **house.connection)
+    builds = house.dir / "container/volume/builds"
+    eventually(lambda: len(list(builds.glob("*.img"))) == 1, "the snapshots to be gone")
+    house.stop()
+    # As if all of it was brought days ago: what nothing refers to is swept.
+    old = time.time() - 7 * 24 * 3600
+    for blob in (house.dir / "blobs").rglob("*"):
+        os.utime(blob, (old, old))
+    house.start()
+    eventually(lambda: len(list((house.dir / "blobs/builds").glob("*"))) == 2, "the blobs to be swept")
+    lose(house)
+    copy = house.create(template=third.snapshot_id)
+    assert copy.files.read("/home/user/mine") == "third"
+    assert copy.commands.run("sha256sum < /home/user/large").stdout == large
 
 
 def test_what_is_not_what_it_was_is_refused_and_comes_back_when_it_is(house_with):

@@ -137,6 +137,9 @@ impl VolumeFiles for Volumes {
         if path == "/there" && !force {
             return Err(FileError::Exists(path.to_owned()));
         }
+        if path == "/none/below" && !force {
+            return Err(FileError::NotFound("/none".to_owned()));
+        }
         let made = stat(path, &(Vec::new(), ownership));
         Ok(FileStat {
             kind: FileKind::Directory,
@@ -326,7 +329,7 @@ async fn files_of_a_volume_are_written_read_changed_and_removed() {
         content.ask("POST", "dir?path=/there", Body::empty()).await.status,
         409
     );
-    // Directories above it are made where that is asked for.
+    // Whether directories above it are made is told to whoever keeps the files.
     let missing = content.ask("POST", "dir?path=/none/below", Body::empty()).await;
     assert_eq!(
         (missing.status.as_u16(), missing.message()),

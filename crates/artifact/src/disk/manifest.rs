@@ -75,10 +75,20 @@ impl Manifest {
         Digest::of(&self.encode())
     }
 
-    /// Where each block lies that may be shared.
-    pub(crate) fn known(&self) -> HashMap<Digest, (Digest, Block)> {
-        let place = |block: &Block| (block.digest, (self.packs[block.pack as usize], *block));
-        self.blocks.iter().map(place).collect()
+    /// Where each block lies that may be shared: in one of these packs, which are so many bytes long.
+    pub(crate) fn known(&self, packs: &HashMap<Digest, u64>) -> HashMap<Digest, (Digest, Block)> {
+        let place = |block: &Block| {
+            let pack = self.packs[block.pack as usize];
+            self.is_in(block, packs).then_some((block.digest, (pack, *block)))
+        };
+        self.blocks.iter().filter_map(place).collect()
+    }
+
+    /// Whether a block lies in one of these packs, which are so many bytes long.
+    pub(crate) fn is_in(&self, block: &Block, packs: &HashMap<Digest, u64>) -> bool {
+        let end = u64::from(block.offset) + u64::from(block.length);
+        let pack = &self.packs[block.pack as usize];
+        packs.get(pack).is_some_and(|bytes| *bytes >= end)
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {

@@ -105,6 +105,67 @@ async fn what_the_base_holds_is_not_brought_again() {
     assert_eq!(again.blocks.len(), second.blocks.len());
 }
 
+async fn stored(blobs: &dyn Blobs) -> u64 {
+    let packs = blobs.list("packs").await.unwrap();
+    packs.iter().map(|pack| pack.bytes).sum()
+}
+
+#[tokio::test]
+async fn a_base_that_is_broken_is_as_good_as_none() {
+    let blobs = Memory::default();
+    // Two packs, so that one may be missing.
+    let disk = image(130 * BLOCK, &[(0, noise(1, 130 * BLOCK_BYTES))]);
+    let base = publish(&blobs, disk.try_clone().unwrap(), None).await.unwrap();
+    assert!(is_whole(&blobs, base.digest()).await.unwrap());
+    let packs = blobs.list("packs").await.unwrap();
+    assert_eq!(packs.len(), 2);
+    // Gone, and cut short.
+    for (pack, left) in packs.iter().zip([None, Some(1000)]) {
+        blobs.remove(&pack.key).await.unwrap();
+        if let Some(left) = left {
+            let bytes = futures_util::stream::iter([Ok(noise(9, left).into())]).boxed();
+            blobs.put(&pack.key, bytes).await.unwrap();
+        }
+        assert!(!is_whole(&blobs, base.digest()).await.unwrap());
+        let again = publish(&blobs, disk.try_clone().unwrap(), Some(&base))
+            .await
+            .unwrap();
+        assert_eq!(restored(&blobs, &again).await.0, whole(&disk));
+        assert!(is_whole(&blobs, again.digest()).await.unwrap());
+    }
+    blobs.remove(&disk_key(base.digest())).await.unwrap();
+    assert!(!is_whole(&blobs, base.digest()).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_came_with_a_base_that_is_swept_stays_for_those_that_share_it() {
+    let blobs = Memory::default();
+    let disk = image(140 * BLOCK, &[(0, noise(1, 140 * BLOCK_BYTES))]);
+    let mut base: Option<Manifest> = None;
+    let mut descriptions = Vec::new();
+    for generation in 0..4 {
+        disk.write_all_at(&noise(100 + generation, BLOCK_BYTES), generation * 40 * BLOCK)
+            .unwrap();
+        let next = publish(&blobs, disk.try_clone().unwrap(), base.as_ref())
+            .await
+            .unwrap();
+        let mut description = Description::new("container", serde_json::json!({}), Vec::new());
+        description.add(PartImage::Own, next.digest());
+        descriptions.push(description.put(&blobs).await.unwrap());
+        base = Some(next);
+    }
+    let newest = base.unwrap();
+    assert!(stored(&blobs).await <= 144 * BLOCK);
+    let grace = Duration::from_secs(60);
+    let living = BTreeSet::from([descriptions[3]]);
+    let swept = sweep(&blobs, &living, SystemTime::now() + grace * 2, grace)
+        .await
+        .unwrap();
+    assert!(swept.blobs >= 6, "three descriptions, three manifests: {swept:?}");
+    assert_eq!(restored(&blobs, &newest).await.0, whole(&disk));
+    assert!(is_whole(&blobs, newest.digest()).await.unwrap());
+}
+
 #[tokio::test]
 async fn blocks_that_are_alike_are_kept_once() {
     let blobs = Memory::default();
@@ -248,6 +309,44 @@ proptest! {
             let source = image(size, &writes);
             let manifest = publish(&blobs, source.try_clone().unwrap(), None).await.unwrap();
             assert_eq!(restored(&blobs, &manifest).await.0, whole(&source));
+        });
+    }
+
+    #[test]
+    fn what_is_brought_beside_a_base_is_no_more_than_what_is_another(
+        first in prop::collection::vec((0u64..9, 0u64..4, 1usize..300_000), 0..5),
+        edits in prop::collection::vec((0u64..9 * BLOCK, 0u64..6, 0usize..200_000), 0..5),
+        grown in 0u64..3 * BLOCK,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let blobs = Memory::default();
+            let size = 10 * BLOCK + 777;
+            let fits = |at: u64, length: usize, size: u64| length.min(usize::try_from(size.saturating_sub(at)).unwrap());
+            let first: Vec<_> = first.iter().map(|&(block, seed, length)| (block * BLOCK, noise(seed, fits(block * BLOCK, length, size)))).collect();
+            let source = image(size, &first);
+            let before = whole(&source);
+            let base = publish(&blobs, source.try_clone().unwrap(), None).await.unwrap();
+            let held = stored(&blobs).await;
+            source.set_len(size + grown).unwrap();
+            for (at, seed, length) in edits {
+                // What is deleted inside is zeros again.
+                let length = fits(at, length, size + grown);
+                let bytes = if seed == 0 { vec![0; length] } else { noise(seed + 10, length) };
+                source.write_all_at(&bytes, at).unwrap();
+            }
+            let after = whole(&source);
+            let blocks = |bytes: &[u8]| -> Vec<Vec<u8>> {
+                let padded = |block: &[u8]| [block, &vec![0; BLOCK_BYTES - block.len()]].concat();
+                bytes.chunks(BLOCK_BYTES).map(padded).collect()
+            };
+            let old: BTreeSet<_> = blocks(&before).into_iter().collect();
+            let is_new = |block: &Vec<u8>| block.iter().any(|&byte| byte != 0) && !old.contains(block);
+            let changed = blocks(&after).iter().filter(|block| is_new(block)).count() as u64;
+            let next = publish(&blobs, source.try_clone().unwrap(), Some(&base)).await.unwrap();
+            assert!(stored(&blobs).await - held <= changed * BLOCK);
+            assert_eq!(restored(&blobs, &next).await.0, after);
+            assert_eq!(restored(&blobs, &base).await.0, before);
         });
     }
 

@@ -44,6 +44,29 @@ fn what_is_written_is_read_again() {
 }
 
 #[test]
+fn a_lineage_is_told_from_the_nearest_on_each_once_and_ends_at_a_bound() {
+    let ids: Vec<BuildId> = (0..30).map(|_| BuildId::random()).collect();
+    let blank = Build::of(Vec::new());
+    assert_eq!(lineage(&[], Some((ids[0], &blank))), [], "it began blank");
+    assert_eq!(lineage(&ids[..2], Some((ids[5], &blank))), ids[..2]);
+    let with_disk = Build {
+        disk: Some(MiB(64)),
+        lineage: vec![ids[1], ids[3]],
+        ..blank
+    };
+    assert_eq!(lineage(&[], Some((ids[2], &with_disk))), [ids[2], ids[1], ids[3]]);
+    assert_eq!(
+        lineage(&ids[..2], Some((ids[2], &with_disk))),
+        ids[..4],
+        "one that is in both is told once"
+    );
+    assert_eq!(lineage(&ids, Some((ids[0], &with_disk))), ids[..LINEAGE_MAX]);
+    // In its record.
+    let told = serde_json::to_string(&with_disk).unwrap();
+    assert_eq!(serde_json::from_str::<Build>(&told).unwrap(), with_disk);
+}
+
+#[test]
 fn a_record_of_a_newer_form_is_refused_and_nothing_is_taken_for_unused() {
     let dir = tempfile::tempdir().unwrap();
     let builds = Builds::open(dir.path()).unwrap();

@@ -16,9 +16,9 @@ use rustix::thread::{CapabilitiesSecureBits, CapabilitySets, LinkNameSpaceType, 
 use serde::{Deserialize, Serialize};
 
 use super::images;
-use crate::launcher::COPY;
 use crate::launcher::message::{BootFailed, errno, send};
 use crate::launcher::serve::DEVICES;
+use crate::launcher::{COPY, TAR};
 use crate::step::{At, Step};
 
 /// What CRIU is started with. The descriptors that come along, in this order: the host's mount namespace, CRIU's end of its
@@ -112,10 +112,7 @@ fn exec(start: &Start, line: &OwnedFd) -> Step {
         "swrk".to_owned(),
         line.as_raw_fd().to_string(),
     ];
-    let environment = [
-        format!("LD_PRELOAD={PRELOAD}"),
-        format!("PATH={PROGRAMS}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-    ];
+    let environment = [format!("LD_PRELOAD={PRELOAD}"), format!("PATH={PROGRAMS}:{PATH}")];
     Step {
         step: format!("starting {}", start.program),
         source: linux::spawn::become_program(&start.program, &arguments, &environment),
@@ -201,17 +198,22 @@ fn prepare(start: &Start, host: &OwnedFd, fds: Vec<OwnedFd>) -> Result<(), Step>
 
 /// Where the programs are that CRIU runs, before all others.
 const PROGRAMS: &str = "/run/bin";
+/// Where all others are.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Where the library is that CRIU is started with, so that whoever it becomes may read it.
 const PRELOAD: &str = "/run/root.so";
 
 /// Brings what CRIU and its children need. What they write with `tar` is a few files, which are not worth to be compressed:
-/// in the place of `gzip` is one that copies.
+/// before `tar` is one that leaves that out, and in the place of `gzip`, if it is run all the same, one that copies.
 fn furnish(start: &Start) -> Result<(), Step> {
     fs::copy(&start.preload, PRELOAD).at(format!("copying {}", start.preload))?;
     fs::create_dir(PROGRAMS).at("making a directory of programs")?;
-    let gzip = Path::new(PROGRAMS).join(COPY);
-    fs::File::create(&gzip).at("making a place for a program")?;
-    rustix::mount::mount_bind(&start.launcher, &gzip).at(format!("binding {}", start.launcher))
+    for name in [TAR, COPY] {
+        let place = Path::new(PROGRAMS).join(name);
+        fs::File::create(&place).at("making a place for a program")?;
+        rustix::mount::mount_bind(&start.launcher, &place).at(format!("binding {}", start.launcher))?;
+    }
+    Ok(())
 }
 
 /// Opens a machine's namespaces for CRIU, and puts links to what was opened in the place of those of `/proc`.

@@ -42,7 +42,8 @@ impl Container {
         if stood {
             self.slot.cgroup.freeze()?;
         }
-        memory::finish(memory, dumped?)?;
+        let disks = &self.house.disks;
+        finish_both(memory, dumped?, || disks.settle_through(&disks.copy_of(into)))?;
         failpoint::reach("container/memory-written");
         Ok(Memory::Durable)
     }
@@ -143,14 +144,7 @@ impl House {
             Ok(())
         })?;
         failpoint::reach("container/hibernation-dumped");
-        std::thread::scope(|scope| {
-            let disk = scope.spawn(|| disks.settle_kept(sandbox));
-            let memory = memory::finish(&partial, manifest);
-            disk.join()
-                .map_err(|_| io::Error::other("a thread panicked"))
-                .at("settling a disk")?
-                .and(memory)
-        })?;
+        finish_both(&partial, manifest, || disks.settle_kept(sandbox))?;
         failpoint::reach("container/hibernation-written");
         disks.commit_kept(sandbox, slot.shape.build)?;
         failpoint::reach("container/hibernation-kept");
@@ -176,6 +170,22 @@ impl House {
             .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
             .at(step())
     }
+}
+
+/// Finishes images, and a disk beside them.
+fn finish_both(
+    images: &Path,
+    manifest: memory::Manifest,
+    disk: impl FnOnce() -> Result<(), Step> + Send,
+) -> Result<(), Step> {
+    std::thread::scope(|scope| {
+        let disk = scope.spawn(disk);
+        let memory = memory::finish(images, manifest);
+        disk.join()
+            .map_err(|_| io::Error::other("a thread panicked"))
+            .at("settling a disk")?
+            .and(memory)
+    })
 }
 
 fn cannot(why: String) -> RuntimeError {

@@ -1,6 +1,6 @@
 //! Disks that are kept beside the memory that belongs to them.
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use model::{BuildId, SandboxId};
 
@@ -27,9 +27,13 @@ impl Disks {
 
     /// Finishes the copy, so that it outlives a loss of power.
     pub(crate) fn settle_kept(&self, sandbox: SandboxId) -> Result<(), Step> {
-        let copy = self.beside_memory(sandbox, "copy");
-        self.settle(&copy)?;
-        File::open(&copy)
+        self.settle_through(&self.beside_memory(sandbox, "copy"))
+    }
+
+    /// Does what is in a copy's journal, and brings it to the host's disk.
+    pub(crate) fn settle_through(&self, copy: &Path) -> Result<(), Step> {
+        self.settle(copy)?;
+        File::open(copy)
             .and_then(|copy| copy.sync_all())
             .at(format!("writing {} through", copy.display()))
     }

@@ -115,8 +115,13 @@ impl VolumeFiles for Containers {
     ) -> Result<FileStat, FileError> {
         let (path, ownership) = (Within::parse(path)?, checked(ownership)?);
         within(&self.volumes(), id, move |root| {
-            let is_new = make_dirs(root, &path, ownership)?;
-            if !is_new && !force {
+            // Where those above it are not to be made they must be there; the root always is.
+            let made = if force {
+                make_dirs(root, &path, ownership)?
+            } else {
+                make_one_dir(root, &path, ownership)?
+            };
+            if !made && !force {
                 return Err(FileError::Exists(path.absolute()));
             }
             path.stat(path.open_dir(root)?)
@@ -281,30 +286,33 @@ fn finish(
 fn make_dirs(root: BorrowedFd<'_>, path: &Within, ownership: Ownership) -> Result<bool, FileError> {
     let mut is_new = false;
     for step in path.steps() {
-        match step.try_open(root, OFlags::PATH | OFlags::DIRECTORY) {
-            Ok(_) => {
-                is_new = false;
-                continue;
-            }
-            Err(Errno::NOENT) => {}
-            Err(errno) => return Err(step.refused(errno)),
-        }
-        let above = step.above().open_dir(root)?;
-        is_new = match rustix::fs::mkdirat(&above, step.name(), Mode::from_raw_mode(0o700)) {
-            Ok(()) => true,
-            // Somebody else was faster, or a link leads nowhere.
-            Err(Errno::EXIST) => false,
-            Err(errno) => return Err(step.refused(errno)),
-        };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made = rustix::fs::openat(&above, step.name(), flags, Mode::empty())
-            .map_err(|errno| step.refused(errno))?;
-        if is_new {
-            // What was asked for is the last of them.
-            let mode = ownership.mode.filter(|_| step == *path);
-            let given = or_usual(Ownership { mode, ..ownership }, DIR_MODE);
-            give(&made, given).map_err(|errno| step.refused(errno))?;
-        }
+        // What was asked for is the last of them.
+        let mode = ownership.mode.filter(|_| step == *path);
+        is_new = make_one_dir(root, &step, Ownership { mode, ..ownership })?;
+    }
+    Ok(is_new)
+}
+
+/// Makes a directory in one that is there. Says whether it was not there.
+fn make_one_dir(root: BorrowedFd<'_>, path: &Within, ownership: Ownership) -> Result<bool, FileError> {
+    match path.try_open(root, OFlags::PATH | OFlags::DIRECTORY) {
+        Ok(_) => return Ok(false),
+        Err(Errno::NOENT) => {}
+        Err(errno) => return Err(path.refused(errno)),
+    }
+    let above = path.above().open_dir(root)?;
+    let is_new = match rustix::fs::mkdirat(&above, path.name(), Mode::from_raw_mode(0o700)) {
+        Ok(()) => true,
+        // Somebody else was faster, or a link leads nowhere.
+        Err(Errno::EXIST) => false,
+        Err(errno) => return Err(path.refused(errno)),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made =
+        rustix::fs::openat(&above, path.name(), flags, Mode::empty()).map_err(|errno| path.refused(errno))?;
+    if is_new {
+        let given = or_usual(ownership, DIR_MODE);
+        give(&made, given).map_err(|errno| path.refused(errno))?;
     }
     Ok(is_new)
 }

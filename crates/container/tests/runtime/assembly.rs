@@ -5,8 +5,8 @@ use std::io;
 
 use async_trait::async_trait;
 use model::BuildId;
-use ports::runtime::{PartImage, PartImages};
-use ports::{Runtime as _, RuntimeError};
+use ports::runtime::{Disk, DiskOrigin, PartImage, PartImages};
+use ports::{MachineSpec, Runtime as _, RuntimeError};
 
 use crate::client::run;
 use crate::copies::{begin, copy};
@@ -62,6 +62,49 @@ fn a_build_goes_elsewhere_and_comes_back() {
             let said = run(&*machine, "user", "cat ~/low ~/high").await;
             assert_eq!(said, "sealed\nown\n", "{again}");
         }
+    });
+}
+
+#[test]
+fn whose_disk_began_as_a_copy_of_whose_is_remembered() {
+    with_house(async |house| {
+        let source = house.start().await;
+        let first = copy(&source).await;
+        assert!(
+            house.runtime.kin_of(first).await.is_empty(),
+            "its disk began blank"
+        );
+        // Whoever of a sandbox's machines has its disk.
+        let sandbox = source.sandbox();
+        source.stop(Disk::Keep).await.expect("it stops");
+        let kept = MachineSpec {
+            sandbox,
+            disk: DiskOrigin::Kept,
+            ..house.spec()
+        };
+        let again = house.runtime.start(kept).await.expect("it starts again");
+        let again = house.adopt(again);
+        let second = copy(&again).await;
+        assert_eq!(house.runtime.kin_of(second).await, [first]);
+        let child = begin(house, second).await;
+        let (third, fourth) = (copy(&child).await, copy(&child).await);
+        assert_eq!(house.runtime.kin_of(third).await, [second, first]);
+        assert_eq!(house.runtime.kin_of(fourth).await, [third, second, first]);
+        let sealed = BuildId::random();
+        house.runtime.seal(fourth, sealed).await.expect("it is sealed");
+        assert_eq!(house.runtime.kin_of(sealed).await, [fourth, third, second, first]);
+        let over = begin(house, sealed).await;
+        let fifth = copy(&over).await;
+        assert_eq!(house.runtime.kin_of(fifth).await, [sealed], "it stands on that");
+        assert!(house.runtime.kin_of(BuildId::random()).await.is_empty());
+        let copies = || {
+            let kept = house.on_volume("kept/x");
+            let entries = std::fs::read_dir(kept.parent().expect("its directory")).expect("the directory");
+            entries.count()
+        };
+        assert_eq!(copies(), 3, "notes of three disks");
+        house.stop_all().await;
+        eventually("what is gone is forgotten", || copies() == 0).await;
     });
 }
 

@@ -29,6 +29,61 @@ const LOOK: &str = "test ! -e /etc/profile && ls -A /etc/ssl && cat /opt/renamed
     test -p /opt/pipe && ls -A /usr/share/doc && ls /usr/ours && ours && cat /home/user/d/note && \
     stat -c %U /home/user/d && test -s /etc/os-release";
 
+#[test]
+fn a_sealed_disk_goes_however_somebody_has_just_walked_past_it() {
+    with_house(async |house| {
+        let machine = house.start().await;
+        run(&*machine, "user", "echo low > ~/low").await;
+        let step = copy(&machine).await;
+        let sealed = seal(house, step).await;
+        let place = house.place(&format!("sealed/{sealed}"));
+        assert!(place.join("root/upper").is_dir(), "{place:?}");
+        let passing = std::fs::File::open(place.join("root/upper")).expect("it is open");
+        let passes = std::thread::spawn(move || {
+            #[expect(clippy::disallowed_methods, reason = "it is somebody else's thread")]
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            drop(passing);
+        });
+        house
+            .runtime
+            .remove_builds(&[sealed])
+            .await
+            .expect("it is removed");
+        passes.join().expect("it has passed");
+        assert!(!house.on_volume(&format!("sealed/{sealed}.img")).exists());
+        assert!(house.mounts().is_empty());
+    });
+}
+
+#[test]
+fn roots_that_are_looked_at_together_leave_nothing() {
+    with_house(async |house| {
+        let machine = house.start().await;
+        run(&*machine, "user", "echo low > ~/low").await;
+        let (step, since) = (copy(&machine).await, house.spec().build);
+        let look = async || {
+            for _ in 0..6 {
+                let changes = house.runtime.changes(step, since).await.expect("they are told");
+                assert!(
+                    changes
+                        .entries
+                        .iter()
+                        .any(|change| change.path == "/home/user/low")
+                );
+            }
+        };
+        futures_util::join!(look(), look(), look(), look());
+        assert!(house.mounts().is_empty(), "{:?}", house.mounts());
+        let sealed = house.on_volume("sealed/x");
+        let left = std::fs::read_dir(sealed.parent().expect("its directory")).expect("the directory");
+        assert_eq!(left.count(), 0);
+        assert!(
+            house.runtime.kin_of(step).await.is_empty(),
+            "its disk began blank"
+        );
+    });
+}
+
 async fn sealed_twice(house: &House) {
     let machine = house.start().await;
     run(&*machine, "root", CHANGES).await;

@@ -271,6 +271,11 @@ impl House {
             .collect()
     }
 
+    /// Where an image is mounted on the host, or would be.
+    pub(crate) fn place(&self, name: &str) -> PathBuf {
+        self.dir.join("mounts").join(name)
+    }
+
     /// A file on the volume where disks lie.
     pub(crate) fn on_volume(&self, name: &str) -> PathBuf {
         ["disks", "volume"]

@@ -212,6 +212,16 @@ fn files_are_changed_as_they_are_asked_to_be() {
         let broken = files.write(id, "f", broken, NOBODYS, true).await;
         assert!(matches!(broken, Err(FileError::Source(_))), "{broken:?}");
         assert_eq!(read(house, id, "/f").await.expect("a file"), "22");
+        let nowhere = files.make_dir(id, "/d/e", given, false).await;
+        assert!(
+            matches!(&nowhere, Err(FileError::NotFound(path)) if path == "/d"),
+            "{nowhere:?}"
+        );
+        assert!(matches!(files.stat(id, "/d").await, Err(FileError::NotFound(_))));
+        files
+            .make_dir(id, "//d/./", NOBODYS, false)
+            .await
+            .expect("the root is there");
         let dir = files.make_dir(id, "/d/e", given, false).await.expect("made");
         assert_eq!(
             (dir.kind, dir.uid, dir.mode & 0o7777),
@@ -225,6 +235,13 @@ fn files_are_changed_as_they_are_asked_to_be() {
             .make_dir(id, "/d/e", NOBODYS, true)
             .await
             .expect("it is there");
+        files
+            .make_dir(id, "/p/q/r", NOBODYS, true)
+            .await
+            .expect("made with those above it");
+        files.remove(id, "/p").await.expect("removed");
+        let root = files.make_dir(id, "/", NOBODYS, false).await;
+        assert!(matches!(root, Err(FileError::Exists(_))), "{root:?}");
         assert!(matches!(
             files.make_dir(id, "/f/x", NOBODYS, true).await,
             Err(FileError::WrongKind { .. })

@@ -23,6 +23,8 @@ const SAID_BYTES_MAX: u64 = 1 << 20;
 const ALL_SAID_BYTES_MAX: u64 = 1 << 30;
 /// No disk of a sandbox is larger; what is skipped counts as well.
 const CONTENT_BYTES_MAX: u64 = 1 << 40;
+/// Writers fill up the last of their records, which are some KiB long.
+const BEHIND_BYTES_MAX: u64 = 1 << 30;
 /// As the kernel has it (`PATH_MAX`, with its NUL byte).
 const PATH_BYTES_MAX: usize = 4095;
 /// As the kernel has it (`NAME_MAX`).
@@ -133,6 +135,7 @@ impl<R: Read> Archive<R> {
             self.skip()?;
             let Some(header) = self.header()? else {
                 self.is_over = true;
+                self.read_out()?;
                 return if said.is_nothing() {
                     Ok(None)
                 } else {
@@ -154,6 +157,17 @@ impl<R: Read> Archive<R> {
                     return Ok(Some(entry));
                 }
             }
+        }
+    }
+
+    /// Reads what lies behind the end, which is zeros for most writers: what is packed is known to be unharmed by its end alone.
+    fn read_out(&mut self) -> Result<(), ArchiveError> {
+        let mut behind = (&mut self.from).take(BEHIND_BYTES_MAX + 1);
+        match io::copy(&mut behind, &mut io::sink()) {
+            Ok(bytes) if bytes > BEHIND_BYTES_MAX => Err(ArchiveError::TooMuch("a gigabyte behind its end")),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(ArchiveError::Cut),
+            Err(error) => Err(ArchiveError::Read(error)),
         }
     }
 

@@ -37,6 +37,10 @@ struct Inner {
     lost: BTreeSet<BuildId>,
     /// What the blobs hold, by its digest.
     stowed: BTreeMap<String, BuildId>,
+    /// What builds are akin to.
+    kin: BTreeMap<BuildId, Vec<BuildId>>,
+    /// Beside what builds were brought to the blobs.
+    told_kin: BTreeMap<BuildId, Vec<String>>,
     /// How much memory copies hold.
     copies: Memory,
     /// How builds fail, in this order.
@@ -125,6 +129,16 @@ impl FakeNode {
     /// What the blobs hold.
     pub(crate) fn stowed(&self) -> BTreeSet<BuildId> {
         self.inner().stowed.values().copied().collect()
+    }
+
+    /// Says what a build is akin to.
+    pub(crate) fn is_akin(&self, build: BuildId, kin: Vec<BuildId>) {
+        self.inner().kin.insert(build, kin);
+    }
+
+    /// The digests beside which a build was brought to the blobs.
+    pub(crate) fn told_kin(&self, build: BuildId) -> Vec<String> {
+        self.inner().told_kin.get(&build).cloned().unwrap_or_default()
     }
 
     /// How much memory copies hold from now on.
@@ -410,9 +424,15 @@ impl Node for FakeNode {
         Ok(self.inner().builds.iter().copied().collect())
     }
 
-    async fn stow_build(&self, build: BuildId) -> Result<String, NodeError> {
+    async fn kin_of(&self, build: BuildId) -> Result<Vec<BuildId>, NodeError> {
+        self.enter("kin_of").await?;
+        Ok(self.inner().kin.get(&build).cloned().unwrap_or_default())
+    }
+
+    async fn stow_build(&self, build: BuildId, kin: &[String]) -> Result<String, NodeError> {
         self.enter("stow_build").await?;
         let mut inner = self.inner();
+        inner.told_kin.insert(build, kin.to_vec());
         if !inner.builds.contains(&build) {
             return Err(NodeError::NoBuild(build));
         }

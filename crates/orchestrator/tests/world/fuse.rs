@@ -425,8 +425,11 @@ impl Node for Fused<dyn Node> {
     async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), NodeError> {
         self.fuse.node(self.part.remove_builds(builds)).await
     }
-    async fn stow_build(&self, build: BuildId) -> Result<String, NodeError> {
-        self.fuse.node(self.part.stow_build(build)).await
+    async fn kin_of(&self, build: BuildId) -> Result<Vec<BuildId>, NodeError> {
+        self.fuse.node(self.part.kin_of(build)).await
+    }
+    async fn stow_build(&self, build: BuildId, kin: &[String]) -> Result<String, NodeError> {
+        self.fuse.node(self.part.stow_build(build, kin)).await
     }
     async fn fetch_build(&self, build: BuildId, digest: &str) -> Result<(), NodeError> {
         self.fuse.node(self.part.fetch_build(build, digest)).await

@@ -294,6 +294,36 @@ fn an_archive_that_is_cut_is_never_whole() {
     );
 }
 
+/// A fuzzer found one that was whole or broken by how it arrived: what lay behind the archive's end was not looked at.
+#[test]
+fn what_is_packed_is_refused_where_it_was_harmed_also_behind_the_archives_end() {
+    use std::io::Write as _;
+
+    use crate::copy::upload::Unpacked;
+
+    let mut writer = Writer::default();
+    writer.file(b"a", 0o644, b"hello");
+    let archive = [writer.end(), vec![0; 10_240]].concat();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&archive).unwrap();
+    let packed = gzip.finish().unwrap();
+    let unpack = |packed: &[u8]| {
+        let mut archive = Archive::new(Unpacked::of(packed).unwrap());
+        assert!(archive.next().unwrap().is_some());
+        archive.next().map(|end| assert_eq!(end, None))
+    };
+    unpack(&packed).unwrap();
+    let mut harmed = packed.clone();
+    // The checksum that gzip ends by.
+    let at = harmed.len() - 8;
+    harmed[at] ^= 1;
+    assert!(matches!(unpack(&harmed), Err(ArchiveError::Read(_))));
+    assert!(matches!(
+        unpack(&packed[..packed.len() - 1]),
+        Err(ArchiveError::Cut)
+    ));
+}
+
 #[test]
 fn what_is_no_archive_is_none() {
     for bytes in [&b""[..], b"hello", &[b'x'; 4096], b"PK\x03\x04"] {
