@@ -3,7 +3,7 @@
 //! ```text
 //! up ──▶ house ──▶ orchestrator, node, container, api, edge     every role, wired in one place
 //! down, status, gc, image ──▶ control                           a word with the running daemon
-//! env, tls, doctor                                              what people need beside it
+//! env, tls, doctor, guest                                       what people need beside it
 //! sandbox, key, template, snapshot, volume ──▶ client           the API, from a terminal
 //! ```
 //!
@@ -19,6 +19,7 @@ mod data;
 mod doctor;
 mod down;
 mod gc;
+mod guest;
 mod house;
 mod image;
 mod images;
@@ -93,6 +94,9 @@ enum Command {
     Doctor(Settings),
     /// Removes what nothing needs: builds, uploads, results of steps, layers of images beyond their bound.
     Gc(Settings),
+    /// What microVMs boot from.
+    #[command(subcommand)]
+    Guest(guest::Command),
     /// Images of this machine, which templates are built from.
     #[command(subcommand)]
     Image(image::Command),
@@ -173,6 +177,7 @@ fn run(Arguments { command, json }: Arguments) -> anyhow::Result<ExitCode> {
         Command::Status(settings) => status::run(&settings.resolve()?, json),
         Command::Doctor(settings) => doctor::run(&settings.resolve()?, json),
         Command::Gc(settings) => gc::run(&settings.resolve()?, json),
+        Command::Guest(command) => command.run(json),
         Command::Image(command) => command.run(json),
         Command::Template(client::template::Command::ImportHost(settings)) => {
             base::run(&settings.resolve()?, json)

@@ -1,0 +1,37 @@
+//! The line: the host opens streams, the guest serves them, and nothing goes the other way.
+//!
+//! ```text
+//! serial   host ══ virtio-serial port `atoll.line` ══ guest     escape: who hangs up, whoever is restored, is told
+//!                   └─ yamux: many streams on it                 apart from bytes; mux: the streams
+//! vsock    host ── CONNECT 1024 ──▶ guest                        each connection is one stream
+//!
+//! stream   {"to":"envd"}\n  ──▶     one line of JSON, at most HEADER_BYTES_MAX
+//!          {"ok":true}\n    ◀──     one line of JSON, at most ANSWER_BYTES_MAX; then bytes, both ways, half-closed apart
+//! ```
+mod answer;
+pub mod escape;
+mod header;
+#[cfg(feature = "host")]
+mod host;
+pub mod mux;
+#[cfg(feature = "host")]
+mod serial;
+#[cfg(feature = "host")]
+mod vsock;
+
+pub use self::answer::{Answer, Done, Hello, Nothing, Reason, Refusal, Usage, read_line};
+pub use self::header::{Header, Order, Resume};
+#[cfg(feature = "host")]
+pub use self::host::{Line, LineError, LineStream};
+
+/// Name of the virtio-serial port.
+pub const SERIAL_NAME: &str = "atoll.line";
+/// The vsock port on which the agent listens.
+pub const VSOCK_PORT: u32 = 1024;
+/// The vsock port of the host (CID 2) to which the agent connects, once, when the machine is ready: it sends the answer
+/// to [`Order::Hello`], and hangs up.
+pub const READY_PORT: u32 = 9000;
+/// A header is longer than this only if it is none.
+pub const HEADER_BYTES_MAX: usize = 4096;
+/// So is an answer.
+pub const ANSWER_BYTES_MAX: usize = 4096;

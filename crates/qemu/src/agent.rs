@@ -1,0 +1,170 @@
+//! The agent inside a machine, as this runtime needs it.
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use guest::Line;
+use guest::line::Resume;
+use model::SandboxId;
+use ports::guest::{DialError, Stream};
+use ports::runtime::Usage;
+use sha2::{Digest as _, Sha256};
+use tokio::net::UnixStream;
+
+/// What a machine is called inside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Name {
+    pub(crate) hostname: String,
+    pub(crate) machine_id: String,
+}
+
+impl Name {
+    /// A sandbox's, the same for all of its machines.
+    pub(crate) fn of(sandbox: SandboxId) -> Self {
+        let digest = Sha256::digest(format!("machine-id of {sandbox}"));
+        Self {
+            hostname: sandbox.to_string(),
+            machine_id: digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect(),
+        }
+    }
+}
+
+/// An agent that answers. Nothing here has a deadline: whoever waits on a guest sets one.
+#[async_trait]
+pub(crate) trait Agent: Send + Sync {
+    /// Returns when envd listens; says who is there.
+    async fn hello(&self) -> io::Result<String>;
+    /// Sets the clock and renews randomness; and gives the machine its name, where its memory may be another's.
+    async fn resume(&self, name: Option<&Name>) -> io::Result<()>;
+    /// What the machine uses, as it says itself.
+    async fn usage(&self) -> io::Result<Usage>;
+    /// Brings everything that was written to the disk.
+    async fn sync(&self) -> io::Result<()>;
+    /// To envd, at its port, or to a port on the machine's loopback.
+    async fn dial(&self, port: u16) -> Result<Box<dyn Stream>, DialError>;
+    /// Returns when there is no way to it any more.
+    async fn over(&self);
+}
+
+/// How agents are reached.
+#[async_trait]
+pub(crate) trait Agents: Send + Sync {
+    /// By the socket of a machine's line. Returns when the agent takes the line.
+    async fn call(&self, socket: &Path) -> io::Result<Arc<dyn Agent>>;
+}
+
+/// The real ones.
+#[derive(Debug)]
+pub(crate) struct Lines;
+
+#[async_trait]
+impl Agents for Lines {
+    async fn call(&self, socket: &Path) -> io::Result<Arc<dyn Agent>> {
+        let socket = UnixStream::connect(socket).await?;
+        Ok(Arc::new(Line::connect(socket).await.map_err(io::Error::other)?))
+    }
+}
+
+#[async_trait]
+impl Agent for Line {
+    async fn hello(&self) -> io::Result<String> {
+        let hello = Line::hello(self).await.map_err(io::Error::other)?;
+        // A guest may say what it likes.
+        let said = format!("agent {}, Linux {}", hello.agent, hello.kernel);
+        Ok(said.chars().filter(|c| !c.is_control()).take(200).collect())
+    }
+    async fn resume(&self, name: Option<&Name>) -> io::Result<()> {
+        let resume = Resume {
+            hostname: name.map(|name| name.hostname.clone()),
+            machine_id: name.map(|name| name.machine_id.clone()),
+            ..Resume::now()?
+        };
+        Line::resume(self, resume).await.map_err(io::Error::other)
+    }
+    async fn usage(&self) -> io::Result<Usage> {
+        Line::usage(self).await.map(Usage::from).map_err(io::Error::other)
+    }
+    async fn sync(&self) -> io::Result<()> {
+        Line::sync(self).await.map_err(io::Error::other)
+    }
+    async fn dial(&self, port: u16) -> Result<Box<dyn Stream>, DialError> {
+        Line::dial(self, port).await
+    }
+    async fn over(&self) {
+        Line::over(self).await;
+    }
+}
+
+/// The way to one machine's agent: called when somebody wants it, and again when the line was over.
+pub(crate) struct Link {
+    agents: Arc<dyn Agents>,
+    socket: std::path::PathBuf,
+    line: tokio::sync::Mutex<Option<Called>>,
+}
+
+struct Called {
+    agent: Arc<dyn Agent>,
+    over: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Called {
+    fn drop(&mut self) {
+        self.over.abort();
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    pub(crate) fn new(agents: Arc<dyn Agents>, socket: std::path::PathBuf) -> Self {
+        Self {
+            agents,
+            socket,
+            line: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The agent. Waits until it takes the line.
+    pub(crate) async fn agent(&self) -> io::Result<Arc<dyn Agent>> {
+        let mut line = self.line.lock().await;
+        if let Some(called) = line.as_ref().filter(|called| !called.over.is_finished()) {
+            return Ok(Arc::clone(&called.agent));
+        }
+        // QEMU takes one caller at a time: the one before hangs up first.
+        *line = None;
+        let agent = self.agents.call(&self.socket).await?;
+        let watched = Arc::clone(&agent);
+        let over = tokio::spawn(async move { watched.over().await });
+        *line = Some(Called {
+            agent: Arc::clone(&agent),
+            over,
+        });
+        Ok(agent)
+    }
+
+    /// Hangs up.
+    pub(crate) async fn hang_up(&self) {
+        *self.line.lock().await = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_sandboxs_and_what_a_kernel_takes() {
+        let (one, other) = (SandboxId::random(), SandboxId::random());
+        assert_eq!(Name::of(one), Name::of(one));
+        assert_ne!(Name::of(one).machine_id, Name::of(other).machine_id);
+        assert!(guest::boot::is_machine_id(&Name::of(one).machine_id));
+        assert!(guest::boot::is_hostname(&Name::of(one).hostname));
+    }
+}

@@ -1,0 +1,284 @@
+//! Disks: images over one another, of which a machine writes to the uppermost alone.
+//!
+//! ```text
+//! root of an image (raw) ◀── sealed by a copy (qcow2) ◀── … ◀── a machine's own (qcow2)
+//! ```
+//!
+//! An image that another lies on is never written to again. Which lie on which is on record, and nowhere else: what an
+//! image says of itself is not looked at. Whatever no record names is removed.
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::step::{At, Step};
+
+pub(crate) mod flatten;
+
+/// How an image is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Format {
+    Raw,
+    Qcow2,
+}
+
+/// An image, and where it is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Image {
+    pub(crate) path: PathBuf,
+    pub(crate) format: Format,
+}
+
+/// An image of this node's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Layer {
+    pub(crate) id: Uuid,
+    pub(crate) format: Format,
+}
+
+/// Images over one another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Disk {
+    /// The lowest first.
+    pub(crate) layers: Vec<Layer>,
+    /// How much can be written to it.
+    pub(crate) size_bytes: u64,
+}
+
+impl Disk {
+    /// With one more image on it, and at least so large.
+    pub(crate) fn under(&self, top: Layer, size_bytes: u64) -> Self {
+        let mut layers = self.layers.clone();
+        layers.push(top);
+        Self {
+            layers,
+            size_bytes: self.size_bytes.max(size_bytes),
+        }
+    }
+}
+
+/// Images that may lie on one another before they are made one. Each costs a machine that starts a file to be opened,
+/// and each read of what was never written a look.
+pub(crate) const DEPTH_MAX: usize = 8;
+/// Making the head of an image is a matter of milliseconds.
+const MADE_WITHIN: Duration = Duration::from_secs(30);
+const UNPOISONED: &str = "nothing panics while it holds the pins";
+
+/// Files of one kind, whose names are drawn at random: images, and states of memory.
+#[derive(Debug)]
+pub(crate) struct Files {
+    dir: PathBuf,
+    /// Those that are made, or looked at, and are on no record yet or no more.
+    pinned: Arc<Mutex<BTreeMap<Uuid, usize>>>,
+}
+
+/// While it is held, a file stays.
+#[derive(Debug)]
+pub(crate) struct Pin {
+    id: Uuid,
+    pinned: Arc<Mutex<BTreeMap<Uuid, usize>>>,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pinned = self.pinned.lock().expect(UNPOISONED);
+        if let Some(count) = pinned.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                pinned.remove(&self.id);
+            }
+        }
+    }
+}
+
+impl Files {
+    pub(crate) fn open(dir: PathBuf) -> Result<Self, Step> {
+        fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
+        Ok(Self {
+            dir,
+            pinned: Arc::default(),
+        })
+    }
+
+    pub(crate) fn pin(&self, id: Uuid) -> Pin {
+        *self.pinned.lock().expect(UNPOISONED).entry(id).or_default() += 1;
+        Pin {
+            id,
+            pinned: Arc::clone(&self.pinned),
+        }
+    }
+
+    pub(crate) fn path(&self, id: Uuid) -> PathBuf {
+        self.dir.join(id.to_string())
+    }
+
+    /// Removes what is neither named nor pinned. `named` must have been read after no file that it does not name could be
+    /// taken up any more.
+    pub(crate) fn sweep(&self, named: &BTreeSet<Uuid>) -> usize {
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let is_wanted = id.is_some_and(|id: Uuid| {
+                named.contains(&id) || self.pinned.lock().expect(UNPOISONED).contains_key(&id)
+            });
+            if !is_wanted && fs::remove_file(entry.path()).is_ok() {
+                removed += 1;
+            }
+        }
+        removed
+    }
+
+    /// Makes names durable.
+    pub(crate) fn sync_names(&self) -> Result<(), Step> {
+        fs::File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .at(format!("writing {} through", self.dir.display()))
+    }
+
+    /// Room in the file system that they lie in: all, and what can still be written.
+    pub(crate) fn space(&self) -> io::Result<(u64, u64)> {
+        let space = rustix::fs::statvfs(&self.dir)?;
+        Ok((space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize))
+    }
+}
+
+/// The images of a node.
+#[derive(Debug)]
+pub(crate) struct Disks {
+    pub(crate) files: Files,
+    /// `qemu-img`.
+    program: PathBuf,
+}
+
+impl Disks {
+    pub(crate) fn open(dir: PathBuf, program: &Path) -> Result<Self, Step> {
+        Ok(Self {
+            files: Files::open(dir)?,
+            program: program.to_owned(),
+        })
+    }
+
+    /// The name of an image that is not there yet.
+    pub(crate) fn draw(format: Format) -> Layer {
+        Layer {
+            id: Uuid::new_v4(),
+            format,
+        }
+    }
+
+    pub(crate) fn image(&self, layer: Layer) -> Image {
+        Image {
+            path: self.files.path(layer.id),
+            format: layer.format,
+        }
+    }
+
+    pub(crate) fn images(&self, disk: &Disk) -> Vec<Image> {
+        disk.layers.iter().map(|layer| self.image(*layer)).collect()
+    }
+
+    /// What can be measured of the images that a machine does not share.
+    pub(crate) fn used_bytes(&self, layer: Layer) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        fs::metadata(self.files.path(layer.id)).map_or(0, |about| about.blocks() * 512)
+    }
+
+    /// Whether all of its images are there.
+    pub(crate) fn is_whole(&self, disk: &Disk) -> bool {
+        !disk.layers.is_empty() && disk.layers.iter().all(|layer| self.files.path(layer.id).exists())
+    }
+
+    /// Whether an image was made to its end.
+    pub(crate) async fn is_image(&self, layer: Layer) -> bool {
+        let mut command = tokio::process::Command::new(&self.program);
+        command
+            .args(["info", "-f", "qcow2"])
+            .arg(self.files.path(layer.id))
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
+        let looked = tokio::time::timeout(MADE_WITHIN, command.status()).await;
+        matches!(looked, Ok(Ok(status)) if status.success())
+    }
+
+    /// Makes an image into which nothing was written, and no more than `size_bytes` can be.
+    pub(crate) async fn make(&self, layer: Layer, size_bytes: u64) -> Result<(), Step> {
+        let path = self.files.path(layer.id);
+        let step = || format!("making the image {}", path.display());
+        let mut command = tokio::process::Command::new(&self.program);
+        command
+            .args(["create", "-q", "-f", "qcow2"])
+            .arg(&path)
+            .arg(size_bytes.to_string())
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let made = tokio::time::timeout(MADE_WITHIN, command.output()).await;
+        let made = made
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
+            .at(step())?
+            .at(step())?;
+        if made.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&made.stderr);
+        let said = said.chars().take(500).collect::<String>();
+        Err(io::Error::other(said.trim().to_owned())).at(step())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_names_or_holds_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path().to_owned()).unwrap();
+        let [named, held, lost] = std::array::from_fn(|_| Uuid::new_v4());
+        for id in [named, held, lost] {
+            fs::write(files.path(id), "x").unwrap();
+        }
+        fs::write(dir.path().join("stray"), "x").unwrap();
+        let (first, second) = (files.pin(held), files.pin(held));
+        drop(first);
+        let names = BTreeSet::from([named]);
+        assert_eq!(files.sweep(&names), 2);
+        assert!(files.path(named).exists() && files.path(held).exists());
+        drop(second);
+        assert_eq!(files.sweep(&names), 1);
+        assert!(files.path(named).exists() && !files.path(held).exists());
+    }
+
+    #[tokio::test]
+    async fn an_image_that_cannot_be_made_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = Disks::open(dir.path().to_owned(), Path::new("qemu-img")).unwrap();
+        let layer = Disks::draw(Format::Qcow2);
+        if let Err(error) = disks.make(layer, 1 << 30).await {
+            assert_eq!(error.source.kind(), io::ErrorKind::NotFound, "{error:?}");
+            crate::tests::not_run("qemu-img is not on PATH");
+            return;
+        }
+        assert!(disks.used_bytes(layer) < 1 << 20);
+        let disk = Disk {
+            layers: vec![layer],
+            size_bytes: 1 << 30,
+        };
+        assert!(disks.is_whole(&disk));
+        assert!(!disks.is_whole(&disk.under(Disks::draw(Format::Qcow2), 0)));
+        let refused = disks.make(layer, u64::MAX).await.unwrap_err();
+        assert!(!refused.source.to_string().is_empty());
+    }
+}

@@ -1,0 +1,281 @@
+//! What all machines of a node share.
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use model::{BuildId, ExecutionId, SandboxId};
+use ports::RuntimeError;
+use ports::runtime::DiskOrigin;
+use tokio_util::task::TaskTracker;
+
+use crate::agent::Agents;
+use crate::command::Sockets;
+use crate::disk::{DEPTH_MAX, Disk, Disks, Files, Format, flatten};
+use crate::memory::{Fits, Memory};
+use crate::probe::Probed;
+use crate::record::{Book, FORM, Machine};
+use crate::runtime::Config;
+use crate::step::{At, Step};
+
+/// The longest path of a Unix socket, with its end.
+const SOCKET_PATH_MAX: usize = 107;
+/// Below it nothing is started: guests that find their disks full by surprise lose what they wrote.
+const FREE_MIN_BYTES: u64 = 64 << 20;
+const UNPOISONED: &str = "nothing panics while it holds the book";
+
+/// A node's QEMUs, disks and records.
+pub(crate) struct House {
+    pub(crate) config: Config,
+    pub(crate) probed: Probed,
+    pub(crate) book: Book,
+    pub(crate) disks: Disks,
+    pub(crate) states: Files,
+    pub(crate) agents: Arc<dyn Agents>,
+    /// What goes on when nobody waits for it any more.
+    pub(crate) work: TaskTracker,
+    /// Held from looking at what a machine starts from until that is on the machine's record, and while files are swept.
+    turn: Mutex<()>,
+    /// Disks that are being made flat, each once.
+    flattening: Mutex<Vec<String>>,
+    /// Held by whoever makes disks flat: one at a time is enough for the host's disk.
+    flat_turn: tokio::sync::Mutex<()>,
+}
+
+impl House {
+    pub(crate) fn open(config: Config, probed: Probed, agents: Arc<dyn Agents>) -> Result<Self, Step> {
+        let data = &config.data;
+        let step = || format!("opening {}", data.display());
+        let longest = run_dir(data).join(ExecutionId::random().to_string());
+        let longest = longest.as_os_str().len() + Sockets::NAME_MAX;
+        if !data.is_absolute() || data.to_str().is_none() {
+            return Err(std::io::Error::other("it is to be an absolute path, in UTF-8")).at(step());
+        }
+        if longest > SOCKET_PATH_MAX {
+            let over = longest - SOCKET_PATH_MAX;
+            return Err(std::io::Error::other(format!(
+                "sockets below it have paths that are {over} bytes too long; give a shorter directory"
+            )))
+            .at(step());
+        }
+        fs::create_dir_all(run_dir(data)).at(step())?;
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(data, fs::Permissions::from_mode(0o700)).at(step())?;
+        Ok(Self {
+            book: Book::open(data)?,
+            disks: Disks::open(data.join("images"), &config.qemu_img)?,
+            states: Files::open(data.join("states"))?,
+            probed,
+            agents,
+            work: TaskTracker::new(),
+            turn: Mutex::default(),
+            flattening: Mutex::default(),
+            flat_turn: tokio::sync::Mutex::default(),
+            config,
+        })
+    }
+
+    /// Where a machine's sockets are.
+    pub(crate) fn sockets_dir(&self, execution: ExecutionId) -> PathBuf {
+        self.run_dir().join(execution.to_string())
+    }
+
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        run_dir(&self.config.data)
+    }
+
+    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().expect(UNPOISONED)
+    }
+
+    /// What memory has to fit to be brought back here.
+    pub(crate) fn fits(&self, resources: model::Resources, disk_bytes: u64) -> Fits {
+        let accel = self.probed.accel;
+        Fits {
+            qemu: self.probed.version.clone(),
+            accel,
+            processor: (accel == crate::command::Accel::Kvm).then(crate::probe::processor),
+            memory: resources.memory,
+            cpus: resources.cpu,
+            bundle: self.config.guest.digest.clone(),
+            disk_bytes,
+        }
+    }
+
+    pub(crate) fn has_room(&self) -> Result<(), RuntimeError> {
+        let (_, free) = self.disks.files.space().at("looking for room for disks")?;
+        if free < FREE_MIN_BYTES {
+            return Err(RuntimeError::Exhausted("disk"));
+        }
+        Ok(())
+    }
+
+    /// What a machine starts from: a disk to lie on, and memory where there is some.
+    pub(crate) fn origin(
+        &self,
+        build: BuildId,
+        sandbox: SandboxId,
+        disk: DiskOrigin,
+    ) -> Result<(Disk, Option<Memory>), RuntimeError> {
+        let (disk, memory) = match disk {
+            DiskOrigin::Fresh | DiskOrigin::Single => {
+                let build = self.build(build)?.ok_or(RuntimeError::NoBuild(build))?;
+                (build.disk, build.memory)
+            }
+            DiskOrigin::Kept => {
+                let kept = self
+                    .book
+                    .kept
+                    .read(&sandbox)?
+                    .ok_or(RuntimeError::NoDisk(sandbox))?;
+                (kept.disk, kept.memory)
+            }
+        };
+        Ok((disk, memory))
+    }
+
+    /// The record of a build, if it is one that is understood and all of it is there.
+    pub(crate) fn build(&self, build: BuildId) -> Result<Option<crate::record::Build>, Step> {
+        let record = self.book.builds.read(&build)?;
+        Ok(record.filter(|record| record.form == FORM && self.disks.is_whole(&record.disk)))
+    }
+
+    /// Puts a machine on record, with an image of its own on what it starts from.
+    pub(crate) fn stake(&self, machine: &Machine) -> Result<(), Step> {
+        self.book.machines.write(&machine.spec.execution, machine)
+    }
+
+    /// Removes images and states that no record names.
+    pub(crate) fn sweep(&self) {
+        let _turn = self.turn();
+        match self.book.named() {
+            Ok((layers, states)) => {
+                self.disks.files.sweep(&layers);
+                self.states.sweep(&states);
+            }
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                cause = %error.source,
+                "disks that nothing needs stay, because a record cannot be read"
+            ),
+        }
+    }
+
+    /// The same, when there is time.
+    pub(crate) fn sweep_soon(self: &Arc<Self>) {
+        let house = Arc::clone(self);
+        self.work.spawn_blocking(move || house.sweep());
+    }
+
+    /// Removes a machine's sockets, then its record.
+    pub(crate) fn strike(&self, execution: ExecutionId) -> Result<(), Step> {
+        let dir = self.sockets_dir(execution);
+        remove_dir(&dir)?;
+        failpoint::reach("qemu/sockets-removed");
+        self.book.machines.remove(&execution)
+    }
+
+    /// Makes the disk of a kept sandbox flat, if it is too deep.
+    pub(crate) async fn flatten_kept(&self, sandbox: SandboxId) -> Result<(), Step> {
+        let read = move |house: &House| Ok(house.book.kept.read(&sandbox)?.map(|kept| kept.disk));
+        let write = move |house: &House, was: &Disk, is: Disk| match house.book.kept.read(&sandbox)? {
+            Some(kept) if kept.disk == *was => house
+                .book
+                .kept
+                .write(&sandbox, &crate::record::Kept { disk: is, ..kept }),
+            _ => Ok(()),
+        };
+        self.flatten(read, write).await
+    }
+
+    /// The same for a build.
+    pub(crate) async fn flatten_build(&self, build: BuildId) -> Result<(), Step> {
+        let read = move |house: &House| Ok(house.book.builds.read(&build)?.map(|record| record.disk));
+        let write = move |house: &House, was: &Disk, is: Disk| match house.book.builds.read(&build)? {
+            Some(record) if record.disk == *was => house
+                .book
+                .builds
+                .write(&build, &crate::record::Build { disk: is, ..record }),
+            _ => Ok(()),
+        };
+        self.flatten(read, write).await
+    }
+
+    /// The same, when there is time.
+    pub(crate) fn flatten_kept_soon(self: &Arc<Self>, sandbox: SandboxId) {
+        let house = Arc::clone(self);
+        self.flatten_soon(
+            sandbox.to_string(),
+            async move { house.flatten_kept(sandbox).await },
+        );
+    }
+
+    /// The same, when there is time.
+    pub(crate) fn flatten_build_soon(self: &Arc<Self>, build: BuildId) {
+        let house = Arc::clone(self);
+        self.flatten_soon(build.to_string(), async move { house.flatten_build(build).await });
+    }
+
+    fn flatten_soon(
+        self: &Arc<Self>,
+        name: String,
+        flatten: impl Future<Output = Result<(), Step>> + Send + 'static,
+    ) {
+        let mut under_way = self.flattening.lock().expect(UNPOISONED);
+        if under_way.contains(&name) {
+            return;
+        }
+        under_way.push(name.clone());
+        drop(under_way);
+        let house = Arc::clone(self);
+        self.work.spawn(async move {
+            let flat = flatten.await;
+            house.flattening.lock().expect(UNPOISONED).retain(|other| *other != name);
+            if let Err(error) = flat {
+                tracing::warn!(of = name, error = &error as &dyn std::error::Error, cause = %error.source, "a deep disk could not be made flat");
+            }
+            house.sweep_soon();
+        });
+    }
+
+    async fn flatten(
+        &self,
+        read: impl Fn(&House) -> Result<Option<Disk>, Step>,
+        write: impl FnOnce(&House, &Disk, Disk) -> Result<(), Step>,
+    ) -> Result<(), Step> {
+        let _flat = self.flat_turn.lock().await;
+        let (disk, _pins) = {
+            let _turn = self.turn();
+            let Some(disk) = read(self)?.filter(|disk| disk.layers.len() > DEPTH_MAX) else {
+                return Ok(());
+            };
+            let pins: Vec<_> = disk
+                .layers
+                .iter()
+                .map(|layer| self.disks.files.pin(layer.id))
+                .collect();
+            (disk, pins)
+        };
+        let into = Disks::draw(Format::Qcow2);
+        let _pin = self.disks.files.pin(into.id);
+        let dir = self.sockets_dir(ExecutionId::random());
+        fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
+        let flat = flatten::flatten(&self.config.qemu, &self.disks, &disk, into, &dir).await;
+        let _ = remove_dir(&dir);
+        let flat = flat?;
+        self.disks.files.sync_names()?;
+        let _turn = self.turn();
+        write(self, &disk, flat)
+    }
+}
+
+fn run_dir(data: &Path) -> PathBuf {
+    data.join("run")
+}
+
+/// One that is not there is no error.
+pub(crate) fn remove_dir(dir: &Path) -> Result<(), Step> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.at(format!("deleting {}", dir.display())),
+    }
+}

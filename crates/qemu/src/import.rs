@@ -1,0 +1,281 @@
+//! Builds out of directories: the layers of an image laid together into one tree, and that into a root disk.
+//!
+//! No mount is made and no root is needed for it: files are linked where the host's file system lets us, and copied where
+//! not. With root, owners are those of the layers; without, everything belongs to whoever runs the daemon.
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use model::{BuildId, MiB};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use crate::disk::{Disk, Disks, Format};
+use crate::house::{House, remove_dir};
+use crate::record::{Build, FORM};
+use crate::step::{At, Step};
+
+/// Room on a root disk beside its content: what a file system takes for itself, and some to begin with. A machine whose
+/// disk is to be larger has its file system grown by its agent.
+const SLACK: MiB = MiB(256);
+/// So deep is no tree of an image; a walk ends by itself.
+const DEPTH_MAX: usize = 1024;
+/// What a directory that hides those below it is marked with, by whoever could.
+const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
+
+/// Makes a build of layers, the lowest first.
+pub(crate) fn layers(house: &House, build: BuildId, layers: &[PathBuf]) -> Result<(), Step> {
+    let staging = house.config.data.join("staging").join(Uuid::new_v4().to_string());
+    fs::create_dir_all(&staging).at(format!("making {}", staging.display()))?;
+    let root = staging.join("root");
+    let made = layers
+        .iter()
+        .try_fold((), |(), layer| lay(layer, &root, 0))
+        .and_then(|()| disk(house, build, &root, &staging));
+    let removed = remove_dir(&staging);
+    made.and(removed)
+}
+
+/// Makes a build of one directory.
+pub(crate) fn root(house: &House, build: BuildId, dir: &Path) -> Result<(), Step> {
+    let staging = house.config.data.join("staging").join(Uuid::new_v4().to_string());
+    fs::create_dir_all(&staging).at(format!("making {}", staging.display()))?;
+    let made = disk(house, build, dir, &staging);
+    let removed = remove_dir(&staging);
+    made.and(removed)
+}
+
+/// Removes what imports that were cut off left.
+pub(crate) fn clear(house: &House) -> Result<(), Step> {
+    remove_dir(&house.config.data.join("staging"))
+}
+
+fn disk(house: &House, build: BuildId, root: &Path, staging: &Path) -> Result<(), Step> {
+    let step = || format!("making the root disk of build {build}");
+    let mut bytes = 0;
+    measure(root, 0, &mut bytes).at(step())?;
+    // Inodes and the journal take their share of it.
+    let size_bytes = (bytes + bytes / 8 + SLACK.bytes()).next_multiple_of(1 << 20);
+    let image = staging.join("image");
+    guest::disk::make(&image, guest::disk::Source::Directory(root), size_bytes)
+        .map_err(io::Error::other)
+        .at(step())?;
+    let layer = Disks::draw(Format::Raw);
+    let _pin = house.disks.files.pin(layer.id);
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o400)).at(step())?;
+    fs::rename(&image, house.disks.files.path(layer.id)).at(step())?;
+    house.disks.files.sync_names()?;
+    failpoint::reach("qemu/root-disk-made");
+    let record = Build {
+        form: FORM,
+        disk: Disk {
+            layers: vec![layer],
+            size_bytes,
+        },
+        memory: None,
+    };
+    let _turn = house.turn();
+    house.book.builds.write(&build, &record)
+}
+
+/// What files take on a disk, each rounded up to its blocks, and what each costs beside.
+fn measure(path: &Path, depth: usize, bytes: &mut u64) -> io::Result<()> {
+    let about = fs::symlink_metadata(path)?;
+    *bytes += 1024;
+    if about.is_file() {
+        *bytes += about.len().next_multiple_of(4096);
+    }
+    if about.is_dir() {
+        *bytes += 4096;
+        check(depth)?;
+        for entry in fs::read_dir(path)? {
+            measure(&entry?.path(), depth + 1, bytes)?;
+        }
+    }
+    Ok(())
+}
+
+fn check(depth: usize) -> io::Result<()> {
+    if depth < DEPTH_MAX {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "directories lie more than {DEPTH_MAX} deep in one another"
+    )))
+}
+
+/// Lays one thing of a layer over what is there.
+fn lay(from: &Path, onto: &Path, depth: usize) -> Result<(), Step> {
+    let step = || format!("laying {} over {}", from.display(), onto.display());
+    check(depth).at(step())?;
+    let about = fs::symlink_metadata(from).at(step())?;
+    let below = fs::symlink_metadata(onto).ok();
+    if is_whiteout(&about) {
+        return remove(onto, below.as_ref()).at(step());
+    }
+    if !about.is_dir() {
+        remove(onto, below.as_ref()).at(step())?;
+        return put(from, onto, &about).at(step());
+    }
+    if below.as_ref().is_some_and(|below| !below.is_dir()) || is_opaque(from) {
+        remove(onto, below.as_ref()).at(step())?;
+    }
+    match fs::create_dir(onto) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made.at(step())?,
+    }
+    for entry in fs::read_dir(from).at(step())? {
+        let entry = entry.at(step())?;
+        lay(&entry.path(), &onto.join(entry.file_name()), depth + 1)?;
+    }
+    // Last, since what is laid into it changes its time.
+    dress(onto, &about).at(step())
+}
+
+fn is_whiteout(about: &fs::Metadata) -> bool {
+    about.file_type().is_char_device() && about.rdev() == 0
+}
+
+fn is_opaque(dir: &Path) -> bool {
+    OPAQUE.iter().any(|name| {
+        let mut value = [0; 4];
+        let mark = rustix::fs::lgetxattr(dir, *name, value.as_mut_slice());
+        mark.is_ok_and(|length| value.get(..length) == Some(b"y"))
+    })
+}
+
+fn remove(path: &Path, about: Option<&fs::Metadata>) -> io::Result<()> {
+    match about {
+        None => Ok(()),
+        Some(about) if about.is_dir() => fs::remove_dir_all(path),
+        Some(_) => fs::remove_file(path),
+    }
+}
+
+/// Puts what is no directory where nothing is: the same file where that can be, a copy where not.
+fn put(from: &Path, onto: &Path, about: &fs::Metadata) -> io::Result<()> {
+    match rustix::fs::linkat(CWD, from, CWD, onto, AtFlags::empty()) {
+        Ok(()) => return Ok(()),
+        // Another file system, a file that is not ours, or one with as many names as it can have.
+        Err(Errno::XDEV | Errno::PERM | Errno::MLINK) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let kind = about.file_type();
+    if kind.is_symlink() {
+        std::os::unix::fs::symlink(fs::read_link(from)?, onto)?;
+        return own(onto, about);
+    }
+    if kind.is_file() {
+        fs::copy(from, onto)?;
+        return dress(onto, about);
+    }
+    if kind.is_socket() {
+        // Nobody listens on it.
+        return Ok(());
+    }
+    let kind = FileType::from_raw_mode(about.mode());
+    let made = rustix::fs::mknodat(CWD, onto, kind, Mode::from_raw_mode(about.mode()), about.rdev());
+    match made {
+        // Devices are root's to make; the guest has its own.
+        Err(Errno::PERM) => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(()) => dress(onto, about),
+    }
+}
+
+fn own(path: &Path, about: &fs::Metadata) -> io::Result<()> {
+    match std::os::unix::fs::lchown(path, Some(about.uid()), Some(about.gid())) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        owned => owned,
+    }
+}
+
+/// Gives it the owner, mode, attributes and time of what it is a copy of.
+fn dress(path: &Path, about: &fs::Metadata) -> io::Result<()> {
+    own(path, about)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(about.mode() & 0o7777))?;
+    let time = |sec, nsec| Timespec {
+        tv_sec: sec,
+        tv_nsec: nsec,
+    };
+    let times = Timestamps {
+        last_access: time(about.atime(), about.atime_nsec()),
+        last_modification: time(about.mtime(), about.mtime_nsec()),
+    };
+    Ok(rustix::fs::utimensat(
+        CWD,
+        path,
+        &times,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(dir: &Path, files: &[(&str, &str)]) {
+        for (path, content) in files {
+            let path = dir.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_layer_says_is_what_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let [low, high, root] = ["low", "high", "root"].map(|name| dir.path().join(name));
+        tree(
+            &low,
+            &[
+                ("a", "1"),
+                ("dir/b", "2"),
+                ("hidden/c", "3"),
+                ("gone", "4"),
+                ("turns/x", "5"),
+            ],
+        );
+        tree(
+            &high,
+            &[("a", "new"), ("dir/d", "6"), ("hidden/e", "7"), ("turns", "file")],
+        );
+        fs::set_permissions(high.join("dir"), fs::Permissions::from_mode(0o1750)).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", high.join("link")).unwrap();
+        let marked = rustix::fs::lsetxattr(
+            high.join("hidden"),
+            OPAQUE[1],
+            b"y",
+            rustix::fs::XattrFlags::empty(),
+        );
+        let mode = Mode::empty();
+        let whiteout = rustix::fs::mknodat(CWD, high.join("gone"), FileType::CharacterDevice, mode, 0);
+        lay(&low, &root, 0).unwrap();
+        lay(&high, &root, 0).unwrap();
+        let read = |path: &str| fs::read_to_string(root.join(path)).ok();
+        assert_eq!(read("a").as_deref(), Some("new"));
+        assert_eq!(
+            (read("dir/b").as_deref(), read("dir/d").as_deref()),
+            (Some("2"), Some("6"))
+        );
+        assert_eq!(fs::metadata(root.join("dir")).unwrap().mode() & 0o7777, 0o1750);
+        assert_eq!(read("turns").as_deref(), Some("file"));
+        assert_eq!(
+            fs::read_link(root.join("link")).unwrap(),
+            Path::new("/etc/passwd")
+        );
+        if marked.is_ok() {
+            assert_eq!((read("hidden/c"), read("hidden/e").as_deref()), (None, Some("7")));
+        }
+        if whiteout.is_ok() {
+            assert_eq!(read("gone"), None);
+        }
+        // The layers are as they were.
+        assert_eq!(fs::read_to_string(low.join("a")).unwrap(), "1");
+        let mut bytes = 0;
+        measure(&root, 0, &mut bytes).unwrap();
+        assert!(bytes > 4096 * 6, "{bytes}");
+    }
+}

@@ -1,0 +1,47 @@
+//! The QEMU runtime: sandboxes that are virtual machines with a kernel of their own, on any machine that has
+//! `qemu-system-x86_64`, with or without hardware for it and without root.
+//!
+//! ```text
+//! runtime ──▶ house ──▶ record   what there is, written before it is made
+//!    │          ├─▶ disk         images over one another; flatten makes one of many
+//!    │          └─▶ memory       states of machines, and what they fit
+//!    └─▶ machine ──▶ process     one QEMU: identity, log
+//!          ├─▶ qmp               its monitor: standing, going on, migration, images
+//!          └─▶ agent             the line to the agent inside
+//! command  QEMU's command line   probe   what this machine's QEMU can do
+//! policy   what is refused       import  root disks out of layers
+//! ```
+//!
+//! A machine is named by its execution: its record, its directory of sockets, its process. A sandbox without a machine is
+//! what is kept of it: images, and a state of memory. Each start lays an image of its own over what it starts from, so what
+//! that was stays as it was until the machine is up, and for as long as others start from it.
+//!
+//! **Invariants.** Nothing is made before it is on record, and nothing that a record names is removed. An image that
+//! another lies on is not written to. Nothing that a user chose is on a command line. Memory is measured before a byte of it
+//! is brought in, and what it was is another machine's before anybody talks to it. Whoever talks to QEMU or a guest has a
+//! deadline.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod command;
+mod disk;
+mod house;
+mod identity;
+mod import;
+mod log;
+mod machine;
+mod memory;
+mod policy;
+mod probe;
+mod process;
+mod qmp;
+mod record;
+mod runtime;
+mod step;
+
+pub use command::Accel;
+pub use probe::{Probed, probe};
+pub use runtime::{Config, Guest, Qemus};
+
+#[cfg(test)]
+mod tests;

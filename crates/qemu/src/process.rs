@@ -1,0 +1,189 @@
+//! One QEMU on the host: started, watched, ended for certain.
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::identity::Identity;
+use crate::log::Log;
+use crate::qmp::{Qmp, QmpError};
+use crate::step::{At, Step};
+
+/// QEMU makes its sockets in some ten milliseconds; on a machine that is out of breath it takes a while.
+const LISTENS_WITHIN: Duration = Duration::from_secs(20);
+/// What an ended QEMU said is in a pipe, and read at once.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether it does.
+const LOOK: Duration = Duration::from_millis(3);
+
+/// A QEMU.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) identity: Identity,
+    pidfd: AsyncFd<OwnedFd>,
+    /// What it and its guest said.
+    pub(crate) log: Arc<Log>,
+    /// Whether all is in the log that it said itself; at once so for one that an earlier daemon started.
+    is_heard: watch::Receiver<bool>,
+}
+
+impl Process {
+    /// Starts one, in a process group of its own: what a terminal tells the daemon is not for it.
+    pub(crate) fn start(program: &Path, arguments: &[OsString]) -> Result<Self, Step> {
+        let step = || format!("starting {}", program.display());
+        let (reader, writer) = io::pipe().at(step())?;
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env_clear()
+            .current_dir("/")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone().at(step())?)
+            .stderr(writer);
+        let child = command.spawn().at(step())?;
+        drop(command);
+        let pid = child.id();
+        // It is our child and nobody has waited for it, so its number is its own.
+        let watched = Identity::of(pid).and_then(|identity| {
+            let mut process = Self::watch(identity)?;
+            let (heard, is_heard) = watch::channel(false);
+            process.is_heard = is_heard;
+            let reader = pipe::Receiver::from_owned_fd(reader.into()).at(step())?;
+            let log = Arc::clone(&process.log);
+            tokio::spawn(async move {
+                log.take_in(reader).await;
+                heard.send_replace(true);
+            });
+            Ok(process)
+        });
+        if watched.is_err() {
+            let mut child = child;
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        watched
+    }
+
+    /// Finds one again that an earlier daemon started; `None` when it has ended.
+    pub(crate) fn adopt(identity: &Identity) -> Option<Self> {
+        // It may have ended since it was on record, and its number have come again.
+        Self::watch(identity.clone())
+            .ok()
+            .filter(|process| process.identity.is_alive())
+    }
+
+    fn watch(identity: Identity) -> Result<Self, Step> {
+        let step = || format!("opening process {}", identity.pid);
+        let pid = i32::try_from(identity.pid).ok().and_then(Pid::from_raw);
+        let pid = pid
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+            .at(step())?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).at(step())?;
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; the descriptor is owned here, and nobody replaces it"
+        )]
+        let pidfd = AsyncFd::new(pidfd).at(step())?;
+        Ok(Self {
+            identity,
+            pidfd,
+            log: Arc::default(),
+            is_heard: watch::channel(true).1,
+        })
+    }
+
+    /// Ends it. What it has not written yet is not written.
+    pub(crate) fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
+    }
+
+    /// Returns when it has ended, and nothing of it is left.
+    pub(crate) async fn ended(&self) {
+        let _ = self.pidfd.readable().await;
+        // One that an earlier daemon started is not ours to be waited for.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), options);
+    }
+
+    /// Connects to its monitor, and listens to its serial port from now on.
+    pub(crate) async fn listen(&self, qmp: &Path, serial: &Path) -> Result<Qmp, Step> {
+        let step = || format!("connecting to QEMU, process {}", self.identity.pid);
+        let deadline = Instant::now() + LISTENS_WITHIN;
+        let qmp = loop {
+            let error = match Qmp::connect(qmp, LISTENS_WITHIN).await {
+                Ok(qmp) => break qmp,
+                Err(error) => error,
+            };
+            if tokio::time::timeout(LOOK, self.pidfd.readable()).await.is_ok() {
+                return Err(self.ended_with().await).at(step());
+            }
+            if Instant::now() >= deadline {
+                return Err(io::Error::from(error)).at(step());
+            }
+        };
+        let serial = UnixStream::connect(serial).await.at(step())?;
+        let log = Arc::clone(&self.log);
+        tokio::spawn(async move { log.take_in(serial).await });
+        Ok(qmp)
+    }
+
+    async fn ended_with(&self) -> io::Error {
+        let mut is_heard = self.is_heard.clone();
+        let _ = tokio::time::timeout(HEARD_WITHIN, is_heard.wait_for(|is_heard| *is_heard)).await;
+        QmpError::Gone(format!("it has ended: {}", self.log.tail(LAST_WORDS_BYTES))).into()
+    }
+}
+
+/// What of a log goes into an error.
+pub(crate) const LAST_WORDS_BYTES: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn what_is_killed_has_ended_and_is_not_adopted() {
+        let process = Process::start(Path::new("/bin/sleep"), &["60".into()]).unwrap();
+        assert!(Process::adopt(&process.identity).is_some());
+        let waits = tokio::time::timeout(Duration::from_millis(50), process.ended());
+        assert!(waits.await.is_err());
+        process.kill();
+        tokio::time::timeout(SOON, process.ended()).await.unwrap();
+        assert!(Process::adopt(&process.identity).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_does_not_listen_is_told_with_its_last_words() {
+        let script = ["-c".into(), "echo no such machine >&2".into()];
+        let process = Process::start(Path::new("/bin/sh"), &script).unwrap();
+        let nowhere = Path::new("/nowhere/qmp");
+        let failed = tokio::time::timeout(SOON, process.listen(nowhere, nowhere))
+            .await
+            .unwrap();
+        let failed = failed.map(drop).unwrap_err();
+        assert!(
+            failed.source.to_string().contains("no such machine"),
+            "{failed:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_an_error() {
+        let failed = Process::start(Path::new("/nowhere/qemu"), &[]).unwrap_err();
+        assert_eq!(failed.source.kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,697 @@
+//! The runtime: starting machines, and finding those of earlier daemons.
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use model::{BuildId, SandboxId};
+use ports::runtime::{Capabilities, Disk as Fate, DiskOrigin, DiskSpace, Recovered};
+use ports::{Machine, MachineSpec, Runtime, RuntimeError};
+use serde_json::json;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::agent::{Agents, Lines, Name};
+use crate::command::{Begin, Shape, Sockets, arguments, node_name};
+use crate::disk::{Disks, Format};
+use crate::house::House;
+use crate::identity::started_with;
+use crate::machine::{Handle, Vm, blocking, in_time, keep, migrated, panicked, top_node};
+use crate::memory::{self, Memory};
+use crate::probe::{Probed, probe};
+use crate::process::{LAST_WORDS_BYTES, Process};
+use crate::qmp::Qmp;
+use crate::record;
+use crate::step::{At, Step};
+use crate::{import, policy};
+
+/// What guests boot from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// A bzImage.
+    pub kernel: PathBuf,
+    /// Its initramfs.
+    pub initrd: PathBuf,
+    /// The name of both by their content: memory is brought back to the same alone.
+    pub digest: String,
+}
+
+impl From<&guest::Bundle> for Guest {
+    fn from(bundle: &guest::Bundle) -> Self {
+        Self {
+            kernel: bundle.kernel(),
+            initrd: bundle.initrd(),
+            digest: bundle.id().to_owned(),
+        }
+    }
+}
+
+/// What the runtime is told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its directory, absolute and short: paths of sockets have at most 107 bytes.
+    pub data: PathBuf,
+    /// The program `qemu-system-x86_64`.
+    pub qemu: PathBuf,
+    /// The program `qemu-img`.
+    pub qemu_img: PathBuf,
+    /// What guests boot from.
+    pub guest: Guest,
+    /// Sandboxes that may reach the internet, as they may by default, are given none, where they would be refused.
+    pub offline: bool,
+    /// How long a guest has to boot, until its envd listens.
+    pub boots_within: Duration,
+}
+
+impl Config {
+    /// How long a guest has on the processor, and how long under emulation beside others.
+    pub const BOOTS_WITHIN: Duration = Duration::from_secs(60);
+}
+
+/// QEMUs of this machine.
+pub struct Qemus {
+    house: Arc<House>,
+}
+
+/// What is under way takes at most as long as a boot.
+const CLOSED_WITHIN: Duration = Duration::from_secs(60);
+/// A QEMU that lives says so in milliseconds.
+const ADOPTED_WITHIN: Duration = Duration::from_secs(10);
+/// Disks on one another that a machine is still started on; above it they are made one first.
+const DEPTH_STARTED_MAX: usize = 3 * crate::disk::DEPTH_MAX;
+
+/// What guests' kernels are told: a console, few words, and an end, not another boot, when they fail.
+const KERNEL: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t no_timer_check";
+
+pub(crate) fn unsupported(what: String) -> RuntimeError {
+    RuntimeError::Unsupported {
+        runtime: "qemu",
+        what,
+    }
+}
+
+impl Qemus {
+    /// Finds out what QEMU can do, and opens the runtime's directory. [`Runtime::recover`] comes next.
+    ///
+    /// # Errors
+    /// QEMU does not run, or the directory cannot be used.
+    pub async fn open(config: Config) -> Result<Self, RuntimeError> {
+        Self::open_with(config, Arc::new(Lines)).await
+    }
+
+    pub(crate) async fn open_with(config: Config, agents: Arc<dyn Agents>) -> Result<Self, RuntimeError> {
+        let probed = probe(&config.qemu).await.map_err(io::Error::other);
+        let probed = probed.at(format!("starting {}", config.qemu.display()))?;
+        if let Some(why) = &probed.why_not_kvm {
+            tracing::warn!(
+                why,
+                "QEMU cannot use the processor for guests: they are emulated, which takes many times as long"
+            );
+        }
+        let house = blocking(move || House::open(config, probed, agents)).await?;
+        Ok(Self {
+            house: Arc::new(house),
+        })
+    }
+
+    /// What was found out about QEMU.
+    #[must_use]
+    pub fn probed(&self) -> &Probed {
+        &self.house.probed
+    }
+
+    /// Makes a build of a whole root in a directory.
+    ///
+    /// # Errors
+    /// Its disk cannot be made.
+    pub async fn import_root(&self, build: BuildId, dir: PathBuf) -> Result<(), RuntimeError> {
+        let house = Arc::clone(&self.house);
+        blocking(move || import::root(&house, build, &dir)).await
+    }
+}
+
+/// Whose disks lie on images of this node, and what is left where a start fails.
+struct Started {
+    house: Arc<House>,
+    /// `None` when it has been handed over.
+    vm: Option<Arc<Vm>>,
+    runtime: tokio::runtime::Handle,
+    /// The sandbox whose kept disk it goes on from.
+    from_kept: Option<SandboxId>,
+}
+
+impl Started {
+    /// From here on the sandbox is this machine.
+    fn hand_over(mut self) -> Result<Arc<dyn Machine>, RuntimeError> {
+        let vm = self.vm.as_ref().expect("it is handed over once");
+        let record = vm.record();
+        vm.house.stake(&record::Machine { up: true, ..record })?;
+        vm.is_up();
+        failpoint::reach("qemu/machine-up");
+        if let Some(sandbox) = self.from_kept {
+            // A restart of the daemon does the same, since the machine is up.
+            if let Err(error) = self.house.book.kept.remove(&sandbox) {
+                tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "what was kept of a sandbox that runs again stays");
+            }
+        }
+        let vm = self.vm.take().expect("it was there just now");
+        Ok(Arc::new(Handle(vm)))
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(vm) = self.vm.take() {
+            let stop = async move {
+                if let Err(error) = vm.stop(Fate::Discard).await {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "a machine that nobody waited for could not be stopped"
+                    );
+                }
+            };
+            self.house.work.spawn_on(stop, &self.runtime);
+        }
+    }
+}
+
+impl House {
+    async fn bring_up(self: &Arc<Self>, spec: MachineSpec) -> Result<Started, RuntimeError> {
+        if let Some(what) = policy::refused(&spec, self.config.offline) {
+            return Err(unsupported(what));
+        }
+        self.has_room()?;
+        self.make_shallow(&spec).await?;
+        let execution = spec.execution;
+        let (house, wanted) = (Arc::clone(self), spec.clone());
+        let (record, memory, _pins) = blocking(move || Ok(house.put_on_record(wanted))).await??;
+        failpoint::reach("qemu/start-recorded");
+        let up = self.launch(record, memory.as_ref()).await;
+        if up.is_err() {
+            let house = Arc::clone(self);
+            blocking(move || house.strike(execution)).await?;
+            self.sweep_soon();
+        }
+        let from_kept = (spec.disk == DiskOrigin::Kept).then_some(spec.sandbox);
+        Ok(Started {
+            house: Arc::clone(self),
+            vm: Some(up?),
+            runtime: tokio::runtime::Handle::current(),
+            from_kept,
+        })
+    }
+
+    /// Images that lie on one another in great number are made one while it is waited for.
+    async fn make_shallow(self: &Arc<Self>, spec: &MachineSpec) -> Result<(), RuntimeError> {
+        let (disk, _) = self.origin(spec.build, spec.sandbox, spec.disk)?;
+        if disk.layers.len() <= DEPTH_STARTED_MAX {
+            return Ok(());
+        }
+        match spec.disk {
+            DiskOrigin::Kept => self.flatten_kept(spec.sandbox).await?,
+            DiskOrigin::Fresh | DiskOrigin::Single => self.flatten_build(spec.build).await?,
+        }
+        Ok(())
+    }
+
+    /// Puts a machine on record, whose own image lies on what it starts from.
+    fn put_on_record(
+        &self,
+        spec: MachineSpec,
+    ) -> Result<(record::Machine, Option<Memory>, Vec<crate::disk::Pin>), RuntimeError> {
+        // From looking at it until it is on record nothing of it is swept away.
+        let _turn = self.turn();
+        let (disk, memory) = self.origin(spec.build, spec.sandbox, spec.disk)?;
+        let memory = memory.filter(|_| spec.restore);
+        let wanted = match &memory {
+            // Its kernel knows how large its disk is.
+            Some(_) => 0,
+            None => spec.resources.disk.bytes(),
+        };
+        let disk = disk.under(Disks::draw(Format::Qcow2), wanted);
+        if let Some(memory) = &memory {
+            let here = self.fits(spec.resources, disk.size_bytes);
+            if let Some(why) = memory.fits.differs_from(&here) {
+                return Err(cannot_restore(&spec, why));
+            }
+        }
+        let pins = memory
+            .iter()
+            .map(|memory| self.states.pin(memory.state))
+            .collect();
+        let record = record::Machine {
+            restored: memory.is_some(),
+            spec,
+            process: None,
+            disk,
+            next: None,
+            state: None,
+            up: false,
+            copying: false,
+            keep: false,
+            started_at: SystemTime::now(),
+        };
+        self.stake(&record)?;
+        Ok((record, memory, pins))
+    }
+
+    async fn launch(
+        self: &Arc<Self>,
+        mut record: record::Machine,
+        memory: Option<&Memory>,
+    ) -> Result<Arc<Vm>, RuntimeError> {
+        let execution = record.spec.execution;
+        if let Some(memory) = memory {
+            let (path, sealed) = (self.states.path(memory.state), memory.clone());
+            // Looked at before a byte of it is anybody's memory.
+            if let Some(why) = blocking(move || memory::is_damaged(&path, &sealed)).await? {
+                return Err(cannot_restore(&record.spec, why));
+            }
+        }
+        let top = *record
+            .disk
+            .layers
+            .last()
+            .expect("a machine has an image of its own");
+        self.disks.make(top, record.disk.size_bytes).await?;
+        let dir = self.sockets_dir(execution);
+        fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
+        failpoint::reach("qemu/disk-made");
+        let sockets = Sockets::within(&dir);
+        let shape = Shape {
+            execution,
+            accel: self.probed.accel,
+            memory: record.spec.resources.memory,
+            cpus: record.spec.resources.cpu,
+            kernel: self.config.guest.kernel.clone(),
+            initrd: self.config.guest.initrd.clone(),
+            append: append(&record.spec)?,
+            disk: self.disks.images(&record.disk),
+            sockets: sockets.clone(),
+            generation: Uuid::new_v4(),
+            begin: if memory.is_some() {
+                Begin::Incoming
+            } else {
+                Begin::Boot
+            },
+        };
+        let process = Process::start(&self.config.qemu, &arguments(&shape))?;
+        failpoint::reach("qemu/process-started");
+        record.process = Some(process.identity.clone());
+        record.started_at = SystemTime::now();
+        let (log, house, written) = (Arc::clone(&process.log), Arc::clone(self), record.clone());
+        let process = KilledUnlessTaken(Some(process));
+        blocking(move || house.stake(&written)).await?;
+        failpoint::reach("qemu/process-recorded");
+        let qmp = process.get().listen(&sockets.qmp, &sockets.serial).await?;
+        if let Some(memory) = memory
+            && let Err(error) = self.bring_in(&qmp, memory).await
+        {
+            return Err(cannot_restore(&record.spec, format!("{error}: {}", error.source)));
+        }
+        qmp.run("cont", json!({})).await.at("letting a machine begin")?;
+        let vm = Vm::watch(Arc::clone(self), record, process.take(), qmp, false);
+        let mut ended = vm.ended_receiver();
+        let up = tokio::select! {
+            up = in_time(self.config.boots_within, vm.come_up(memory.is_some())) => up,
+            _ = ended.wait_for(Option::is_some) => Err(io::Error::other("it ended")),
+        };
+        if let Err(error) = up {
+            vm.end_unheld().await;
+            let said = log.tail(LAST_WORDS_BYTES);
+            let sandbox = vm.record().spec.sandbox;
+            return Err(RuntimeError::NotUp {
+                sandbox,
+                detail: format!("{error}; it said: {said}"),
+            });
+        }
+        Ok(vm)
+    }
+
+    async fn bring_in(&self, qmp: &Qmp, memory: &Memory) -> Result<(), Step> {
+        let path = self.states.path(memory.state);
+        let step = || format!("bringing memory in from {}", path.display());
+        let file = fs::File::open(&path).at(step())?;
+        qmp.hand_over("state", file.as_fd()).await.at(step())?;
+        qmp.run("migrate-incoming", json!({ "uri": "fd:state" }))
+            .await
+            .at(step())?;
+        migrated(qmp).await.at(step())
+    }
+}
+
+fn cannot_restore(spec: &MachineSpec, why: String) -> RuntimeError {
+    let what = match spec.disk {
+        DiskOrigin::Kept => format!("sandbox {}", spec.sandbox),
+        DiskOrigin::Fresh | DiskOrigin::Single => format!("build {}", spec.build),
+    };
+    RuntimeError::CannotRestore { what, why }
+}
+
+/// What the kernel and the agent are told: ids of our own alone.
+fn append(spec: &MachineSpec) -> Result<String, Step> {
+    let Name { hostname, machine_id } = Name::of(spec.sandbox);
+    let settings = guest::boot::Settings {
+        hostname,
+        machine_id,
+        network: None,
+        nameservers: Vec::new(),
+        line: guest::boot::LineKind::Serial,
+        root: guest::boot::RootDisk::FIRST,
+    };
+    let told = settings
+        .to_command_line()
+        .map_err(io::Error::other)
+        .at("telling a machine its settings")?;
+    Ok(format!("{KERNEL} {told}"))
+}
+
+/// Between a QEMU's start and somebody who watches over it.
+struct KilledUnlessTaken(Option<Process>);
+
+impl KilledUnlessTaken {
+    fn get(&self) -> &Process {
+        self.0.as_ref().expect("it is taken once, and not looked at then")
+    }
+    fn take(mut self) -> Process {
+        self.0.take().expect("it is taken once")
+    }
+}
+
+impl Drop for KilledUnlessTaken {
+    fn drop(&mut self) {
+        if let Some(process) = self.0.take() {
+            process.kill();
+            tokio::spawn(async move { process.ended().await });
+        }
+    }
+}
+
+#[async_trait]
+impl Runtime for Qemus {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            durable_memory: true,
+            freeze: true,
+            own_kernel: true,
+        }
+    }
+
+    async fn recover(&self) -> Result<Recovered, RuntimeError> {
+        let mut recovered = Recovered {
+            machines: Vec::new(),
+            disks: Vec::new(),
+            reclaimed: 0,
+        };
+        for (execution, record) in self.house.book.machines.all() {
+            let adopted = match &record {
+                Some(record) => self.house.adopt(record).await?,
+                None => None,
+            };
+            if let Some(vm) = adopted {
+                let spec = vm.record().spec;
+                // What is kept of whoever lives is of an earlier day.
+                self.house.book.kept.remove(&spec.sandbox)?;
+                recovered.machines.push((spec, Arc::new(Handle(vm))));
+                continue;
+            }
+            self.house.end_remains(execution, record).await?;
+            recovered.reclaimed += 1;
+        }
+        let living: BTreeSet<SandboxId> = recovered.machines.iter().map(|(spec, _)| spec.sandbox).collect();
+        let running: BTreeSet<String> = recovered
+            .machines
+            .iter()
+            .map(|(spec, _)| spec.execution.to_string())
+            .collect();
+        let house = Arc::clone(&self.house);
+        blocking(move || {
+            for entry in fs::read_dir(house.run_dir()).into_iter().flatten().flatten() {
+                let is_known = entry
+                    .file_name()
+                    .to_str()
+                    .is_some_and(|name| running.contains(name));
+                if !is_known {
+                    end_all(&entry.path());
+                    crate::house::remove_dir(&entry.path())?;
+                }
+            }
+            import::clear(&house)?;
+            house.sweep();
+            Ok(())
+        })
+        .await?;
+        let kept = self.house.book.kept.all().into_iter().map(|(sandbox, _)| sandbox);
+        recovered.disks = kept.filter(|sandbox| !living.contains(sandbox)).collect();
+        Ok(recovered)
+    }
+
+    async fn has_build(&self, build: BuildId) -> bool {
+        self.house.build(build).ok().flatten().is_some()
+    }
+
+    async fn start(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, RuntimeError> {
+        let house = Arc::clone(&self.house);
+        let (tell, told) = oneshot::channel();
+        self.house.work.spawn(async move {
+            // If nobody waits any more, what comes of it is dropped, and given back.
+            let _ = tell.send(house.bring_up(spec).await);
+        });
+        let started = told.await.map_err(|_| RuntimeError::Step {
+            step: "starting a machine".to_owned(),
+            source: io::Error::other("the task panicked"),
+        })?;
+        started?.hand_over()
+    }
+
+    async fn import(&self, build: BuildId, layers: Vec<PathBuf>) -> Result<(), RuntimeError> {
+        let house = Arc::clone(&self.house);
+        let importing = self
+            .house
+            .work
+            .spawn_blocking(move || import::layers(&house, build, &layers));
+        Ok(importing.await.map_err(panicked)??)
+    }
+
+    async fn builds(&self) -> Vec<BuildId> {
+        self.house
+            .book
+            .builds
+            .all()
+            .into_iter()
+            .map(|(build, _)| build)
+            .collect()
+    }
+
+    async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), RuntimeError> {
+        let (house, builds) = (Arc::clone(&self.house), builds.to_vec());
+        blocking(move || {
+            {
+                let _turn = house.turn();
+                for build in &builds {
+                    house.book.builds.remove(build)?;
+                }
+            }
+            house.sweep();
+            Ok(())
+        })
+        .await
+    }
+
+    async fn seal(&self, from: BuildId, into: BuildId) -> Result<(), RuntimeError> {
+        let house = Arc::clone(&self.house);
+        blocking(move || {
+            let _turn = house.turn();
+            // Disks lie on one another as they are: a build over another is the same images, without its memory.
+            let Some(build) = house.build(from)? else {
+                return Ok(false);
+            };
+            house.book.builds.write(
+                &into,
+                &record::Build {
+                    memory: None,
+                    ..build
+                },
+            )?;
+            Ok(true)
+        })
+        .await?
+        .then_some(())
+        .ok_or(RuntimeError::NoBuild(from))
+    }
+
+    async fn memory_of(&self, build: BuildId) -> model::Memory {
+        let build = self.house.build(build).ok().flatten();
+        let has_memory = build.is_some_and(|build| build.memory.is_some());
+        if has_memory {
+            model::Memory::Durable
+        } else {
+            model::Memory::None
+        }
+    }
+
+    async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError> {
+        let house = Arc::clone(&self.house);
+        blocking(move || {
+            {
+                let _turn = house.turn();
+                house.book.kept.remove(&sandbox)?;
+            }
+            house.sweep();
+            Ok(())
+        })
+        .await
+    }
+
+    fn disk_space(&self) -> Option<DiskSpace> {
+        let (total_bytes, free_bytes) = self.house.disks.files.space().ok()?;
+        Some(DiskSpace {
+            total_bytes,
+            free_bytes,
+        })
+    }
+
+    async fn close(&self) {
+        self.house.work.close();
+        if tokio::time::timeout(CLOSED_WITHIN, self.house.work.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                under_way = self.house.work.len(),
+                "the runtime closes while machines are under way; they stay on record"
+            );
+        }
+    }
+}
+
+impl House {
+    /// Finds a machine again that an earlier daemon started, if it is up and is to go on.
+    async fn adopt(self: &Arc<Self>, record: &record::Machine) -> Result<Option<Arc<Vm>>, RuntimeError> {
+        let spec = &record.spec;
+        // What was written down, or was to be, is the sandbox.
+        let given_up = self.book.kept.read(&spec.sandbox).ok().flatten();
+        let given_up = given_up.is_some_and(|kept| kept.execution == spec.execution);
+        if !record.up || record.keep || given_up {
+            return Ok(None);
+        }
+        let Some(process) = record.process.as_ref().and_then(Process::adopt) else {
+            return Ok(None);
+        };
+        let sockets = Sockets::within(&self.sockets_dir(spec.execution));
+        let mut record = record.clone();
+        let resumed =
+            tokio::time::timeout(ADOPTED_WITHIN, self.look_at(&process, &sockets, &mut record)).await;
+        match resumed {
+            Ok(Ok((qmp, frozen))) => {
+                let (house, written) = (Arc::clone(self), record.clone());
+                blocking(move || house.stake(&written)).await?;
+                Ok(Some(Vm::watch(Arc::clone(self), record, process, qmp, frozen)))
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(sandbox = %spec.sandbox, error = &error as &dyn std::error::Error, cause = %error.source, "a QEMU that lives does not answer; it is ended, and its disk is kept");
+                Ok(None)
+            }
+            Err(_) => {
+                tracing::warn!(sandbox = %spec.sandbox, "a QEMU that lives does not answer in time; it is ended, and its disk is kept");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Asks a QEMU how it is, and brings what was begun with it to an end.
+    async fn look_at(
+        &self,
+        process: &Process,
+        sockets: &Sockets,
+        record: &mut record::Machine,
+    ) -> Result<(Qmp, bool), Step> {
+        let qmp = process.listen(&sockets.qmp, &sockets.serial).await?;
+        if let Some(next) = record.next.take() {
+            let depth = record.disk.layers.len();
+            let top = top_node(&qmp).await.at("asking QEMU for its disk")?;
+            if top == Some(node_name(depth)) {
+                record.disk.layers.push(next);
+            }
+        }
+        if std::mem::take(&mut record.copying) {
+            qmp.run("cont", json!({})).await.at("letting a machine go on")?;
+        }
+        record.state = None;
+        let status = qmp
+            .run("query-status", json!({}))
+            .await
+            .at("asking QEMU how it is")?;
+        Ok((qmp, status["running"] != true))
+    }
+
+    /// Ends what is left of a machine, and keeps its disk where somebody may want it.
+    async fn end_remains(
+        self: &Arc<Self>,
+        execution: model::ExecutionId,
+        record: Option<record::Machine>,
+    ) -> Result<(), RuntimeError> {
+        if let Some(process) = record
+            .as_ref()
+            .and_then(|record| Process::adopt(record.process.as_ref()?))
+        {
+            process.kill();
+            process.ended().await;
+        }
+        let dir = self.sockets_dir(execution);
+        let house = Arc::clone(self);
+        let opens_next = match record.as_ref().and_then(|record| record.next) {
+            Some(next) => self.disks.is_image(next).await,
+            None => false,
+        };
+        blocking(move || {
+            end_all(&dir);
+            if let Some(mut record) = record.filter(|record| record.up) {
+                let kept = house.book.kept.read(&record.spec.sandbox)?;
+                if let Some(next) = record.next.take().filter(|_| opens_next) {
+                    // Whether or not it was laid on its disk: what was not holds nothing.
+                    record.disk.layers.push(next);
+                }
+                if kept.is_none_or(|kept| kept.execution != execution) {
+                    keep(&house, &record, execution, None)?;
+                }
+            }
+            house.strike(execution)
+        })
+        .await
+    }
+}
+
+/// Kills every process that was started with something below `dir`, and waits for it.
+fn end_all(dir: &std::path::Path) {
+    for pid in started_with(dir) {
+        let process = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+        let Some(process) = process.filter(|_| pid != std::process::id()) else {
+            continue;
+        };
+        let Ok(pidfd) = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()) else {
+            continue;
+        };
+        // The number may have come again since.
+        if started_with(dir).contains(&pid) {
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            let mut over = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+            let patience = rustix::event::Timespec {
+                tv_sec: 10,
+                tv_nsec: 0,
+            };
+            let _ = rustix::event::poll(&mut over, Some(&patience));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
