@@ -35,7 +35,7 @@ fn release_with(more: &[&str]) -> Result<PathBuf> {
     ]);
     run(build.args(more))?;
     let bin = target_dir().join("release");
-    place(&envd, &["atoll-envd", "atoll-sudo"], &bin)?;
+    place(&envd, &IN_SANDBOXES, &bin)?;
     Ok(bin.join("atoll"))
 }
 
@@ -62,10 +62,13 @@ pub(crate) fn failpoints() -> Result<PathBuf> {
     let debug = debug(&["--bins", "--examples"])?;
     let bin = target_dir().join("failpoints");
     std::fs::create_dir_all(&bin)?;
-    place(&envd, &["atoll-envd", "atoll-sudo"], &bin)?;
+    place(&envd, &IN_SANDBOXES, &bin)?;
     place(&debug, &["atoll", "atoll-launcher"], &bin)?;
     Ok(bin.join("atoll"))
 }
+
+/// The static programs: those that come into every sandbox, and the first one of a guest.
+const IN_SANDBOXES: [&str; 3] = ["atoll-envd", "atoll-sudo", "atoll-guest"];
 
 /// Copies programs. Each is replaced, never written over: a running sandbox may be executing the old file.
 fn place(from: &Path, programs: &[&str], to: &Path) -> Result<()> {
@@ -96,6 +99,8 @@ fn envd() -> Result<PathBuf> {
         "envd",
         "--package",
         "envd",
+        "--package",
+        "guest-agent",
         "--bins",
         "--target",
         target,

@@ -89,6 +89,16 @@ const TO_TEST: &[Need] = &[
         package: "e2fsprogs",
         why: "checks cloned disks",
     },
+    Need {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        why: "is what the microVMs of the tests run in",
+    },
+    Need {
+        program: "qemu-img",
+        package: "qemu-utils",
+        why: "makes their disks",
+    },
 ];
 
 /// For the benchmarks, beyond that.
