@@ -28,7 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("container", &["model", "ports", "linux", "failpoint"]),
     ("envd", &["model", "wire", "linux"]),
     ("guest", &["ports"]),
-    ("qemu", &["model", "ports", "linux", "failpoint", "guest"]),
+    ("qemu", &["model", "ports", "guest"]),
     ("guest-agent", &["guest", "linux"]),
     ("artifact", &["model", "ports"]),
     ("sql", &["model", "ports"]),

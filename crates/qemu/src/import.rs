@@ -67,7 +67,6 @@ fn disk(house: &House, build: BuildId, root: &Path, staging: &Path) -> Result<()
     fs::set_permissions(&image, fs::Permissions::from_mode(0o400)).at(step())?;
     fs::rename(&image, house.disks.files.path(layer.id)).at(step())?;
     house.disks.files.sync_names()?;
-    failpoint::reach("qemu/root-disk-made");
     let record = Build {
         form: FORM,
         disk: Disk {

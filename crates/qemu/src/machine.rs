@@ -281,10 +281,8 @@ impl Vm {
             record.copying = !stood;
         })
         .await?;
-        failpoint::reach("qemu/copying-recorded");
         self.sync().await;
         let copied = self.copy_standing(stood, state).await;
-        failpoint::reach("qemu/machine-copied");
         let is_sealed = copied.is_ok();
         let noted = self
             .note(|record| {
@@ -322,7 +320,6 @@ impl Vm {
             kept.book.builds.write(&into, &build)
         });
         made.await?;
-        failpoint::reach("qemu/build-recorded");
         house.flatten_build_soon(into);
         Ok(if memory {
             model::Memory::Durable
@@ -370,7 +367,6 @@ impl Vm {
             record.state = Some(state);
         })
         .await?;
-        failpoint::reach("qemu/hibernation-recorded");
         self.sync().await;
         if let Err(failed) = self.write_down(state).await {
             let (house, execution) = (Arc::clone(&self.house), self.execution);
@@ -397,7 +393,6 @@ impl Vm {
             return Err(cannot(format!("{failed}: {}", failed.source)));
         }
         // From here on what is kept is the sandbox.
-        failpoint::reach("qemu/hibernation-kept");
         self.stopping.store(true, Ordering::SeqCst);
         self.end(true).await?;
         *stopped = true;
@@ -409,7 +404,6 @@ impl Vm {
     async fn write_down(&self, state: Uuid) -> Result<(), Step> {
         self.command("stop", json!({})).await?;
         self.write_state(state).await?;
-        failpoint::reach("qemu/hibernation-written");
         let record = self.record();
         let (house, execution) = (Arc::clone(&self.house), self.execution);
         let fits = house.fits(record.spec.resources, record.disk.size_bytes);
@@ -437,7 +431,6 @@ impl Vm {
         self.process.kill();
         let mut ended = self.ended.subscribe();
         let _ = ended.wait_for(Option::is_some).await;
-        failpoint::reach("qemu/machine-ended");
         let (house, execution) = (Arc::clone(&self.house), self.execution);
         blocking(move || house.strike(execution)).await?;
         self.house.sweep_soon();
@@ -453,7 +446,6 @@ impl Vm {
         if keeps {
             self.sync().await;
             self.note(|record| record.keep = true).await?;
-            failpoint::reach("qemu/keep-recorded");
         }
         self.stopping.store(true, Ordering::SeqCst);
         if keeps {
@@ -469,7 +461,6 @@ impl Vm {
             }
             let (house, record, execution) = (Arc::clone(&self.house), self.record(), self.execution);
             blocking(move || keep(&house, &record, execution, None)).await?;
-            failpoint::reach("qemu/disk-kept");
         }
         self.end(false).await?;
         *stopped = true;

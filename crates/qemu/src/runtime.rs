@@ -151,7 +151,6 @@ impl Started {
         let record = vm.record();
         vm.house.stake(&record::Machine { up: true, ..record })?;
         vm.is_up();
-        failpoint::reach("qemu/machine-up");
         if let Some(sandbox) = self.from_kept {
             // A restart of the daemon does the same, since the machine is up.
             if let Err(error) = self.house.book.kept.remove(&sandbox) {
@@ -189,7 +188,6 @@ impl House {
         let execution = spec.execution;
         let (house, wanted) = (Arc::clone(self), spec.clone());
         let (record, memory, _pins) = blocking(move || Ok(house.put_on_record(wanted))).await??;
-        failpoint::reach("qemu/start-recorded");
         let up = self.launch(record, memory.as_ref()).await;
         if up.is_err() {
             let house = Arc::clone(self);
@@ -280,7 +278,6 @@ impl House {
         self.disks.make(top, record.disk.size_bytes).await?;
         let dir = self.sockets_dir(execution);
         fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
-        failpoint::reach("qemu/disk-made");
         let sockets = Sockets::within(&dir);
         let shape = Shape {
             execution,
@@ -300,13 +297,11 @@ impl House {
             },
         };
         let process = Process::start(&self.config.qemu, &arguments(&shape))?;
-        failpoint::reach("qemu/process-started");
         record.process = Some(process.identity.clone());
         record.started_at = SystemTime::now();
         let (log, house, written) = (Arc::clone(&process.log), Arc::clone(self), record.clone());
         let process = KilledUnlessTaken(Some(process));
         blocking(move || house.stake(&written)).await?;
-        failpoint::reach("qemu/process-recorded");
         let qmp = process.get().listen(&sockets.qmp, &sockets.serial).await?;
         if let Some(memory) = memory
             && let Err(error) = self.bring_in(&qmp, memory).await
