@@ -111,21 +111,8 @@ fn one(ring: Ring) -> Result<Tally> {
         Ring::Js => with_house("js", &[], javascript),
         Ring::Contract => with_house("contract", &[], contract),
         Ring::Tls => tls(),
-        Ring::Settings => {
-            let atoll = build::release()?.display().to_string();
-            python(
-                &["tests/e2e/settings"],
-                &BTreeMap::from([("ATOLL_BIN".to_owned(), atoll)]),
-            )
-        }
-        Ring::Crash => {
-            let programs = [
-                ("ATOLL_BIN", build::release()?),
-                ("ATOLL_FAILPOINTS_BIN", build::failpoints()?),
-            ];
-            let env = programs.map(|(name, path)| (name.to_owned(), path.display().to_string()));
-            python(&["tests/e2e/crash"], &BTreeMap::from(env))
-        }
+        Ring::Settings => own_houses("tests/e2e/settings"),
+        Ring::Crash => own_houses("tests/e2e/crash"),
         Ring::Escape => escape(),
         Ring::Bench => {
             // The parts that take no registry and no large disk.
@@ -171,6 +158,16 @@ fn with_house(
     let outcome = tests(&house.env());
     house.down()?;
     outcome
+}
+
+/// Tests that start daemons of their own, some of which die where they are told to.
+fn own_houses(tests: &str) -> Result<Tally> {
+    let programs = [
+        ("ATOLL_BIN", build::release()?),
+        ("ATOLL_FAILPOINTS_BIN", build::failpoints()?),
+    ];
+    let env = programs.map(|(name, path)| (name.to_owned(), path.display().to_string()));
+    python(&[tests], &BTreeMap::from(env))
 }
 
 fn python(dirs: &[&str], env: &BTreeMap<String, String>) -> Result<Tally> {

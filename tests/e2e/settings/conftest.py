@@ -10,7 +10,7 @@ for beside in (".", "../crash"):
     sys.path.insert(0, str(pathlib.Path(__file__).parent.joinpath(beside).resolve()))
 
 from collector import Collector  # noqa: E402
-from house import House  # noqa: E402
+from house import ATOLL, House  # noqa: E402
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def house_with():
         pytest.skip("the container runtime needs root")
     houses = []
 
-    def start(file="", **env):
-        house = House()
+    def start(file="", program=ATOLL, **env):
+        house = House(program)
         houses.append(house)
         house.env |= env
         (house.dir / "atoll.toml").write_text(file)
