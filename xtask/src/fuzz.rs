@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::shell::{cache, cargo, command, root, run, target_dir};
 
-const TARGETS: [&str; 9] = [
+const TARGETS: [&str; 14] = [
     "host",
     "envelopes",
     "frames",
@@ -17,6 +17,11 @@ const TARGETS: [&str; 9] = [
     "tar",
     "layer",
     "manifest",
+    "line",
+    "escape",
+    "mux",
+    "module",
+    "boot",
 ];
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// As cargo-fuzz has it, without a sanitizer: there is no `unsafe` in what is fuzzed.

@@ -25,6 +25,7 @@ mod criu;
 mod fuzz;
 mod generate;
 mod house;
+mod kernel;
 mod limits;
 mod setup;
 mod shell;

@@ -6,7 +6,9 @@
 //! python   official Python SDK (sync, async), code that users write, and @e2b/cli, against a running Atoll
 //! js       official JavaScript SDK
 //! contract made-up requests to every operation of the served OpenAPI: no 5xx, nothing undescribed
-//! tls      both SDKs and @e2b/cli again, by E2B_DOMAIN alone: TLS, wildcard hosts
+//! tls      the JavaScript SDK, @e2b/cli and of the Python SDK what goes by each transport again, by E2B_DOMAIN alone: TLS,
+//!          wildcard hosts
+//! microvms the same with virtual machines as sandboxes: what their runtime does differently
 //! settings houses with settings of their own: traces, metrics, quotas
 //! crash    kill -9 at every step, restart, leaks, floods
 //! escape   code in a sandbox that means harm, canaries around it
@@ -21,9 +23,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::house::House;
-use crate::shell::{cargo, command, root};
+use crate::shell::{cache, cargo, command, read, root};
 use crate::tally::{self, Tally};
-use crate::{bench, build, check, clients, criu, setup};
+use crate::{bench, build, check, clients, criu, kernel, setup};
 
 /// What to run.
 #[derive(Args)]
@@ -31,6 +33,9 @@ pub(crate) struct Options {
     /// Only these rings; all, in this order, when none is given.
     #[arg(long, value_enum)]
     only: Vec<Ring>,
+    /// Runs all tests of the SDKs against virtual machines too, which takes more than half an hour where they are emulated.
+    #[arg(long)]
+    whole: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,6 +46,7 @@ enum Ring {
     Js,
     Contract,
     Tls,
+    Microvms,
     Settings,
     Crash,
     Escape,
@@ -53,19 +59,36 @@ impl Ring {
     }
 }
 
-const ALL: [Ring; 10] = [
+const ALL: [Ring; 11] = [
     Ring::Check,
     Ring::Rust,
     Ring::Python,
     Ring::Js,
     Ring::Contract,
     Ring::Tls,
+    Ring::Microvms,
     Ring::Settings,
     Ring::Crash,
     Ring::Escape,
     Ring::Bench,
 ];
 
+/// Tests in which each transport of the SDK is used: what they say of sandboxes is the ring `python`'s to hold.
+const TLS_MODULES: [&str; 10] = [
+    "async",
+    "commands",
+    "e2b_cli",
+    "files",
+    "ports",
+    "pty",
+    "sandbox",
+    "templates",
+    "terminal",
+    "volumes",
+];
+/// Tests of the SDKs that virtual machines are held to each time: all of them take too long where the processor is emulated.
+/// `cargo xtask test --only microvms --whole` runs them all.
+const MICROVM_MODULES: [&str; 3] = ["lifecycle", "machine", "snapshots"];
 /// Where names below `localhost` lead, whoever is asked (RFC 6761, section 6.3).
 const TLS_ADDRESS: &str = "127.0.0.1";
 /// Where the test's own resolver listens: a loopback address that nothing else listens on.
@@ -87,7 +110,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut total = Tally::default();
     let mut faults = Vec::new();
     for &ring in rings {
-        match one(ring) {
+        match one(ring, options) {
             Ok(tally) => total += tally,
             Err(fault) => {
                 eprintln!("test: {fault:#}");
@@ -103,7 +126,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn one(ring: Ring) -> Result<Tally> {
+fn one(ring: Ring, options: &Options) -> Result<Tally> {
     match ring {
         Ring::Check => check::run(),
         Ring::Rust => rust(),
@@ -111,6 +134,7 @@ fn one(ring: Ring) -> Result<Tally> {
         Ring::Js => with_house("js", &[], javascript),
         Ring::Contract => with_house("contract", &[], contract),
         Ring::Tls => tls(),
+        Ring::Microvms => microvms(options.whole),
         Ring::Settings => own_houses("tests/e2e/settings"),
         Ring::Crash => own_houses("tests/e2e/crash"),
         Ring::Escape => escape(),
@@ -145,7 +169,23 @@ fn rust() -> Result<Tally> {
     if let Some(criu) = criu::have() {
         tests.env("ATOLL_TEST_CRIU", criu);
     }
+    if let Some(kernel) = kernel::have() {
+        tests
+            .env("ATOLL_TEST_GUEST_KERNEL", &kernel)
+            .env("ATOLL_TEST_GUEST_BIN", bin)
+            .env("ATOLL_TEST_GUEST", guest(&atoll, &kernel)?);
+    }
     run_and_count("rust", &mut tests, tally::of_cargo)
+}
+
+/// What guests of the tests boot from.
+fn guest(atoll: &Path, kernel: &Path) -> Result<String> {
+    let mut make = command(atoll);
+    make.args(["guest", "build", "--kernel"])
+        .arg(kernel)
+        .arg("--out")
+        .arg(cache().join("guest"));
+    Ok(read(&mut make)?.trim().to_owned())
 }
 
 fn with_house(
@@ -253,10 +293,37 @@ fn tls() -> Result<Tally> {
         }
         env.insert("E2B_DOMAIN".into(), "atoll.localhost".into());
         env.insert("ATOLL_RESOLVER_ADDRESS".into(), RESOLVER_ADDRESS.into());
-        let python = pytest(&["tests/e2e/tls", "tests/e2e/python"], &env)?;
+        let modules = TLS_MODULES.map(|module| format!("tests/e2e/python/test_{module}.py"));
+        let mut dirs = vec!["tests/e2e/tls"];
+        dirs.extend(modules.iter().map(String::as_str));
+        let python = pytest(&dirs, &env)?;
         let mut total = run_and_count("tls", &mut with_resolver(&python), tally::of_pytest)?;
         total += run_and_count("tls js", &mut with_resolver(&node_test(&env)?), tally::of_node)?;
         Ok(total)
+    })
+}
+
+/// The SDKs against sandboxes that are virtual machines.
+fn microvms(whole: bool) -> Result<Tally> {
+    let Some(kernel) = kernel::have() else {
+        return Ok(Tally {
+            skipped: 1,
+            ..Tally::default()
+        });
+    };
+    let more = [
+        ("ATOLL_RUNTIME", "qemu".to_owned()),
+        ("ATOLL_GUEST_KERNEL", kernel.display().to_string()),
+    ];
+    with_house("microvms", &more, |env| {
+        let modules = MICROVM_MODULES.map(|module| format!("tests/e2e/python/test_{module}.py"));
+        let mut dirs = vec!["tests/e2e/microvms"];
+        if whole {
+            dirs.push("tests/e2e/python");
+        } else {
+            dirs.extend(modules.iter().map(String::as_str));
+        }
+        python(&dirs, env)
     })
 }
 

@@ -53,6 +53,7 @@ use ports::{
     Clock, Limits, SandboxManager, TeamStore, TemplateManager, TemplateStore, VolumeFiles, VolumeManager,
 };
 
+pub use nodes::capabilities;
 pub use openapi::document;
 
 /// What the API stands on.

@@ -70,6 +70,20 @@ pub(crate) async fn get(
     }))
 }
 
+/// What a runtime can do, as it is told.
+#[must_use]
+pub fn capabilities(can: ports::runtime::Capabilities) -> Capabilities {
+    Capabilities {
+        durable_memory: can.durable_memory,
+        freeze: can.freeze,
+        own_kernel: can.own_kernel,
+        network: can.network,
+        volumes: can.volumes,
+        roots: can.roots,
+        portable_builds: can.portable_builds,
+    }
+}
+
 fn shown(report: &Report, onlooker: &Onlooker) -> Node {
     let count = |wanted: fn(HeldState) -> bool| {
         let seen = report.held.iter().filter(|held| onlooker.sees(held));
@@ -80,11 +94,7 @@ fn shown(report: &Report, onlooker: &Onlooker) -> Node {
         node_id: report.node.to_string(),
         status: if report.accepts { "ready" } else { "draining" }.to_owned(),
         runtime: report.runtime.clone(),
-        capabilities: Capabilities {
-            durable_memory: report.capabilities.durable_memory,
-            freeze: report.capabilities.freeze,
-            own_kernel: report.capabilities.own_kernel,
-        },
+        capabilities: capabilities(report.capabilities),
         sandbox_count: count(|state| state == HeldState::Running),
         paused_count: count(|state| matches!(state, HeldState::Paused(..))),
         sandbox_starting_count: u32::try_from(starting).unwrap_or(u32::MAX),
@@ -116,6 +126,10 @@ mod tests {
                 durable_memory: true,
                 freeze: true,
                 own_kernel: false,
+                network: true,
+                volumes: true,
+                roots: true,
+                portable_builds: false,
             },
             started_at: SystemTime::UNIX_EPOCH,
             held: Vec::new(),
@@ -129,7 +143,10 @@ mod tests {
             accepts: true,
         };
         let told = serde_json::to_value(shown(&report, &Onlooker(None))).unwrap();
-        let expected = serde_json::json!({"durableMemory": true, "freeze": true, "ownKernel": false});
+        let expected = serde_json::json!({
+            "durableMemory": true, "freeze": true, "ownKernel": false,
+            "network": true, "volumes": true, "roots": true, "portableBuilds": false,
+        });
         assert_eq!(told["capabilities"], expected);
     }
 }

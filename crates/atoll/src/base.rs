@@ -3,11 +3,11 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
-use container::Containers;
-use model::{BuildId, Settings, Team, TeamId, Template, TemplateId, TemplateOrigin};
-use ports::{Runtime as _, StoreError, TemplateStore};
+use model::{BuildId, Resources, Settings, Team, TeamId, Template, TemplateId, TemplateOrigin};
+use ports::{StoreError, TemplateStore};
 
 use crate::control::{self, Remade, Request};
+use crate::machines::Machines;
 use crate::out;
 use crate::settings::Resolved;
 
@@ -16,33 +16,33 @@ const NAME: &str = "base";
 const ATTEMPTS_MAX: usize = 16;
 
 /// Makes the template if there is none, or its layers if they are gone, and keeps slots for it ready.
-pub(crate) async fn ensure(templates: &dyn TemplateStore, runtime: &Containers, team: &Team) -> Result<()> {
+pub(crate) async fn ensure(templates: &dyn TemplateStore, machines: &Machines, team: &Team) -> Result<()> {
     let template = match templates.named(team.id, NAME).await? {
         Some(template) => template,
-        None => make(templates, runtime, team).await?,
+        None => make(templates, machines, team).await?,
     };
     let (build, settings) = template.tagged(None).context("the base template has no build")?;
-    if !runtime.has_build(build).await {
-        import(runtime, build).await?;
+    if !machines.runtime().has_build(build).await {
+        import(machines, build).await?;
     }
-    runtime.prewarm(build, settings.resources.disk);
+    machines.prewarm(build, settings.resources.disk);
     Ok(())
 }
 
 /// Makes the template anew of this machine as it is now. The build of before is collected when no sandbox uses it.
 pub(crate) async fn remake(
     templates: &dyn TemplateStore,
-    runtime: &Containers,
+    machines: &Machines,
     team: TeamId,
 ) -> Result<BuildId> {
     let build = BuildId::random();
-    import(runtime, build).await?;
+    import(machines, build).await?;
     let named = name(templates, team, build).await;
     if named.is_err() {
-        let _ = runtime.remove_builds(&[build]).await;
+        let _ = machines.runtime().remove_builds(&[build]).await;
     }
     let settings = named?;
-    runtime.prewarm(build, settings.resources.disk);
+    machines.prewarm(build, settings.resources.disk);
     Ok(build)
 }
 
@@ -92,9 +92,9 @@ pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn make(templates: &dyn TemplateStore, runtime: &Containers, team: &Team) -> Result<Template> {
+async fn make(templates: &dyn TemplateStore, machines: &Machines, team: &Team) -> Result<Template> {
     let build = BuildId::random();
-    import(runtime, build).await?;
+    import(machines, build).await?;
     let (template, _) = new(team.id, build);
     templates.insert(&template).await?;
     Ok(template)
@@ -122,17 +122,17 @@ fn new(team: TeamId, build: BuildId) -> (Template, Settings) {
     (template, settings)
 }
 
-async fn import(runtime: &Containers, build: BuildId) -> Result<()> {
+async fn import(machines: &Machines, build: BuildId) -> Result<()> {
     out::say("making the template `base` of this machine's own /usr");
-    let lacks = container::import::lacks();
+    let lacks = rootfs::lacks();
     if !lacks.is_empty() {
         out::say(format_args!(
             "this machine has no {}: sandboxes of `base` have none either",
             lacks.join(", ")
         ));
     }
-    runtime
-        .import_host(build)
+    machines
+        .import_host(build, Resources::default())
         .await
         .context("the base template could not be made")
 }

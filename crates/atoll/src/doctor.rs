@@ -10,29 +10,81 @@ use container::probe::{Check, Verdict, look, memory};
 use crate::control::{self, Request, Status};
 use crate::data::DataDir;
 use crate::out;
-use crate::settings::Resolved;
+use crate::settings::{Resolved, RuntimeKind};
+
+mod microvms;
 
 /// Says what this machine can do; fails where no sandbox could be started.
 pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
-    let mut checks = vec![kernel()];
-    checks.extend(look(&settings.data_dir));
-    checks.push(memory_of(settings, &running(settings)?));
-    checks.push(kvm());
-    checks.extend(ports(settings)?);
+    let checks = match settings.runtime {
+        RuntimeKind::Container => {
+            let mut checks = vec![kernel()];
+            checks.extend(look(&settings.data_dir));
+            checks.push(memory_of(settings, &running(settings)?));
+            checks
+        }
+        RuntimeKind::Qemu => microvms::look(settings)?,
+    };
+    let checks: Vec<_> = checks
+        .into_iter()
+        .chain([kvm()])
+        .chain(ports(settings)?)
+        .collect();
     let fit = checks.iter().all(|check| check.verdict != Verdict::Missing);
+    let (name, what) = match settings.runtime {
+        RuntimeKind::Container => ("container", "containers"),
+        RuntimeKind::Qemu => ("qemu", "virtual machines under QEMU"),
+    };
+    let table = table(settings);
     if json {
         let shown: Vec<_> = checks.iter().map(as_json).collect();
-        out::json(&serde_json::json!({ "fit": fit, "runtime": "container", "checks": shown }))?;
+        let runtimes: serde_json::Map<_, _> = table
+            .into_iter()
+            .map(|(name, can)| Ok((name.to_owned(), serde_json::to_value(can)?)))
+            .collect::<Result<_>>()?;
+        out::json(
+            &serde_json::json!({ "fit": fit, "runtime": name, "checks": shown, "runtimes": runtimes }),
+        )?;
     } else {
         let conclusion = if fit {
-            "Sandboxes can run here, as containers."
+            format!("Sandboxes can run here, as {what}.")
         } else {
-            "Sandboxes cannot run here yet."
+            format!("Sandboxes cannot run here yet, as {what}.")
         };
         let lines: String = checks.iter().map(as_text).collect();
-        out::text(&format!("{lines}\n{conclusion}\n"))?;
+        out::text(&format!("{lines}\n{}\n{conclusion}\n", table_as_text(&table)?))?;
     }
     Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What sandboxes of each runtime can do with these settings.
+fn table(settings: &Resolved) -> [(&'static str, wire::rest::Capabilities); 2] {
+    let is_root = rustix::process::geteuid().is_root();
+    [
+        ("container", container::capabilities(settings.criu.is_some())),
+        ("qemu", qemu::capabilities(is_root)),
+    ]
+    .map(|(name, can)| (name, api::capabilities(can)))
+}
+
+fn table_as_text(table: &[(&'static str, wire::rest::Capabilities)]) -> Result<String> {
+    let mut lines = format!("{:<16}", "--runtime");
+    for (name, _) in table {
+        lines += &format!(" {name:<10}");
+    }
+    let told = table
+        .iter()
+        .map(|(_, can)| serde_json::to_value(can))
+        .collect::<Result<Vec<_>, _>>()?;
+    let names = told.first().and_then(serde_json::Value::as_object);
+    for name in names.into_iter().flat_map(serde_json::Map::keys) {
+        lines += &format!("\n{name:<16}");
+        for can in &told {
+            let word = if can[name] == true { "yes" } else { "no" };
+            lines += &format!(" {word:<10}");
+        }
+    }
+    Ok(lines.lines().flat_map(|line| [line.trim_end(), "\n"]).collect())
 }
 
 /// A daemon says what it is at in milliseconds.
@@ -128,9 +180,9 @@ fn kernel() -> Check {
 fn kvm() -> Check {
     let there = Path::new("/dev/kvm").exists();
     let found = if there {
-        "/dev/kvm is there; sandboxes are containers all the same, until microVMs are supported"
+        "/dev/kvm is there; containers need none, and QEMU uses it where it works"
     } else {
-        "none: sandboxes are containers, which need none"
+        "none: containers need none, and QEMU emulates the processor"
     };
     Check::new("KVM", true, Verdict::Poor, found, "")
 }

@@ -2,14 +2,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use ::guest::bundle::Programs;
-use ::guest::{Bundle, fetch};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::out;
 use crate::settings::Settings;
+use crate::{kernel, out};
 
 /// What can be done with what microVMs boot from.
 #[derive(Subcommand)]
@@ -44,28 +42,9 @@ impl Command {
 impl Build {
     fn run(self, json: bool) -> Result<()> {
         let settings = self.settings.resolve()?;
-        let own = std::env::current_exe().context("cannot tell where this program lies")?;
-        let beside = own.parent().context("this program lies nowhere")?;
-        let programs = Programs::of(beside);
-        for program in [&programs.agent, &programs.envd, &programs.sudo] {
-            anyhow::ensure!(
-                program.exists(),
-                "{} is missing: it belongs beside {}",
-                program.display(),
-                own.display()
-            );
-        }
-        let out = self.out.unwrap_or_else(|| settings.data_dir.join("guest"));
-        let fetched;
-        let kernel = match self.kernel {
-            Some(kernel) => kernel,
-            None => {
-                out::say("fetching a kernel from the distribution's packages");
-                fetched = fetch::kernel(&std::env::temp_dir())?;
-                fetched.dir()
-            }
-        };
-        let bundle = Bundle::make(&kernel, &programs, &out)?;
+        let out = self.out.unwrap_or_else(|| kernel::place(&settings));
+        let given = self.kernel.or_else(|| settings.guest_kernel.clone());
+        let bundle = kernel::make(&kernel::programs()?, given.as_deref(), &out)?;
         if json {
             return out::json(&json!({
                 "id": bundle.id(),

@@ -1,22 +1,21 @@
 //! Every role in one process: the one place where parts are chosen and put together.
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use api::{Api, ApiParts};
 use artifact::Images;
-use container::Containers;
 use edge::{Edge, EdgeParts};
 use model::{Team, TeamId};
 use node::LocalNode;
 use orchestrator::{Orchestrator, Parts, bootstrap};
 use ports::node::{HeldState, Node};
-use ports::{Blobs, Clock, Runtime as _, SandboxManager, TeamStore, VolumeFiles};
+use ports::{Blobs, Clock, SandboxManager, TeamStore};
 use sql::Sqlite;
 
 use crate::control::{Ended, Remade, Status};
 use crate::data::{Credentials, DataDir};
+use crate::machines::Machines;
 use crate::settings::Resolved;
 use crate::{base, out, tls};
 
@@ -29,7 +28,7 @@ pub(crate) struct House {
     pub(crate) node: Arc<LocalNode>,
     pub(crate) api: Arc<Api>,
     pub(crate) edge: Arc<Edge>,
-    pub(crate) runtime: Arc<Containers>,
+    pub(crate) machines: Machines,
     pub(crate) images: Images,
     store: Arc<Sqlite>,
     /// The base template is made anew by one at a time.
@@ -54,15 +53,18 @@ impl House {
             .context("the default team cannot be made")?;
         let credentials = credentials(&settings, &data, &store, &team).await?;
 
-        let runtime = Arc::new(Containers::open(container_config(&settings)?).context(
-            "the container runtime cannot be opened; `atoll doctor` says what this machine lacks",
-        )?);
+        let machines = Machines::open(&settings).await?;
+        let can = machines.runtime().capabilities();
+        anyhow::ensure!(
+            can.portable_builds || !settings.blobs.hold_builds(),
+            "the {} runtime cannot keep builds in the blobs: leave `builds` out of [blobs], or choose another --runtime",
+            machines.runtime().name()
+        );
         let config = node::Config {
             id: data.node_id()?,
             data: data.path().join("node"),
         };
-        let node = LocalNode::open(config, Arc::clone(&runtime) as Arc<dyn ports::Runtime>)
-            .context("the node cannot be opened")?;
+        let node = LocalNode::open(config, machines.runtime()).context("the node cannot be opened")?;
         let images = Images::open(data.path().join("images"), settings.images.clone())
             .context("images cannot be kept: see [images] of the configuration")?;
         node.build_from(Arc::new(images.clone()));
@@ -76,7 +78,7 @@ impl House {
                 found.running, found.paused, found.reclaimed
             ));
         }
-        base::ensure(&*store, &runtime, &team).await?;
+        base::ensure(&*store, &machines, &team).await?;
 
         let clock: Arc<dyn Clock> = Arc::new(ports::clock::System);
         let catalog = Arc::new(ports::catalog::Memory::default());
@@ -88,7 +90,7 @@ impl House {
                 .context("the place for uploads cannot be opened")?,
         );
         node.stow_in(Arc::clone(&blobs));
-        let volume_files: Arc<dyn VolumeFiles> = Arc::clone(&runtime) as _;
+        let volume_files = machines.volume_files();
         let nodes: Vec<Arc<dyn Node>> = vec![Arc::clone(&node) as Arc<dyn Node>];
         let orchestrator = Orchestrator::new(Parts {
             sandboxes: Arc::clone(&store) as _,
@@ -140,7 +142,7 @@ impl House {
             node,
             api,
             edge,
-            runtime,
+            machines,
             images,
             store,
             making_base: tokio::sync::Mutex::default(),
@@ -207,7 +209,7 @@ impl House {
     /// Makes the base template anew, of this machine's own `/usr`.
     pub(crate) async fn import_host(&self) -> Result<Remade> {
         let _one = self.making_base.lock().await;
-        let build = base::remake(&*self.store, &self.runtime, self.team).await?;
+        let build = base::remake(&*self.store, &self.machines, self.team).await?;
         Ok(Remade {
             build_id: build.to_string(),
         })
@@ -224,7 +226,7 @@ impl House {
 
     /// Gives back what was prepared ahead. Sandboxes live on.
     pub(crate) async fn close(&self) {
-        self.runtime.close().await;
+        self.machines.runtime().close().await;
     }
 
     /// TLS for the edge, where it is asked for.
@@ -234,29 +236,6 @@ impl House {
             .map(|_| tls::server_config(&self.settings))
             .transpose()
     }
-}
-
-/// The programs that lie beside this one.
-fn container_config(settings: &Resolved) -> Result<container::Config> {
-    let own = std::env::current_exe().context("cannot find this program's own path")?;
-    let beside = |name: &str| -> Result<PathBuf> {
-        let path = own.with_file_name(name);
-        anyhow::ensure!(
-            path.exists(),
-            "{} is missing: it belongs beside {}",
-            path.display(),
-            own.display()
-        );
-        Ok(path)
-    };
-    Ok(container::Config {
-        data: settings.data_dir.join("container"),
-        envd: beside("atoll-envd")?,
-        sudo: beside("atoll-sudo")?,
-        launcher: beside("atoll-launcher")?,
-        pool: settings.pool,
-        criu: settings.criu.clone(),
-    })
 }
 
 async fn credentials(

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use artifact::{Evicted, Imported};
-use ports::Runtime as _;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -102,8 +101,9 @@ impl House {
     async fn evict(&self) -> Result<Evicted> {
         // What becomes a build meanwhile was used within the last minutes, and stays for that.
         let mut in_use: HashSet<PathBuf> = HashSet::new();
-        for build in self.runtime.builds().await {
-            in_use.extend(self.runtime.layers_of(build).await);
+        let runtime = self.machines.runtime();
+        for build in runtime.builds().await {
+            in_use.extend(runtime.layers_of(build).await);
         }
         let bytes_max = self.settings.image_cache_mib << 20;
         self.images

@@ -20,6 +20,7 @@ const DOMAIN: &str = "atoll.localhost";
 /// Slots that wait for a sandbox: a burst of so many is answered in a few milliseconds each, at some 2 MiB of memory for
 /// each slot.
 const POOL: usize = 16;
+const QEMU: &str = "qemu-system-x86_64";
 const LOG: &str = "info";
 /// Layers of images that no template stands on are kept within this: a few dozen images, to be built from again.
 const IMAGE_CACHE_MIB: u64 = 20 << 10;
@@ -58,6 +59,16 @@ pub(crate) struct Settings {
     /// Domain below which sandboxes have names [default: atoll.localhost].
     #[arg(long, env = "ATOLL_DOMAIN")]
     domain: Option<String>,
+    /// What sandboxes are: containers, or virtual machines under QEMU, which have a kernel of their own [default: container].
+    #[arg(long, env = "ATOLL_RUNTIME", value_enum)]
+    runtime: Option<RuntimeKind>,
+    /// The program `qemu-system-x86_64`, beside which lies `qemu-img` [default: the one on the PATH].
+    #[arg(long, env = "ATOLL_QEMU")]
+    qemu: Option<PathBuf>,
+    /// A directory into which a kernel package was extracted, with boot/ and lib/modules/, of which microVMs get their kernel
+    /// [default: the distribution's generic kernel, downloaded once by apt].
+    #[arg(long, env = "ATOLL_GUEST_KERNEL")]
+    guest_kernel: Option<PathBuf>,
     /// Sandboxes that are prepared ahead [default: 16].
     #[arg(long, env = "ATOLL_POOL")]
     pool: Option<usize>,
@@ -96,6 +107,17 @@ pub(crate) struct Settings {
     volumes: Option<VolumesSettings>,
 }
 
+/// What sandboxes are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RuntimeKind {
+    /// Namespaces of this machine's kernel.
+    #[default]
+    Container,
+    /// Virtual machines under QEMU, with KVM or without.
+    Qemu,
+}
+
 /// Settings with every default in its place.
 #[derive(Debug, Clone)]
 pub(crate) struct Resolved {
@@ -106,6 +128,9 @@ pub(crate) struct Resolved {
     pub(crate) tls_listen: Option<SocketAddr>,
     pub(crate) insecure_listen: bool,
     pub(crate) domain: String,
+    pub(crate) runtime: RuntimeKind,
+    pub(crate) qemu: PathBuf,
+    pub(crate) guest_kernel: Option<PathBuf>,
     pub(crate) pool: usize,
     pub(crate) criu: Option<PathBuf>,
     /// Whether that is what a setting says, and not what was found.
@@ -152,6 +177,13 @@ impl Settings {
             tls_listen: self.tls_listen.or(file.tls_listen),
             insecure_listen: self.insecure_listen.or(file.insecure_listen).unwrap_or(false),
             domain: self.domain.or(file.domain).unwrap_or_else(|| DOMAIN.to_owned()),
+            runtime: self.runtime.or(file.runtime).unwrap_or_default(),
+            qemu: self
+                .qemu
+                .or(file.qemu)
+                .or_else(|| on_path(QEMU))
+                .unwrap_or_else(|| QEMU.into()),
+            guest_kernel: self.guest_kernel.or(file.guest_kernel),
             pool: self.pool.or(file.pool).unwrap_or(POOL),
             criu_is_set: criu.is_some(),
             criu: match criu {
@@ -229,11 +261,16 @@ fn criu_beside() -> Option<PathBuf> {
 
 /// CRIU beside this program, or else on the `PATH`.
 fn find_criu() -> Option<PathBuf> {
-    let dirs = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&dirs).map(|dir| dir.join("criu"));
     criu_beside()
-        .into_iter()
-        .chain(on_path)
+        .filter(|path| path.is_file())
+        .or_else(|| on_path("criu"))
+}
+
+/// A program on the `PATH`.
+fn on_path(name: &str) -> Option<PathBuf> {
+    let dirs = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&dirs)
+        .map(|dir| dir.join(name))
         .find(|path| path.is_file())
 }
 

@@ -18,17 +18,17 @@ use crate::build::{Build, Builds, Layer, Overlay};
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::criu::recall::Recall;
 use crate::disk::{DISK_MIN, Disks};
-use crate::instance::{Instance, SLOTS_MAX, USERS, first_user};
 use crate::launcher::message::Boot;
 use crate::launcher::{Launcher, Ordered};
-use crate::net::Net;
-use crate::record::{Identity, Record, Records};
+use crate::record::{Record, Records, identity_of};
 use crate::root::{Laid, Laying};
 use crate::sealed::Sealed;
 use crate::slot::Slot;
 use crate::step::{At, Step};
+use crate::users::{SLOTS_MAX, USERS, first_user};
 use crate::volumes::Volumes;
 use crate::{agent, root};
+use net::{Instance, Net};
 
 /// envd listens a millisecond after its exec; a machine that swaps needs longer.
 const UP_WITHIN: Duration = Duration::from_secs(15);
@@ -191,7 +191,7 @@ impl House {
 
     fn has_link(&self, number: u32) -> bool {
         Path::new("/sys/class/net")
-            .join(crate::net::link_name(self.instance.number, number))
+            .join(net::link_name(self.instance.number, number))
             .exists()
     }
 
@@ -283,7 +283,7 @@ impl House {
             skeleton.pid,
             rustix::io::fcntl_dupfd_cloexec(&skeleton.pidfd, 0).at("duplicating a pidfd")?,
         );
-        record.process = Some(Identity::of(pid)?);
+        record.process = Some(identity_of(pid)?);
         self.records.write(&record)?;
         failpoint::reach("container/process-recorded");
         self.net()?.attach(number, pidfd.as_fd())?;

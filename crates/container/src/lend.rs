@@ -7,9 +7,9 @@ use ports::RuntimeError;
 use rustix::io::Errno;
 
 use crate::house::House;
-use crate::instance::{USERS, first_user};
 use crate::slot::Slot;
 use crate::step::Step;
+use crate::users::{USERS, first_user};
 use crate::volumes::OWNER;
 
 /// Volumes of one machine.

@@ -5,7 +5,7 @@
 //!    │                  ├─▶ cgroup  disk  root  net      what it holds on the host
 //!    └──▶ machine       └─▶ record                       written before any of it is made
 //! volume   where disks are copied by reference      build, import   what roots are made of
-//! instance which of several daemons this is         agent           envd and sudo, as they come inside
+//! users    those of each slot                        agent           envd and sudo, as they come inside
 //! checkpoint, seal   builds made of machines        clear           builds that nobody needs any more
 //! assemble builds that go elsewhere and come from there
 //! changes  roots looked at from outside
@@ -32,12 +32,10 @@ mod clear;
 mod criu;
 mod disk;
 mod house;
-pub mod import;
-mod instance;
+mod import;
 pub mod launcher;
 mod lend;
 mod machine;
-pub mod net;
 mod places;
 mod pool;
 pub mod probe;
@@ -47,9 +45,11 @@ mod runtime;
 mod seal;
 mod sealed;
 mod slot;
-mod step;
 mod syscalls;
+mod users;
 mod volume;
 mod volumes;
 
-pub use runtime::{Config, Containers};
+use ports::step;
+
+pub use runtime::{Config, Containers, capabilities};

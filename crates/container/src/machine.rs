@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::criu::lines::Lines;
 use crate::house::{Fate, House};
-use crate::record::{Identity, Record};
+use crate::record::{Record, identity_of};
 use crate::slot::Slot;
 use crate::step::{At, Step};
 
@@ -256,7 +256,7 @@ pub(crate) fn panicked(panic: tokio::task::JoinError) -> RuntimeError {
 
 fn record(slot: &Slot, spec: &MachineSpec, keep: bool) -> Result<Record, Step> {
     Ok(Record {
-        process: Some(Identity::of(slot.pid)?),
+        process: Some(identity_of(slot.pid)?),
         spec: Some(spec.clone()),
         keep,
         restored: slot.restored,
@@ -403,10 +403,7 @@ impl Machine for Handle {
                 "disk",
                 self.0.house.disks.of_slot(slot.number).display().to_string(),
             ),
-            (
-                "link",
-                crate::net::link_name(self.0.house.instance.number, slot.number),
-            ),
+            ("link", net::link_name(self.0.house.instance.number, slot.number)),
         ])
     }
 }

@@ -9,7 +9,7 @@ use linux::mount::{Attributes, set_attributes};
 use rustix::mount::OpenTreeFlags;
 
 use crate::cgroup::Cgroups;
-use crate::{criu, import, net, volume};
+use crate::{criu, volume};
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -321,7 +321,7 @@ pub fn memory(data: &Path, criu: Option<&Path>) -> Check {
 }
 
 fn programs() -> Check {
-    let lacks = import::lacks();
+    let lacks = rootfs::lacks();
     let found = if lacks.is_empty() {
         "all that clients expect".to_owned()
     } else {

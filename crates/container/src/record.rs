@@ -3,6 +3,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use linux::process::Identity;
 use model::{BuildId, SandboxId};
 use ports::MachineSpec;
 use serde::{Deserialize, Serialize};
@@ -61,52 +62,9 @@ impl Record {
     }
 }
 
-/// A process that cannot be mistaken for another: numbers come again, but not with the same start in the same boot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Identity {
-    pub(crate) pid: u32,
-    /// Field 22 of `/proc/<pid>/stat`: clock ticks since the boot.
-    pub(crate) start_ticks: u64,
-    /// The host's `boot_id`.
-    pub(crate) boot: String,
-}
-
-impl Identity {
-    /// Of a living process.
-    pub(crate) fn of(pid: u32) -> Result<Self, Step> {
-        let start_ticks = start_ticks(pid).at(format!("reading the start time of process {pid}"))?;
-        Ok(Self {
-            pid,
-            start_ticks,
-            boot: host_boot()?,
-        })
-    }
-
-    /// Whether the process of this number is still this one. To be asked after its pidfd was opened: then it stays so.
-    pub(crate) fn is_alive(&self) -> bool {
-        host_boot().is_ok_and(|boot| boot == self.boot)
-            && start_ticks(self.pid).is_ok_and(|ticks| ticks == self.start_ticks)
-    }
-}
-
-fn host_boot() -> Result<String, Step> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").at("reading the host's boot id")?;
-    Ok(text.trim().to_owned())
-}
-
-fn start_ticks(pid: u32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The program's name, in brackets, may hold anything.
-    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    let mut fields = after_name.split(' ');
-    if fields.next() == Some("Z") {
-        return Err(io::Error::from(io::ErrorKind::NotFound));
-    }
-    // The state, just taken, is field 3.
-    fields
-        .nth(18)
-        .and_then(|ticks| ticks.parse().ok())
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+/// Who a process is that lives.
+pub(crate) fn identity_of(pid: u32) -> Result<Identity, Step> {
+    Identity::of(pid).at(format!("reading the start time of process {pid}"))
 }
 
 /// All records of this node.
@@ -186,29 +144,4 @@ pub(crate) fn sync_names(path: &Path) -> Result<(), Step> {
     fs::File::open(names)
         .and_then(|names| names.sync_all())
         .at(format!("writing {} through", names.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_known_by_more_than_its_number() {
-        let own = Identity::of(std::process::id()).unwrap();
-        assert!(own.is_alive());
-        assert!(
-            !Identity {
-                start_ticks: own.start_ticks + 1,
-                ..own.clone()
-            }
-            .is_alive()
-        );
-        assert!(
-            !Identity {
-                boot: "another".into(),
-                ..own
-            }
-            .is_alive()
-        );
-    }
 }

@@ -41,6 +41,20 @@ pub struct Config {
     pub criu: Option<PathBuf>,
 }
 
+/// What containers can do: with a CRIU that works here, or without.
+#[must_use]
+pub const fn capabilities(durable_memory: bool) -> Capabilities {
+    Capabilities {
+        durable_memory,
+        freeze: true,
+        own_kernel: false,
+        network: true,
+        volumes: true,
+        roots: true,
+        portable_builds: true,
+    }
+}
+
 /// Slots that are under way are made and given back in milliseconds; what waits for a disk takes longer.
 const CLOSED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -158,11 +172,7 @@ impl Runtime for Containers {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            durable_memory: self.house.recall.works(),
-            freeze: true,
-            own_kernel: false,
-        }
+        capabilities(self.house.recall.works())
     }
 
     async fn recover(&self) -> Result<Recovered, RuntimeError> {

@@ -3,13 +3,13 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use linux::process::Identity;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::agent;
 use crate::cgroup::Cgroup;
 use crate::house::{House, Shape};
-use crate::record::Identity;
 use crate::step::{At, Step};
 
 /// A machine whose envd listens, claimed or not.

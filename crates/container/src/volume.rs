@@ -227,10 +227,5 @@ pub(crate) fn attached(image: &Path) -> Option<PathBuf> {
 /// Runs a tool, and fails with what it said.
 pub(crate) fn run(command: &mut Command) -> Result<(), Step> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().at(format!("running {program}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(io::Error::other(said)).at(format!("running {program}, which ended with {},", output.status))
+    linux::program::run(command).at(format!("running {program}"))
 }

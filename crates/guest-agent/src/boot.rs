@@ -1,6 +1,7 @@
 //! From the kernel's hands to a machine that can be started.
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
@@ -144,12 +145,35 @@ pub(crate) fn bring_up_network(settings: &Settings) -> Result<(), Step> {
     Ok(())
 }
 
-/// Mounts the root disk, cgroups, and a boot id.
+/// Mounts the root disk, and makes its file system as large as the disk: what was promised is there, or there is no machine.
 pub(crate) fn mount_root(settings: &Settings) -> Result<(), Step> {
     let device = settings.root.device();
     await_path(&device)?;
-    rustix::mount::mount(&device, MACHINE, "ext4", MountFlags::NOATIME, Some(c""))
-        .at(format!("mounting {device}"))?;
+    let size = fs::File::open(&device).and_then(|mut disk| disk.seek(io::SeekFrom::End(0)));
+    let bytes = size.at(format!("measuring {device}"))?;
+    // While it grows, tables of inodes may be left to be zeroed later; else they are zeroed at once, gigabytes of them.
+    rustix::mount::mount(
+        &device,
+        MACHINE,
+        "ext4",
+        MountFlags::NOATIME,
+        Some(c"init_itable"),
+    )
+    .at(format!("mounting {device}"))?;
+    let root = fs::File::open(MACHINE).at("opening the root disk")?;
+    let block_bytes = rustix::fs::fstatvfs(&root)
+        .at("looking at the root disk")?
+        .f_bsize;
+    linux::ext4::grow(root.as_fd(), bytes / block_bytes.max(1)).at(format!(
+        "growing the root disk's file system to the {bytes} bytes of {device}"
+    ))?;
+    // Later is never: checksums tell what is in use of a table, and no disk is to fill with zeroes behind its machine.
+    rustix::mount::mount_remount(MACHINE, MountFlags::NOATIME, c"noinit_itable")
+        .at("remounting the root disk")
+}
+
+/// Mounts cgroups, and makes what else is to be there beside the machine.
+pub(crate) fn furnish() -> Result<(), Step> {
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("cgroup2", CGROUPS, plain, c"nsdelegate")?;
     // Each by itself: a kernel may be without one of them.

@@ -64,6 +64,7 @@ fn run() -> Result<Infallible, Step> {
     boot::leave_initramfs()?;
     boot::bring_up_network(&settings)?;
     boot::mount_root(&settings)?;
+    boot::furnish()?;
     let (machine, ready) = Machine::start(&settings)?;
     let machine = Arc::new(machine);
     let power = match settings.line {

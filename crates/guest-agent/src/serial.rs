@@ -11,15 +11,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use guest::line::SERIAL_NAME;
 use guest::line::escape::{Decoder, Event, FLAG, Nonce, encode};
-use guest::line::{SERIAL_NAME, mux};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
 use crate::boot;
-use crate::console::say;
 use crate::machine::Machine;
-use crate::serve::serve_stream;
+use crate::serve::serve_line;
 use crate::step::{At as _, Step};
 
 /// The kernel takes no more at once.
@@ -38,21 +36,10 @@ pub(crate) async fn serve(machine: &Arc<Machine>) -> Result<Infallible, Step> {
         })
         .at("starting a thread")?;
     while let Some(call) = calls.recv().await {
-        let mut streams = JoinSet::new();
-        let served = async {
-            call.set_nonblocking(true)?;
-            let io = tokio::net::UnixStream::from_std(call)?;
-            let serve = |stream| {
-                while streams.try_join_next().is_some() {}
-                streams.spawn(serve_stream(stream, Arc::clone(machine)));
-            };
-            mux::serve(io, serve).await.map_err(io::Error::other)
-        };
-        if let Err(error) = served.await {
-            say(format_args!("the line was given up: {error}"));
-        }
-        // What a host left open, no other host can take up.
-        streams.shutdown().await;
+        let taken = call
+            .set_nonblocking(true)
+            .and_then(|()| tokio::net::UnixStream::from_std(call));
+        serve_line(taken.at("watching the line")?, machine).await;
     }
     match failure.await {
         Ok(error) => Err(error).at("reading the line"),

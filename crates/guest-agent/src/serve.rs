@@ -1,14 +1,16 @@
-//! One stream of the host: its header, the answer, and what follows.
+//! What a host says on a line: many streams, and of each its header, the answer, and what follows.
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use guest::line::{Answer, HEADER_BYTES_MAX, Header, Hello, Nothing, Order, Reason, read_line};
+use guest::line::{Answer, HEADER_BYTES_MAX, Header, Hello, Nothing, Order, Reason, mux, read_line};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
+use crate::console::say;
 use crate::machine::Machine;
 use crate::resume::resume;
 use crate::usage::usage;
@@ -18,8 +20,21 @@ const HEADER_WITHIN: Duration = Duration::from_secs(10);
 /// For each direction of a stream.
 const COPY_BYTES: usize = 16 * 1024;
 
+/// Serves a conversation with a host until it ends. What it left open, no other host can take up.
+pub(crate) async fn serve_line(io: impl AsyncRead + AsyncWrite + Unpin, machine: &Arc<Machine>) {
+    let mut streams = JoinSet::new();
+    let served = mux::serve(io, |stream| {
+        while streams.try_join_next().is_some() {}
+        streams.spawn(serve_stream(stream, Arc::clone(machine)));
+    });
+    if let Err(error) = served.await {
+        say(format_args!("the line was given up: {error}"));
+    }
+    streams.shutdown().await;
+}
+
 /// Serves a stream until it ends.
-pub(crate) async fn serve_stream(stream: impl AsyncRead + AsyncWrite + Unpin, machine: Arc<Machine>) {
+async fn serve_stream(stream: impl AsyncRead + AsyncWrite + Unpin, machine: Arc<Machine>) {
     let mut stream = BufReader::new(stream);
     // A stream that breaks is the host's business; what was under way for it is dropped.
     let _ = answer(&mut stream, &machine).await;
@@ -62,11 +77,9 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
             tell(stream, blocking(move || usage(&machine)).await).await
         }
         Order::Sync => {
-            let machine = Arc::clone(machine);
-            let synced = blocking(move || {
+            let synced = blocking(|| {
                 // Of its file system, by any of its files.
                 let root = std::fs::File::open(crate::boot::MACHINE).map_err(|error| error.to_string())?;
-                let _ = &machine;
                 rustix::fs::syncfs(&root).map_err(|error| error.to_string())?;
                 Ok(Nothing {})
             });

@@ -1,4 +1,7 @@
 //! Root disks: ext4 images, made of a directory or an archive by `mkfs.ext4 -d`, without a mount and without a loop device.
+//!
+//! An image is as large as its content needs. Whoever starts a machine of it may give it a larger disk that begins with the
+//! image: the machine's agent has the file system grow to the disk's end before anything runs on it.
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -9,10 +12,22 @@ use crate::program::{self, ProgramError};
 
 /// Of Debian, as of almost everybody.
 const PACKAGE: &str = "e2fsprogs";
-/// No ext4 with a journal is smaller.
-const BYTES_MIN: u64 = 8 << 20;
+/// Journal, tables and room to grow take most of the smallest.
+const BYTES_MIN: u64 = 64 << 20;
 /// Of a file system.
 const BLOCK_BYTES: u64 = 4096;
+/// The size up to which the table of block groups has its place kept free. A file system that outgrows it would be converted
+/// to `meta_bg` by the kernel, which kernels before 6.8 did not always do right.
+const GROWN_BYTES_MAX: u64 = 2 << 40;
+/// There is a journal, as machines are killed and disks are copied while they run, and nobody is inside who could check a
+/// file system. It is as large as mkfs makes it for a disk below a gigabyte: every machine's own copy of the disk comes to hold all of
+/// it. Much smaller it cannot be: growing takes a quarter of it for the place that [`GROWN_BYTES_MAX`] keeps.
+const JOURNAL_MIB: u32 = 16;
+/// One file for so many bytes of the disk, and of what it grows by, as mkfs has it for all but small ones: their four times as many
+/// would take a twentieth of a disk that was grown.
+const BYTES_PER_INODE: u64 = 16 * 1024;
+/// What a machine may at least add to the files of its image, as long as its disk is no larger than that.
+const INODES_SPARE: u64 = 4096;
 
 /// What a disk is made of.
 #[derive(Debug, Clone, Copy)]
@@ -83,14 +98,29 @@ pub fn make(image: &Path, source: Source<'_>, size_bytes: u64) -> Result<(), Dis
     };
     let partial = fresh.path().join("image");
     let file = fs::File::create_new(&partial).map_err(failed("making", &partial))?;
-    file.set_len(size_bytes / BLOCK_BYTES * BLOCK_BYTES)
-        .map_err(failed("sizing", &partial))?;
+    let size_bytes = size_bytes / BLOCK_BYTES * BLOCK_BYTES;
+    file.set_len(size_bytes).map_err(failed("sizing", &partial))?;
+    let files = count(content).map_err(failed("looking through", content))?;
+    let inodes = (files + INODES_SPARE).max(size_bytes / BYTES_PER_INODE);
     let owner = fs::metadata(content).map_err(failed("looking at", content))?;
+    let mut extended = format!(
+        // The directory itself is the one thing whose owner mkfs does not copy. Nothing is zeroed: a new file is.
+        "root_owner={}:{},nodiscard,lazy_itable_init=1,lazy_journal_init=1",
+        owner.uid(),
+        owner.gid()
+    );
+    if size_bytes < GROWN_BYTES_MAX {
+        extended += &format!(",resize={}", GROWN_BYTES_MAX / BLOCK_BYTES);
+    }
     let mut mkfs = Command::new("mkfs.ext4");
     mkfs.args(["-q", "-F", "-b", "4096", "-m", "0", "-L", "atoll-root"])
-        // The directory itself is the one thing whose owner mkfs does not copy.
-        .arg("-E")
-        .arg(format!("root_owner={}:{},nodiscard", owner.uid(), owner.gid()))
+        // Checksums are what lets a table of inodes be taken for empty that nobody ever wrote.
+        .args([
+            "-O",
+            "has_journal,resize_inode,^meta_bg,flex_bg,64bit,metadata_csum",
+        ])
+        .args(["-J", &format!("size={JOURNAL_MIB}")])
+        .args(["-N", &inodes.to_string(), "-E", &extended])
         .arg("-d")
         .arg(content)
         .arg(&partial);
@@ -100,6 +130,21 @@ pub fn make(image: &Path, source: Source<'_>, size_bytes: u64) -> Result<(), Dis
     fs::File::open(beside)
         .and_then(|beside| beside.sync_all())
         .map_err(failed("syncing", beside))
+}
+
+/// Counts what is in a directory, at any depth.
+fn count(dir: &Path) -> io::Result<u64> {
+    let (mut count, mut open) = (0, vec![dir.to_owned()]);
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            count += 1;
+            if entry.file_type()?.is_dir() {
+                open.push(entry.path());
+            }
+        }
+    }
+    Ok(count)
 }
 
 /// Unpacks an archive into a directory that is made for it; nothing lands outside.
@@ -136,10 +181,10 @@ mod tests {
         make(
             &image,
             Source::Directory(&dir.path().join("root")),
-            (16 << 20) + 5,
+            (64 << 20) + 5,
         )
         .unwrap();
-        assert_eq!(fs::metadata(&image).unwrap().len(), 16 << 20);
+        assert_eq!(fs::metadata(&image).unwrap().len(), 64 << 20);
         assert_eq!(content(&image, "/etc/motd"), "hello");
         assert_eq!(
             fs::read_dir(dir.path()).unwrap().count(),
@@ -156,7 +201,7 @@ mod tests {
         archive.append_dir_all(".", dir.path().join("root")).unwrap();
         archive.finish().unwrap();
         let image = dir.path().join("disk");
-        make(&image, Source::Tar(&path), 16 << 20).unwrap();
+        make(&image, Source::Tar(&path), 64 << 20).unwrap();
         assert_eq!(content(&image, "/etc/motd"), "hello");
     }
 
@@ -164,9 +209,9 @@ mod tests {
     fn what_does_not_fit_is_refused_and_nothing_is_left() {
         let dir = scene();
         let big = fs::File::create(dir.path().join("root/big")).unwrap();
-        io::copy(&mut io::Read::take(io::repeat(7), 20 << 20), &mut &big).unwrap();
+        io::copy(&mut io::Read::take(io::repeat(7), 80 << 20), &mut &big).unwrap();
         let image = dir.path().join("disk");
-        let refused = make(&image, Source::Directory(&dir.path().join("root")), 16 << 20);
+        let refused = make(&image, Source::Directory(&dir.path().join("root")), 64 << 20);
         assert!(matches!(refused, Err(DiskError::Program { .. })), "{refused:?}");
         let small = make(&image, Source::Directory(&dir.path().join("root")), 1 << 20);
         assert!(matches!(small, Err(DiskError::Small { .. })), "{small:?}");

@@ -21,6 +21,9 @@ mod cpio;
 pub mod disk;
 #[cfg(feature = "host")]
 pub mod fetch;
+#[cfg(all(feature = "host", any(test, fuzzing)))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod line;
 #[cfg(feature = "host")]
 mod module;

@@ -1,10 +1,12 @@
-//! The line: the host opens streams, the guest serves them, and nothing goes the other way.
+//! The line: the host opens streams, and the guest serves them. Nothing goes the other way but the word that it is ready.
 //!
 //! ```text
 //! serial   host ══ virtio-serial port `atoll.line` ══ guest     escape: who hangs up, whoever is restored, is told
-//!                   └─ yamux: many streams on it                 apart from bytes; mux: the streams
-//! vsock    host ── CONNECT 1024 ──▶ guest                        each connection is one stream
+//!                                                                apart from bytes
+//! vsock    host ── CONNECT 1024 ══▶ guest                        a connection is a conversation
+//!          host ◀── 9000 ── guest                                once, when the machine is ready
 //!
+//! mux      many streams (yamux) on either: a device may have but one, and Firecracker's vsock ends both halves at once
 //! stream   {"to":"envd"}\n  ──▶     one line of JSON, at most HEADER_BYTES_MAX
 //!          {"ok":true}\n    ◀──     one line of JSON, at most ANSWER_BYTES_MAX; then bytes, both ways, half-closed apart
 //! ```
@@ -17,7 +19,7 @@ pub mod mux;
 #[cfg(feature = "host")]
 mod serial;
 #[cfg(feature = "host")]
-mod vsock;
+pub mod vsock;
 
 pub use self::answer::{Answer, Done, Hello, Nothing, Reason, Refusal, Usage, read_line};
 pub use self::header::{Header, Order, Resume};

@@ -160,7 +160,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 /// The modules that one needs, by its own words: `depends=` of the section `.modinfo`. `None`: it is no 64-bit
 /// little-endian ELF file, or lies about its lengths.
-fn needs(module: &[u8]) -> Option<Vec<String>> {
+pub(crate) fn needs(module: &[u8]) -> Option<Vec<String>> {
     let info = section(module, b".modinfo")?;
     let depends = info
         .split(|byte| *byte == 0)
@@ -198,7 +198,10 @@ fn section<'a>(elf: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     for index in 0..count {
         let header = header(index)?;
         let own = names.get(number(header, 4)?..)?;
-        if own.split(|byte| *byte == 0).next() == Some(name) {
+        if own
+            .strip_prefix(name)
+            .is_some_and(|rest| rest.first() == Some(&0))
+        {
             return content(header);
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod clone;
 pub mod conntrack;
+pub mod ext4;
 pub mod file;
 pub mod loopdev;
 pub mod memory;
@@ -14,9 +15,13 @@ pub mod mount;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod process;
+pub mod program;
+pub mod ptrace;
 pub mod random;
 pub mod rtnl;
 pub mod seccomp;
 pub mod sockets;
 pub mod spawn;
+pub mod tap;
 pub mod vsock;

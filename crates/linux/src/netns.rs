@@ -64,3 +64,17 @@ pub fn unshare() -> io::Result<()> {
     // SAFETY: CLONE_NEWNET alone leaves the thread's files and file system as they are shared.
     Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?)
 }
+
+/// A new and empty namespace, made by a thread that ends with it. It lives as long as the descriptor, what is in it, or
+/// sockets and files that were opened there.
+///
+/// # Errors
+/// What `unshare(2)` answered.
+pub fn fresh() -> io::Result<OwnedFd> {
+    let making = std::thread::Builder::new()
+        .name("netns".to_owned())
+        .spawn(|| unshare().and_then(|()| current()))?;
+    making
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the thread that makes a namespace broke")))
+}

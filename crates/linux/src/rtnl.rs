@@ -66,6 +66,8 @@ pub enum Setting {
     ReversePathFilter = 8,
     /// `accept_source_route`
     AcceptSourceRoute = 9,
+    /// `arp_ignore`
+    ArpIgnore = 19,
     /// `route_localnet`
     RouteLocalnet = 26,
 }
@@ -155,6 +157,14 @@ pub fn bring_up(batch: &mut Batch, index: u32, up: &Up<'_>) {
                 a.nest(INET6, |a| a.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE));
             }
         });
+    });
+}
+
+/// Gives a link that is down another hardware address.
+pub fn set_mac(batch: &mut Batch, index: u32, mac: Mac) {
+    let header = link_header(index, 0, 0);
+    batch.message(libc::RTM_NEWLINK, flag(libc::NLM_F_ACK), &header, |a| {
+        a.bytes(IFLA_ADDRESS, &mac);
     });
 }
 

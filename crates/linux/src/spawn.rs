@@ -1,6 +1,7 @@
 //! Starting programs as somebody else.
 use std::ffi::CString;
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
@@ -73,16 +74,26 @@ fn checked(rc: impl Into<i64>) -> io::Result<()> {
     }
 }
 
+/// Lets the program that `command` starts have a descriptor, under the number that it has here. It stays open here until the
+/// command is dropped, and no other program that is started meanwhile gets it.
+pub fn hand_down(command: &mut Command, fd: OwnedFd) {
+    // SAFETY: the closure runs between fork and exec of a process that may have threads: it calls fcntl(2) alone, which is
+    // async-signal-safe, and touches no memory.
+    unsafe {
+        command.pre_exec(move || checked(libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0)));
+    }
+}
+
 /// Takes possession of a descriptor that this process was started with.
 ///
 /// # Errors
 /// `EBADF` where there is no such descriptor.
-pub fn inherited(fd: std::os::fd::RawFd) -> io::Result<std::os::fd::OwnedFd> {
+pub fn inherited(fd: std::os::fd::RawFd) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd as _;
     // SAFETY: fcntl(2) takes any number; a number that is no descriptor is answered with EBADF.
     checked(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     // SAFETY: it is open, as was just seen, and whoever started us handed it over to be owned here alone.
-    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Lets no descriptor from `first` on outlive the next exec: also those that nobody here knows of, because they came

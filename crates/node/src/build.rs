@@ -25,6 +25,7 @@ mod pulled;
 mod step;
 mod talk;
 mod upload;
+mod warm;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,6 +38,7 @@ use crate::node::LocalNode;
 pub use images::{Image, ImageError, ImageSource, Resolved, Says};
 pub(crate) use in_use::InUse;
 pub(crate) use leash::fault;
+pub use warm::warm;
 
 impl LocalNode {
     /// Builds a template to its end. Whoever gives up waiting for it ends it.

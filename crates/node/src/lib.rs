@@ -26,6 +26,6 @@ mod recover;
 mod sandbox;
 mod stow;
 
-pub use build::{Image, ImageError, ImageSource, Resolved, Says};
+pub use build::{Image, ImageError, ImageSource, Resolved, Says, warm};
 pub use node::{Config, LocalNode};
 pub use recover::Found;

@@ -13,6 +13,7 @@
 //! Guest            edge ──▶ the ports inside a sandbox, through its node
 //! VolumeFiles      api ──▶ node              the files in volumes
 //! Runtime ── Machine   node ──▶ containers or microVMs
+//! step             what of a runtime's work failed, and how that is told
 //! ```
 //!
 //! Each port states its laws in its methods' docs. It is object-safe and held as `Arc<dyn Port>`. Each ships a
@@ -35,6 +36,7 @@ pub mod manager;
 pub mod node;
 pub mod root;
 pub mod runtime;
+pub mod step;
 pub mod store;
 pub mod templates;
 pub mod trace;

@@ -102,6 +102,18 @@ pub struct Capabilities {
     pub freeze: bool,
     /// The guest has a kernel of its own.
     pub own_kernel: bool,
+    /// Machines reach what lies outside, as far as their policy says.
+    #[serde(default)]
+    pub network: bool,
+    /// Volumes are mounted into machines.
+    #[serde(default)]
+    pub volumes: bool,
+    /// Roots are looked at from outside: [`Runtime::changes`], [`Runtime::export`].
+    #[serde(default)]
+    pub roots: bool,
+    /// Builds are taken elsewhere and brought from there: [`Runtime::parts`], [`Runtime::assemble`].
+    #[serde(default)]
+    pub portable_builds: bool,
 }
 
 /// What recovery found.

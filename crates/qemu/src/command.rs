@@ -3,6 +3,7 @@
 //! No text that a user chose is in it: numbers, names of our own, and paths below directories that the operator chose. It
 //! starts standing, whatever is to become of it: memory is brought in, or it is let go, when everybody listens.
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,8 @@ pub(crate) struct Shape {
     pub(crate) append: String,
     /// Its disk: the lowest image first, and at the end the one that is written to.
     pub(crate) disk: Vec<Image>,
+    /// The descriptor by which its network is reached; `None`: its card is on a wire that leads nowhere.
+    pub(crate) tap: Option<RawFd>,
     /// Sockets that QEMU makes.
     pub(crate) sockets: Sockets,
     /// Which generation of its memory this is: another for each restore, so that the guest's kernel takes fresh randomness.
@@ -88,8 +91,6 @@ impl Sockets {
 pub(crate) const DISK_DEVICE: &str = "disk";
 /// The guest finds the line's port by this name.
 pub(crate) const LINE_PORT: &str = "atoll.line";
-/// The same for everybody: nobody is on a wire with anybody else.
-const MAC: &str = "06:00:ac:10:00:02";
 /// Everything that a running QEMU has no need of: programs are not started, identities not changed.
 pub(crate) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
@@ -168,8 +169,16 @@ pub(crate) fn arguments(shape: &Shape) -> Vec<OsString> {
     line.socket("serial", &shape.sockets.serial);
     line.option("-serial", "chardev:serial");
     line.disk(&shape.disk);
-    line.option("-netdev", "user,id=net,restrict=on,ipv6=off");
-    line.device(&json!({ "driver": "virtio-net-pci", "netdev": "net", "mac": MAC, "romfile": "" }));
+    line.option(
+        "-netdev",
+        match shape.tap {
+            Some(tap) => format!("tap,id=net,fd={tap},vhost=off"),
+            None => "user,id=net,restrict=on,ipv6=off".to_owned(),
+        },
+    );
+    // The same for everybody: nobody is on a wire with anybody else.
+    let mac = net::GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    line.device(&json!({ "driver": "virtio-net-pci", "netdev": "net", "mac": mac, "romfile": "" }));
     line.option("-object", "rng-builtin,id=rng");
     line.device(&json!({ "driver": "virtio-rng-pci", "rng": "rng" }));
     line.device(&json!({ "driver": "vmgenid", "guid": shape.generation.to_string() }));
@@ -245,6 +254,7 @@ mod tests {
                     format: Format::Qcow2,
                 },
             ],
+            tap: None,
             sockets: Sockets::within(Path::new("/r,1/m")),
             generation: "5f9e7fd8-5a3f-4e1b-9d6b-0a8e6a6b0f11".parse().unwrap(),
             begin: Begin::Boot,
@@ -333,6 +343,27 @@ mod tests {
         });
         let (same, more) = restore.split_at(boot.len());
         assert_eq!((same, more), (&*boot, &["-incoming".into(), "defer".into()][..]));
+    }
+
+    #[test]
+    fn a_network_is_a_descriptor_and_changes_nothing_that_the_guest_sees() {
+        let (without, with) = (
+            arguments(&shape()),
+            arguments(&Shape {
+                tap: Some(7),
+                ..shape()
+            }),
+        );
+        let differing: Vec<_> = without
+            .iter()
+            .zip(&with)
+            .filter(|(one, two)| one != two)
+            .collect();
+        let (alone, wired): (OsString, OsString) = (
+            "user,id=net,restrict=on,ipv6=off".into(),
+            "tap,id=net,fd=7,vhost=off".into(),
+        );
+        assert_eq!((without.len(), differing), (with.len(), vec![(&alone, &wired)]));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::step::{At, Step};
+use ports::step::{At, Step};
 
 pub(crate) mod flatten;
 

@@ -12,10 +12,12 @@ use crate::agent::Agents;
 use crate::command::Sockets;
 use crate::disk::{DEPTH_MAX, Disk, Disks, Files, Format, flatten};
 use crate::memory::{Fits, Memory};
+use crate::network::Network;
+use crate::policy::Offered;
 use crate::probe::Probed;
 use crate::record::{Book, FORM, Machine};
 use crate::runtime::Config;
-use crate::step::{At, Step};
+use ports::step::{At, Step};
 
 /// The longest path of a Unix socket, with its end.
 const SOCKET_PATH_MAX: usize = 107;
@@ -31,6 +33,8 @@ pub(crate) struct House {
     pub(crate) disks: Disks,
     pub(crate) states: Files,
     pub(crate) agents: Arc<dyn Agents>,
+    /// `None` where machines are given none.
+    pub(crate) network: Option<Network>,
     /// What goes on when nobody waits for it any more.
     pub(crate) work: TaskTracker,
     /// Held from looking at what a machine starts from until that is on the machine's record, and while files are swept.
@@ -64,6 +68,7 @@ impl House {
             book: Book::open(data)?,
             disks: Disks::open(data.join("images"), &config.qemu_img)?,
             states: Files::open(data.join("states"))?,
+            network: config.network.then(|| Network::take(data)).transpose()?,
             probed,
             agents,
             work: TaskTracker::new(),
@@ -87,17 +92,29 @@ impl House {
         self.turn.lock().expect(UNPOISONED)
     }
 
-    /// What memory has to fit to be brought back here.
-    pub(crate) fn fits(&self, resources: model::Resources, disk_bytes: u64) -> Fits {
+    /// Which policies a machine is given that has a network, or has none.
+    pub(crate) fn offered(&self, has_network: bool) -> Offered {
+        if has_network {
+            Offered::Network
+        } else {
+            Offered::Nothing {
+                agreed: self.config.offline,
+            }
+        }
+    }
+
+    /// What memory of a machine fits, or has to fit to be brought back as one.
+    pub(crate) fn fits(&self, machine: &Machine) -> Fits {
         let accel = self.probed.accel;
         Fits {
             qemu: self.probed.version.clone(),
             accel,
             processor: (accel == crate::command::Accel::Kvm).then(crate::probe::processor),
-            memory: resources.memory,
-            cpus: resources.cpu,
+            memory: machine.spec.resources.memory,
+            cpus: machine.spec.resources.cpu,
             bundle: self.config.guest.digest.clone(),
-            disk_bytes,
+            disk_bytes: machine.disk.size_bytes,
+            network: machine.slot.is_some(),
         }
     }
 
@@ -166,11 +183,19 @@ impl House {
         self.work.spawn_blocking(move || house.sweep());
     }
 
-    /// Removes a machine's sockets, then its record.
-    pub(crate) fn strike(&self, execution: ExecutionId) -> Result<(), Step> {
+    /// Takes a machine's network away and removes its sockets, then its record; its slot is free from then on.
+    pub(crate) fn strike(&self, execution: ExecutionId, slot: Option<u32>) -> Result<(), Step> {
+        let slot = self.network.as_ref().zip(slot);
+        if let Some((network, slot)) = slot {
+            network.unplug(slot)?;
+        }
         let dir = self.sockets_dir(execution);
         remove_dir(&dir)?;
-        self.book.machines.remove(&execution)
+        self.book.machines.remove(&execution)?;
+        if let Some((network, slot)) = slot {
+            network.give_back(slot);
+        }
+        Ok(())
     }
 
     /// Makes the disk of a kept sandbox flat, if it is too deep.

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::disk::{Disk, Disks, Format};
 use crate::house::{House, remove_dir};
 use crate::record::{Build, FORM};
-use crate::step::{At, Step};
+use ports::step::{At, Step};
 
 /// Room on a root disk beside its content: what a file system takes for itself, and some to begin with. A machine whose
 /// disk is to be larger has its file system grown by its agent.
@@ -33,9 +33,19 @@ pub(crate) fn layers(house: &House, build: BuildId, layers: &[PathBuf]) -> Resul
     let made = layers
         .iter()
         .try_fold((), |(), layer| lay(layer, &root, 0))
+        .and_then(|()| add_ours(&root, &staging.join("ours")))
         .and_then(|()| disk(house, build, &root, &staging));
     let removed = remove_dir(&staging);
     made.and(removed)
+}
+
+/// Lays over a root what every sandbox needs; `sudo` comes with the guest.
+fn add_ours(root: &Path, ours: &Path) -> Result<(), Step> {
+    let step = || format!("looking at {}", root.display());
+    fs::create_dir(ours).at(format!("making {}", ours.display()))?;
+    let seen = fs::File::open(root).at(step())?;
+    rootfs::layer_over_image(seen.into(), ours, None)?;
+    lay(ours, root, 0)
 }
 
 /// Makes a build of one directory.

@@ -1,5 +1,5 @@
 //! The QEMU runtime: sandboxes that are virtual machines with a kernel of their own, on any machine that has
-//! `qemu-system-x86_64`, with or without hardware for it and without root.
+//! `qemu-system-x86_64`, with or without hardware for it, and with or without root, which their network takes.
 //!
 //! ```text
 //! runtime ──▶ house ──▶ record   what there is, written before it is made
@@ -9,6 +9,7 @@
 //!          ├─▶ qmp               its monitor: standing, going on, migration, images
 //!          └─▶ agent             the line to the agent inside
 //! command  QEMU's command line   probe   what this machine's QEMU can do
+//! network  slots of machines: links and rules on the host, and the tap that leads there
 //! policy   what is refused       import  root disks out of layers
 //! ```
 //!
@@ -18,30 +19,29 @@
 //!
 //! **Invariants.** Nothing is made before it is on record, and nothing that a record names is removed. An image that
 //! another lies on is not written to. Nothing that a user chose is on a command line. Memory is measured before a byte of it
-//! is brought in, and what it was is another machine's before anybody talks to it. Whoever talks to QEMU or a guest has a
-//! deadline.
+//! is brought in, and what it was is another machine's before anybody talks to it. What a policy denies is denied on the
+//! host. Whoever talks to QEMU or a guest has a deadline.
 #![forbid(unsafe_code)]
 
 mod agent;
 mod command;
 mod disk;
 mod house;
-mod identity;
 mod import;
 mod log;
 mod machine;
 mod memory;
+mod network;
 mod policy;
 mod probe;
 mod process;
 mod qmp;
 mod record;
 mod runtime;
-mod step;
 
 pub use command::Accel;
 pub use probe::{Probed, probe};
-pub use runtime::{Config, Guest, Qemus};
+pub use runtime::{Config, Guest, Qemus, capabilities};
 
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use model::{BuildId, ExecutionId};
+use model::{BuildId, ExecutionId, NetworkPolicy};
 use ports::RuntimeError;
 use ports::runtime::{Disk as Fate, Ended, Usage};
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ use crate::memory::{self, Memory};
 use crate::process::Process;
 use crate::qmp::{Qmp, QmpError};
 use crate::record::{self, Build, FORM, Kept};
-use crate::step::{At, Step};
+use ports::step::{At, Step};
 
 mod handle;
 
@@ -180,6 +180,23 @@ impl Vm {
         done.at(format!("having QEMU {command}"))
     }
 
+    /// Puts another policy in force, on record first.
+    async fn set_network(&self, policy: NetworkPolicy) -> Result<(), RuntimeError> {
+        let stopped = self.turn.lock().await;
+        if *stopped {
+            // Its slot may be somebody else's by now.
+            return Err(io::Error::from(io::ErrorKind::NotFound))
+                .at("changing the network of a machine that has ended")?;
+        }
+        let record = self.note(|record| record.spec.network = policy).await?;
+        let house = Arc::clone(&self.house);
+        blocking(move || match house.network.as_ref().zip(record.slot) {
+            Some((network, slot)) => network.set_policy(slot, &record.spec.network),
+            None => Ok(()),
+        })
+        .await
+    }
+
     async fn freeze(&self) -> Result<(), RuntimeError> {
         let _turn = self.turn.lock().await;
         if self.frozen.load(Ordering::SeqCst) {
@@ -302,7 +319,7 @@ impl Vm {
             false => failed.into(),
         })?;
         noted?;
-        let fits = house.fits(before.spec.resources, before.disk.size_bytes);
+        let fits = house.fits(&before);
         let kept = Arc::clone(house);
         let made = blocking(move || {
             kept.disks.files.sync_names()?;
@@ -406,7 +423,7 @@ impl Vm {
         self.write_state(state).await?;
         let record = self.record();
         let (house, execution) = (Arc::clone(&self.house), self.execution);
-        let fits = house.fits(record.spec.resources, record.disk.size_bytes);
+        let fits = house.fits(&record);
         let sealed = tokio::task::spawn_blocking(move || {
             let memory = memory::seal(&house.states.path(state), state, fits)?;
             keep(&house, &record, execution, Some(memory))
@@ -431,8 +448,8 @@ impl Vm {
         self.process.kill();
         let mut ended = self.ended.subscribe();
         let _ = ended.wait_for(Option::is_some).await;
-        let (house, execution) = (Arc::clone(&self.house), self.execution);
-        blocking(move || house.strike(execution)).await?;
+        let (house, execution, slot) = (Arc::clone(&self.house), self.execution, self.record().slot);
+        blocking(move || house.strike(execution, slot)).await?;
         self.house.sweep_soon();
         Ok(())
     }

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::command::Accel;
-use crate::step::{At, Step};
+use ports::step::{At, Step};
 
 /// What a state of memory is, and what it fits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub(crate) struct Fits {
     /// The guest's kernel and what comes with it.
     pub(crate) bundle: String,
     pub(crate) disk_bytes: u64,
+    /// Whether its card is on a network: the card that the guest sees offers more then.
+    #[serde(default)]
+    pub(crate) network: bool,
 }
 
 impl Fits {
@@ -68,6 +71,10 @@ impl Fits {
                 &self.disk_bytes,
                 &here.disk_bytes,
             );
+        }
+        if self.network != here.network {
+            let tell = |fits: &Fits| if fits.network { "there" } else { "not there" };
+            return told("its network", &tell(self), &tell(here));
         }
         None
     }
@@ -137,6 +144,7 @@ mod tests {
             cpus: 2,
             bundle: "abc".into(),
             disk_bytes: 1 << 30,
+            network: true,
         }
     }
 
@@ -189,6 +197,13 @@ mod tests {
                 ..fits()
             },
             Some("the size of its disk, in bytes, was 1073741824 and is 1"),
+        );
+        check(
+            Fits {
+                network: false,
+                ..fits()
+            },
+            Some("its network was there and is not there"),
         );
     }
 

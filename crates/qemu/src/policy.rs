@@ -8,7 +8,7 @@ const CPUS_MAX: u32 = 32;
 const MEMORY_MIN_MIB: u32 = 64;
 
 /// What of a spec is not offered.
-pub(crate) fn refused(spec: &MachineSpec, is_offline_agreed: bool) -> Option<String> {
+pub(crate) fn refused(spec: &MachineSpec, network: Offered) -> Option<String> {
     if !spec.volumes.is_empty() {
         return Some("volumes".to_owned());
     }
@@ -21,16 +21,31 @@ pub(crate) fn refused(spec: &MachineSpec, is_offline_agreed: bool) -> Option<Str
             spec.resources.memory
         ));
     }
-    refused_network(&spec.network, is_offline_agreed)
+    refused_network(&spec.network, network)
 }
 
-/// What of a policy is not offered. Machines have a network card on a wire that leads nowhere, so what denies is kept
-/// and what allows is not; nobody who wants the internet is given a sandbox without it, but where the operator agreed to that.
-pub(crate) fn refused_network(policy: &NetworkPolicy, is_offline_agreed: bool) -> Option<String> {
+/// Which policies are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Offered {
+    /// All: there is a network, and a firewall before it.
+    Network,
+    /// Those that deny. Machines have a network card on a wire that leads nowhere.
+    Nothing {
+        /// Whether the operator agreed that who may reach the internet does not.
+        agreed: bool,
+    },
+}
+
+/// What of a policy is not offered. Without a network what denies is kept and what allows is not; nobody who wants the
+/// internet is given a sandbox without it, but where the operator agreed to that.
+pub(crate) fn refused_network(policy: &NetworkPolicy, offered: Offered) -> Option<String> {
+    let Offered::Nothing { agreed } = offered else {
+        return None;
+    };
     if !policy.allow.is_empty() {
         return Some("network.allowOut: its sandboxes reach nothing outside".to_owned());
     }
-    if !policy.denies_all() && !is_offline_agreed {
+    if !policy.denies_all() && !agreed {
         return Some("internet access: create the sandbox with allow_internet_access=false".to_owned());
     }
     None
@@ -43,7 +58,8 @@ mod tests {
     use super::*;
 
     fn check(network: NetworkPolicy, agreed: bool, refused: Option<&str>) {
-        let told = refused_network(&network, agreed);
+        assert_eq!(refused_network(&network, Offered::Network), None);
+        let told = refused_network(&network, Offered::Nothing { agreed });
         assert_eq!(
             told.as_deref().map(|told| told.split(':').next().unwrap()),
             refused
@@ -89,9 +105,21 @@ mod tests {
             restore: false,
             volumes: Vec::new(),
         };
-        assert_eq!(refused(&spec(2, 512), true), None);
-        assert!(refused(&spec(0, 512), true).unwrap().contains("vCPUs"));
-        assert!(refused(&spec(33, 512), true).unwrap().contains("vCPUs"));
-        assert!(refused(&spec(1, 63), true).unwrap().contains("memory"));
+        assert_eq!(refused(&spec(2, 512), Offered::Network), None);
+        assert!(
+            refused(&spec(0, 512), Offered::Network)
+                .unwrap()
+                .contains("vCPUs")
+        );
+        assert!(
+            refused(&spec(33, 512), Offered::Network)
+                .unwrap()
+                .contains("vCPUs")
+        );
+        assert!(
+            refused(&spec(1, 63), Offered::Network)
+                .unwrap()
+                .contains("memory")
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! One QEMU on the host: started, watched, ended for certain.
 use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
@@ -8,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use linux::process::Identity;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
@@ -15,10 +17,9 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::identity::Identity;
 use crate::log::Log;
 use crate::qmp::{Qmp, QmpError};
-use crate::step::{At, Step};
+use ports::step::{At, Step};
 
 /// QEMU makes its sockets in some ten milliseconds; on a machine that is out of breath it takes a while.
 const LISTENS_WITHIN: Duration = Duration::from_secs(20);
@@ -39,8 +40,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts one, in a process group of its own: what a terminal tells the daemon is not for it.
-    pub(crate) fn start(program: &Path, arguments: &[OsString]) -> Result<Self, Step> {
+    /// Starts one, in a process group of its own: what a terminal tells the daemon is not for it. A descriptor that it is given
+    /// has the same number there.
+    pub(crate) fn start(
+        program: &Path,
+        arguments: &[OsString],
+        given: Option<OwnedFd>,
+    ) -> Result<Self, Step> {
         let step = || format!("starting {}", program.display());
         let (reader, writer) = io::pipe().at(step())?;
         let mut command = Command::new(program);
@@ -52,11 +58,15 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(writer.try_clone().at(step())?)
             .stderr(writer);
+        if let Some(given) = given {
+            linux::spawn::hand_down(&mut command, given);
+        }
         let child = command.spawn().at(step())?;
         drop(command);
         let pid = child.id();
         // It is our child and nobody has waited for it, so its number is its own.
-        let watched = Identity::of(pid).and_then(|identity| {
+        let known = Identity::of(pid).at(format!("reading the start time of process {pid}"));
+        let watched = known.and_then(|identity| {
             let mut process = Self::watch(identity)?;
             let (heard, is_heard) = watch::channel(false);
             process.is_heard = is_heard;
@@ -146,6 +156,21 @@ impl Process {
     }
 }
 
+/// QEMUs that were started with sockets below `path`: those whose record was not finished when their daemon died.
+pub(crate) fn started_with(path: &Path) -> Vec<u32> {
+    // As on the command line; nobody else's has it so.
+    let path = path.to_string_lossy().replace(',', ",,");
+    let wanted = format!(",path={path}/").into_bytes();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.windows(wanted.len()).any(|part| part == wanted)
+        })
+        .collect()
+}
+
 /// What of a log goes into an error.
 pub(crate) const LAST_WORDS_BYTES: usize = 1024;
 
@@ -157,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_killed_has_ended_and_is_not_adopted() {
-        let process = Process::start(Path::new("/bin/sleep"), &["60".into()]).unwrap();
+        let process = Process::start(Path::new("/bin/sleep"), &["60".into()], None).unwrap();
         assert!(Process::adopt(&process.identity).is_some());
         let waits = tokio::time::timeout(Duration::from_millis(50), process.ended());
         assert!(waits.await.is_err());
@@ -169,7 +194,7 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_listen_is_told_with_its_last_words() {
         let script = ["-c".into(), "echo no such machine >&2".into()];
-        let process = Process::start(Path::new("/bin/sh"), &script).unwrap();
+        let process = Process::start(Path::new("/bin/sh"), &script, None).unwrap();
         let nowhere = Path::new("/nowhere/qmp");
         let failed = tokio::time::timeout(SOON, process.listen(nowhere, nowhere))
             .await
@@ -183,7 +208,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_an_error() {
-        let failed = Process::start(Path::new("/nowhere/qemu"), &[]).unwrap_err();
+        let failed = Process::start(Path::new("/nowhere/qemu"), &[], None).unwrap_err();
         assert_eq!(failed.source.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::SystemTime;
 
+use linux::process::Identity;
 use model::{BuildId, ExecutionId, SandboxId};
 use ports::MachineSpec;
 use serde::de::DeserializeOwned;
@@ -14,9 +15,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::disk::{Disk, Layer};
-use crate::identity::Identity;
 use crate::memory::Memory;
-use crate::step::{At, Step};
+use ports::step::{At, Step};
 
 /// A machine. Its directory of sockets is named by its execution.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub(crate) struct Machine {
     pub(crate) spec: MachineSpec,
     /// Its QEMU, once there is one.
     pub(crate) process: Option<Identity>,
+    /// Which slot of the network is its, from before anything of it is made on; `None` where there is no network.
+    #[serde(default)]
+    pub(crate) slot: Option<u32>,
     /// Its disk, its own image at the end.
     pub(crate) disk: Disk,
     /// The image that is being laid on its disk, from before that is made on.

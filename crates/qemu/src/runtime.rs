@@ -2,7 +2,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -19,15 +19,15 @@ use crate::agent::{Agents, Lines, Name};
 use crate::command::{Begin, Shape, Sockets, arguments, node_name};
 use crate::disk::{Disks, Format};
 use crate::house::House;
-use crate::identity::started_with;
 use crate::machine::{Handle, Vm, blocking, in_time, keep, migrated, panicked, top_node};
 use crate::memory::{self, Memory};
+use crate::network::Network;
 use crate::probe::{Probed, probe};
-use crate::process::{LAST_WORDS_BYTES, Process};
+use crate::process::{LAST_WORDS_BYTES, Process, started_with};
 use crate::qmp::Qmp;
 use crate::record;
-use crate::step::{At, Step};
 use crate::{import, policy};
+use ports::step::{At, Step};
 
 /// What guests boot from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,12 @@ pub struct Config {
     pub qemu_img: PathBuf,
     /// What guests boot from.
     pub guest: Guest,
-    /// Sandboxes that may reach the internet, as they may by default, are given none, where they would be refused.
+    /// Machines are given a network, with the firewall of [`net`] before it, and every policy is kept. It takes root
+    /// (`CAP_NET_ADMIN` and `CAP_SYS_ADMIN`, see [`net::probe`]). Without it nothing leads out of a machine: what denies
+    /// everything is kept, and the rest is refused, or agreed to by [`Config::offline`].
+    pub network: bool,
+    /// Where there is no network: sandboxes that may reach the internet, as they may by default, are given none, where they
+    /// would be refused.
     pub offline: bool,
     /// How long a guest has to boot, until its envd listens.
     pub boots_within: Duration,
@@ -70,6 +75,20 @@ pub struct Config {
 impl Config {
     /// How long a guest has on the processor, and how long under emulation beside others.
     pub const BOOTS_WITHIN: Duration = Duration::from_secs(60);
+}
+
+/// What virtual machines under QEMU can do: with a network, or without.
+#[must_use]
+pub const fn capabilities(network: bool) -> Capabilities {
+    Capabilities {
+        durable_memory: true,
+        freeze: true,
+        own_kernel: true,
+        network,
+        volumes: false,
+        roots: false,
+        portable_builds: false,
+    }
 }
 
 /// QEMUs of this machine.
@@ -180,7 +199,7 @@ impl Drop for Started {
 
 impl House {
     async fn bring_up(self: &Arc<Self>, spec: MachineSpec) -> Result<Started, RuntimeError> {
-        if let Some(what) = policy::refused(&spec, self.config.offline) {
+        if let Some(what) = policy::refused(&spec, self.offered(self.network.is_some())) {
             return Err(unsupported(what));
         }
         self.has_room()?;
@@ -188,10 +207,11 @@ impl House {
         let execution = spec.execution;
         let (house, wanted) = (Arc::clone(self), spec.clone());
         let (record, memory, _pins) = blocking(move || Ok(house.put_on_record(wanted))).await??;
+        let slot = record.slot;
         let up = self.launch(record, memory.as_ref()).await;
         if up.is_err() {
             let house = Arc::clone(self);
-            blocking(move || house.strike(execution)).await?;
+            blocking(move || house.strike(execution, slot)).await?;
             self.sweep_soon();
         }
         let from_kept = (spec.disk == DiskOrigin::Kept).then_some(spec.sandbox);
@@ -231,20 +251,16 @@ impl House {
             None => spec.resources.disk.bytes(),
         };
         let disk = disk.under(Disks::draw(Format::Qcow2), wanted);
-        if let Some(memory) = &memory {
-            let here = self.fits(spec.resources, disk.size_bytes);
-            if let Some(why) = memory.fits.differs_from(&here) {
-                return Err(cannot_restore(&spec, why));
-            }
-        }
         let pins = memory
             .iter()
             .map(|memory| self.states.pin(memory.state))
             .collect();
+        let slot = self.network.as_ref().map(Network::draw).transpose()?;
         let record = record::Machine {
             restored: memory.is_some(),
             spec,
             process: None,
+            slot,
             disk,
             next: None,
             state: None,
@@ -253,7 +269,19 @@ impl House {
             keep: false,
             started_at: SystemTime::now(),
         };
-        self.stake(&record)?;
+        let misfit = memory
+            .as_ref()
+            .and_then(|memory| memory.fits.differs_from(&self.fits(&record)));
+        let staked = match misfit {
+            Some(why) => Err(cannot_restore(&record.spec, why)),
+            None => self.stake(&record).map_err(Into::into),
+        };
+        if let Err(error) = staked {
+            if let Some((network, slot)) = self.network.as_ref().zip(slot) {
+                network.give_back(slot);
+            }
+            return Err(error);
+        }
         Ok((record, memory, pins))
     }
 
@@ -279,6 +307,13 @@ impl House {
         let dir = self.sockets_dir(execution);
         fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
         let sockets = Sockets::within(&dir);
+        let (house, slot, policy) = (Arc::clone(self), record.slot, record.spec.network.clone());
+        let tap = blocking(move || {
+            let slot = house.network.as_ref().zip(slot);
+            slot.map(|(network, slot)| network.plug(slot, &policy))
+                .transpose()
+        })
+        .await?;
         let shape = Shape {
             execution,
             accel: self.probed.accel,
@@ -286,8 +321,9 @@ impl House {
             cpus: record.spec.resources.cpu,
             kernel: self.config.guest.kernel.clone(),
             initrd: self.config.guest.initrd.clone(),
-            append: append(&record.spec)?,
+            append: self.append(&record)?,
             disk: self.disks.images(&record.disk),
+            tap: tap.as_ref().map(AsRawFd::as_raw_fd),
             sockets: sockets.clone(),
             generation: Uuid::new_v4(),
             begin: if memory.is_some() {
@@ -296,7 +332,7 @@ impl House {
                 Begin::Boot
             },
         };
-        let process = Process::start(&self.config.qemu, &arguments(&shape))?;
+        let process = Process::start(&self.config.qemu, &arguments(&shape), tap)?;
         record.process = Some(process.identity.clone());
         record.started_at = SystemTime::now();
         let (log, house, written) = (Arc::clone(&process.log), Arc::clone(self), record.clone());
@@ -327,6 +363,31 @@ impl House {
         Ok(vm)
     }
 
+    /// What the kernel and the agent are told: ids of our own alone.
+    fn append(&self, record: &record::Machine) -> Result<String, Step> {
+        let Name { hostname, machine_id } = Name::of(record.spec.sandbox);
+        let (network, nameservers) = match self.network.as_ref().filter(|_| record.slot.is_some()) {
+            Some(network) => {
+                let (network, nameservers) = network.settings()?;
+                (Some(network), nameservers)
+            }
+            None => (None, Vec::new()),
+        };
+        let settings = guest::boot::Settings {
+            hostname,
+            machine_id,
+            network,
+            nameservers,
+            line: guest::boot::LineKind::Serial,
+            root: guest::boot::RootDisk::FIRST,
+        };
+        let told = settings
+            .to_command_line()
+            .map_err(io::Error::other)
+            .at("telling a machine its settings")?;
+        Ok(format!("{KERNEL} {told}"))
+    }
+
     async fn bring_in(&self, qmp: &Qmp, memory: &Memory) -> Result<(), Step> {
         let path = self.states.path(memory.state);
         let step = || format!("bringing memory in from {}", path.display());
@@ -345,24 +406,6 @@ fn cannot_restore(spec: &MachineSpec, why: String) -> RuntimeError {
         DiskOrigin::Fresh | DiskOrigin::Single => format!("build {}", spec.build),
     };
     RuntimeError::CannotRestore { what, why }
-}
-
-/// What the kernel and the agent are told: ids of our own alone.
-fn append(spec: &MachineSpec) -> Result<String, Step> {
-    let Name { hostname, machine_id } = Name::of(spec.sandbox);
-    let settings = guest::boot::Settings {
-        hostname,
-        machine_id,
-        network: None,
-        nameservers: Vec::new(),
-        line: guest::boot::LineKind::Serial,
-        root: guest::boot::RootDisk::FIRST,
-    };
-    let told = settings
-        .to_command_line()
-        .map_err(io::Error::other)
-        .at("telling a machine its settings")?;
-    Ok(format!("{KERNEL} {told}"))
 }
 
 /// Between a QEMU's start and somebody who watches over it.
@@ -393,11 +436,7 @@ impl Runtime for Qemus {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            durable_memory: true,
-            freeze: true,
-            own_kernel: true,
-        }
+        capabilities(self.house.network.is_some())
     }
 
     async fn recover(&self) -> Result<Recovered, RuntimeError> {
@@ -406,13 +445,15 @@ impl Runtime for Qemus {
             disks: Vec::new(),
             reclaimed: 0,
         };
+        let mut slots = Vec::new();
         for (execution, record) in self.house.book.machines.all() {
             let adopted = match &record {
                 Some(record) => self.house.adopt(record).await?,
                 None => None,
             };
             if let Some(vm) = adopted {
-                let spec = vm.record().spec;
+                let record::Machine { spec, slot, .. } = vm.record();
+                slots.extend(slot.map(|slot| (slot, spec.network.clone())));
                 // What is kept of whoever lives is of an earlier day.
                 self.house.book.kept.remove(&spec.sandbox)?;
                 recovered.machines.push((spec, Arc::new(Handle(vm))));
@@ -421,6 +462,12 @@ impl Runtime for Qemus {
             self.house.end_remains(execution, record).await?;
             recovered.reclaimed += 1;
         }
+        let house = Arc::clone(&self.house);
+        blocking(move || match &house.network {
+            Some(network) => network.open(&slots),
+            None => Ok(()),
+        })
+        .await?;
         let living: BTreeSet<SandboxId> = recovered.machines.iter().map(|(spec, _)| spec.sandbox).collect();
         let running: BTreeSet<String> = recovered
             .machines
@@ -565,6 +612,16 @@ impl Runtime for Qemus {
                 "the runtime closes while machines are under way; they stay on record"
             );
         }
+        let house = Arc::clone(&self.house);
+        let _ = blocking(move || {
+            if let Some(network) = &house.network
+                && house.book.machines.all().is_empty()
+            {
+                network.close();
+            }
+            Ok(())
+        })
+        .await;
     }
 }
 
@@ -576,6 +633,10 @@ impl House {
         let given_up = self.book.kept.read(&spec.sandbox).ok().flatten();
         let given_up = given_up.is_some_and(|kept| kept.execution == spec.execution);
         if !record.up || record.keep || given_up {
+            return Ok(None);
+        }
+        if record.slot.is_some() && self.network.is_none() {
+            tracing::warn!(sandbox = %spec.sandbox, "a machine has a network, which this daemon cannot hold to its policy; it is ended, and its disk is kept");
             return Ok(None);
         }
         let Some(process) = record.process.as_ref().and_then(Process::adopt) else {
@@ -659,7 +720,7 @@ impl House {
                     keep(&house, &record, execution, None)?;
                 }
             }
-            house.strike(execution)
+            house.strike(execution, None)
         })
         .await
     }

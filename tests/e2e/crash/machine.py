@@ -15,7 +15,7 @@ import subprocess
 
 from patience import PatienceIsOver, eventually
 
-# crates/container/src/instance.rs
+# crates/container/src/users.rs
 SLOTS_MAX, USERS = 4096, 65536
 # Remembered for a while, whoever is gone: the pace of new flows, and the kernel's count of those that end late.
 FADING_SETS = ("pace", "count")

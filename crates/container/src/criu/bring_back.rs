@@ -12,12 +12,12 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::memory::{self, Manifest};
 use super::{Criu, Failed, Restore, Stages};
 use crate::house::{Fate, House, Shape};
-use crate::instance::{USERS, first_user};
 use crate::launcher::message::Boot;
-use crate::record::{Identity, Record};
+use crate::record::{Record, identity_of};
 use crate::root;
 use crate::slot::{Slot, open_root};
 use crate::step::{At, Step};
+use crate::users::{USERS, first_user};
 
 /// What CRIU itself needs beside the machine while it works within its limits.
 const WORK_MEMORY_MIB: u32 = 64;
@@ -205,7 +205,7 @@ struct Bringing<'a> {
 impl Stages for Bringing<'_> {
     fn namespaces(&mut self, pid: u32, pidfd: BorrowedFd<'_>) -> Result<(), Step> {
         failpoint::reach("container/skeleton-made");
-        self.record.process = Some(Identity::of(pid)?);
+        self.record.process = Some(identity_of(pid)?);
         self.house.records.write(self.record)?;
         failpoint::reach("container/process-recorded");
         let net = self.house.net()?;

@@ -12,10 +12,10 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::{Criu, Dump, Failed, memory};
 use crate::agent;
 use crate::house::House;
-use crate::instance::first_user;
 use crate::machine::Container;
 use crate::slot::{Slot, open_root};
 use crate::step::{At, Step};
+use crate::users::first_user;
 
 impl Container {
     /// Copies the disk, and what its processes are into a directory that is not there yet, both at one instant. The machine

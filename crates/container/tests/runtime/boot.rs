@@ -20,7 +20,7 @@ fn machines_have_identities_of_their_own() {
         let resolvers = run(&*a, "user", "grep -c ^nameserver /etc/resolv.conf").await;
         assert_eq!(
             resolvers.trim().parse().ok(),
-            Some(container::net::resolvers_of_host().len().max(1))
+            Some(net::resolvers_of_host().len().max(1))
         );
     });
 }

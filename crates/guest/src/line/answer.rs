@@ -2,9 +2,12 @@
 use std::io;
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
+
+/// As JSON, no character takes more than six bytes.
+const ERROR_CHARS_MAX: usize = 500;
 
 /// The answer to a header, of which `T` is told where it was carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,10 +23,19 @@ pub enum Answer<T> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done<T> {
     /// Always.
+    #[serde(deserialize_with = "yes")]
     pub ok: bool,
     /// What there is to tell.
     #[serde(flatten)]
     pub told: T,
+}
+
+fn yes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    if bool::deserialize(deserializer)? {
+        Ok(true)
+    } else {
+        Err(D::Error::custom("what was not done has a reason"))
+    }
 }
 
 /// Why not.
@@ -118,9 +130,12 @@ impl<T> Answer<T> {
         Self::Done(Done { ok: true, told })
     }
 
-    /// That it was not.
+    /// That it was not: the reason is shortened to what fits into a line.
     pub fn refused(reason: Reason, error: impl Into<String>) -> Self {
-        let error = error.into();
+        let mut error: String = error.into();
+        if let Some((end, _)) = error.char_indices().nth(ERROR_CHARS_MAX) {
+            error.truncate(end);
+        }
         Self::Refused(Refusal { error, reason })
     }
 }
@@ -191,6 +206,7 @@ mod tests {
         assert_eq!(newer, Answer::refused(Reason::Failed, "no"));
         assert!(Answer::<Usage>::parse(b"{}").is_err());
         assert!(Answer::<Usage>::parse(br#"{"ok":true}"#).is_err());
+        assert!(Answer::<Nothing>::parse(br#"{"ok":false}"#).is_err());
     }
 
     #[tokio::test]

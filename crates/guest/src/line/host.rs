@@ -9,10 +9,9 @@ use std::time::Duration;
 use ports::guest::{DialError, ENVD_PORT, Stream};
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf};
-use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-use super::mux::{self, Opened, STREAMS_MAX};
+use super::mux::{self, MuxStream, Opened, STREAMS_MAX};
 use super::{
     ANSWER_BYTES_MAX, Answer, Done, Header, Hello, Nothing, Order, Reason, Refusal, Resume, Usage,
     VSOCK_PORT, read_line, serial, vsock,
@@ -31,12 +30,54 @@ pub struct Line(Arc<Way>);
 
 #[derive(Debug)]
 enum Way {
-    Serial {
-        opens: mpsc::Sender<Opened>,
-        places: Arc<Semaphore>,
-        over: watch::Receiver<bool>,
+    /// The one conversation that there is.
+    Taken(Talk),
+    /// A conversation that begins when a stream is wanted, and anew after it was over.
+    Vsock {
+        socket: PathBuf,
+        talk: Mutex<Option<Arc<Talk>>>,
     },
-    Vsock(PathBuf),
+}
+
+/// A conversation: many streams.
+#[derive(Debug)]
+struct Talk {
+    opens: mpsc::Sender<Opened>,
+    places: Arc<Semaphore>,
+    over: watch::Receiver<bool>,
+}
+
+impl Talk {
+    fn over(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
+        let (opens, asked) = mpsc::channel(ASKING_MAX);
+        let (ended, over) = watch::channel(false);
+        tokio::spawn(async move {
+            if let Err(error) = mux::open_for(io, asked).await {
+                tracing::debug!(%error, "a line to a machine ended");
+            }
+            ended.send_replace(true);
+        });
+        Self {
+            opens,
+            places: Arc::new(Semaphore::new(STREAMS_MAX)),
+            over,
+        }
+    }
+
+    async fn stream(&self) -> Result<LineStream, LineError> {
+        let place = Arc::clone(&self.places)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        let (opened, stream) = oneshot::channel();
+        self.opens.send(opened).await.map_err(|_| LineError::Gone)?;
+        let stream = stream.await.map_err(|_| LineError::Gone)?;
+        let stream = stream.map_err(|_| LineError::Gone)?;
+        Ok(LineStream {
+            inner: BufReader::with_capacity(BUFFER_BYTES, stream),
+            _place: place,
+        })
+    }
 }
 
 /// Why a machine did not do what it was asked.
@@ -99,46 +140,45 @@ impl LineError {
 }
 
 impl Line {
-    /// Over the socket of a virtio-serial port named [`SERIAL_NAME`](super::SERIAL_NAME). Returns when the guest takes the
-    /// line: soon on one that runs, and when its agent starts on one that boots. Must be called within a Tokio runtime.
+    /// Over a virtio-serial port named [`SERIAL_NAME`](super::SERIAL_NAME), by whatever carries its bytes. Returns when the
+    /// guest takes the line: soon on one that runs, and when its agent starts on one that boots. Must be called within a Tokio
+    /// runtime.
     ///
     /// # Errors
     /// [`LineError::Io`]: the other side hung up before that.
-    pub async fn connect(socket: UnixStream) -> Result<Self, LineError> {
-        let io = serial::call(socket).await.map_err(|source| LineError::Io {
+    pub async fn connect(port: impl AsyncRead + AsyncWrite + Send + 'static) -> Result<Self, LineError> {
+        let io = serial::call(port).await.map_err(|source| LineError::Io {
             what: "calling".to_owned(),
             source,
         })?;
-        let (opens, asked) = mpsc::channel(ASKING_MAX);
-        let (ended, over) = watch::channel(false);
-        tokio::spawn(async move {
-            if let Err(error) = mux::open_for(io, asked).await {
-                tracing::debug!(%error, "a line to a machine ended");
-            }
-            ended.send_replace(true);
-        });
-        Ok(Self(Arc::new(Way::Serial {
-            opens,
-            places: Arc::new(Semaphore::new(STREAMS_MAX)),
-            over,
-        })))
+        Ok(Self::of(io))
     }
 
-    /// Over Firecracker's vsock, by its Unix socket. Connects for each stream anew, so it is never over by itself.
+    /// Over a stream to the agent that is nobody else's. Must be called within a Tokio runtime.
+    pub fn of(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
+        Self(Arc::new(Way::Taken(Talk::over(io))))
+    }
+
+    /// Over Firecracker's vsock, by its Unix socket. It is connected to when a stream is wanted, and again where the
+    /// connection has ended since, so the line is never over by itself. While the agent does not listen, not yet or not
+    /// any more, whatever is asked is answered by [`LineError::Gone`]; see [`vsock::Ready`] for when it does.
     #[must_use]
     pub fn vsock(socket: &Path) -> Self {
-        Self(Arc::new(Way::Vsock(socket.to_owned())))
+        Self(Arc::new(Way::Vsock {
+            socket: socket.to_owned(),
+            talk: Mutex::default(),
+        }))
     }
 
-    /// Becomes ready when the line is over. A line over vsock never is.
+    /// Becomes ready when the line is over: the guest hung up, began anew, or broke the rules. A line over vsock never is.
     pub async fn over(&self) {
         match &*self.0 {
-            Way::Serial { over, .. } => {
-                let mut over = over.clone();
+            Way::Taken(talk) => {
+                let mut over = talk.over.clone();
                 // The task that says so says it, or is gone.
                 let _ = over.wait_for(|over| *over).await;
             }
-            Way::Vsock(_) => std::future::pending().await,
+            Way::Vsock { .. } => std::future::pending().await,
         }
     }
 
@@ -269,45 +309,35 @@ impl Line {
     }
 
     async fn stream(&self) -> Result<LineStream, LineError> {
-        match &*self.0 {
-            Way::Serial { opens, places, .. } => {
-                let place = Arc::clone(places)
-                    .acquire_owned()
-                    .await
-                    .expect("the semaphore is never closed");
-                let (opened, stream) = oneshot::channel();
-                opens.send(opened).await.map_err(|_| LineError::Gone)?;
-                let stream = stream.await.map_err(|_| LineError::Gone)?;
-                let stream = stream.map_err(|_| LineError::Gone)?;
-                Ok(LineStream {
-                    inner: BufReader::with_capacity(BUFFER_BYTES, Box::new(stream)),
-                    _place: Some(place),
-                })
+        let (socket, talk) = match &*self.0 {
+            Way::Taken(talk) => return talk.stream().await,
+            Way::Vsock { socket, talk } => (socket, talk),
+        };
+        // Whoever comes meanwhile wants the same connection.
+        let mut begun = talk.lock().await;
+        let talk = match &*begun {
+            Some(talk) if !talk.opens.is_closed() => Arc::clone(talk),
+            _ => {
+                let connected = vsock::connect(socket, VSOCK_PORT).await;
+                let io = connected.map_err(|source| match source.kind() {
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => LineError::Gone,
+                    _ => LineError::Io {
+                        what: "calling".to_owned(),
+                        source,
+                    },
+                })?;
+                Arc::clone(begun.insert(Arc::new(Talk::over(io))))
             }
-            Way::Vsock(path) => {
-                let stream =
-                    vsock::connect(path, VSOCK_PORT)
-                        .await
-                        .map_err(|source| match source.kind() {
-                            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => LineError::Gone,
-                            _ => LineError::Io {
-                                what: "connecting to its vsock".to_owned(),
-                                source,
-                            },
-                        })?;
-                Ok(LineStream {
-                    inner: BufReader::with_capacity(BUFFER_BYTES, Box::new(stream)),
-                    _place: None,
-                })
-            }
-        }
+        };
+        drop(begun);
+        talk.stream().await
     }
 }
 
 /// A stream whose header was answered. Shutting down its write half ends the peer's reading alone.
 pub struct LineStream {
-    inner: BufReader<Box<dyn Stream>>,
-    _place: Option<OwnedSemaphorePermit>,
+    inner: BufReader<MuxStream>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl std::fmt::Debug for LineStream {

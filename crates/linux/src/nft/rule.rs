@@ -95,6 +95,10 @@ impl Rule {
     pub fn iif(self, name: &str) -> Self {
         self.meta(META_IIFNAME, R1).compare(R1, EQUAL, &ifname(name))
     }
+    /// The link it goes out by has this name.
+    pub fn oif(self, name: &str) -> Self {
+        self.meta(META_OIFNAME, R1).compare(R1, EQUAL, &ifname(name))
+    }
     /// The link it came in by is in the set.
     pub fn iif_in(self, set: &str) -> Self {
         self.meta(META_IIFNAME, R1).lookup(R1, set, false)

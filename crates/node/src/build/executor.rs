@@ -375,7 +375,8 @@ impl Work<'_> {
     pub(super) async fn open_lab(&mut self, step: BuildStep) -> Result<(), BuildError> {
         if self.lab.is_none() {
             self.leash.check(step)?;
-            self.lab = Some(Lab::open(self.runtime(), self.order, self.at, step).await?);
+            let of = (Some(self.order.template), self.order.resources);
+            self.lab = Some(Lab::open(self.runtime(), of, self.at, step).await?);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! ```text
 //!   start command and a runtime that can    ──▶ disk and memory of the lab in which it runs
 //!   start command                           ──▶ disk of the lab, quiet; it is run at each boot
+//!   none, and a kernel that has to boot     ──▶ disk and memory of a lab that has come up
 //!   none                                    ──▶ what the last step left, shared by all sandboxes
 //! ```
 use std::time::Duration;
@@ -43,6 +44,12 @@ impl Work<'_> {
                     self.open_lab(STEP).await?;
                     self.await_ready(ready).await?;
                     self.close_lab().await;
+                }
+                let can = self.runtime().capabilities();
+                if can.own_kernel && can.durable_memory {
+                    // A boot takes many times as long as going on from memory.
+                    self.open_lab(STEP).await?;
+                    return self.keep_running().await;
                 }
                 self.seal().await.map(|()| Memory::None)
             }
@@ -109,7 +116,7 @@ impl Work<'_> {
                     return Ok(memory);
                 }
                 Err(RuntimeError::CannotCheckpoint { why }) => {
-                    let said = format!("the start command will be run at each start of a sandbox: {why}");
+                    let said = format!("each sandbox will boot, and run its start command: {why}");
                     self.talk.say(STEP, Level::Warn, said).await;
                 }
                 Err(error) => {

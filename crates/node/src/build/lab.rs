@@ -2,8 +2,8 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
-use model::{BuildId, BuildStep, ExecutionId, NetworkPolicy, SandboxId};
-use ports::builds::{BuildError, BuildOrder};
+use model::{BuildId, BuildStep, ExecutionId, NetworkPolicy, Resources, SandboxId, TemplateId};
+use ports::builds::BuildError;
 use ports::runtime::{Disk, DiskOrigin};
 use ports::{Machine, MachineSpec, Runtime};
 use wire::init::Init;
@@ -28,7 +28,7 @@ impl Lab {
     /// Starts a machine of a build, without the memory that the build may have.
     pub(super) async fn open(
         runtime: &Arc<dyn Runtime>,
-        order: &BuildOrder,
+        (template, resources): (Option<TemplateId>, Resources),
         build: BuildId,
         step: BuildStep,
     ) -> Result<Self, BuildError> {
@@ -36,13 +36,13 @@ impl Lab {
             sandbox: SandboxId::random(),
             execution: ExecutionId::random(),
             build,
-            resources: order.resources,
+            resources,
             network: NetworkPolicy::default(),
             disk: DiskOrigin::Single,
             restore: false,
             volumes: Vec::new(),
         };
-        let init = init(&spec, order);
+        let init = init(&spec, template);
         tracing::debug!(sandbox = %spec.sandbox, %build, "starting the sandbox of a build");
         let machine = runtime
             .start(spec)
@@ -135,16 +135,16 @@ impl Drop for Lab {
     }
 }
 
-fn init(spec: &MachineSpec, order: &BuildOrder) -> Init {
+fn init(spec: &MachineSpec, template: Option<TemplateId>) -> Init {
     Init {
         timestamp: Some(humantime::format_rfc3339_nanos(SystemTime::now()).to_string()),
         default_user: Some("root".to_owned()),
         lifecycle_id: Some(spec.execution.to_string()),
         sandbox_id: Some(spec.sandbox.to_string()),
-        template_id: Some(order.template.to_string()),
+        template_id: template.map(|template| template.to_string()),
         hostname: Some(spec.sandbox.to_string()),
-        cpu_count: Some(order.resources.cpu),
-        memory_bytes: Some(order.resources.memory.bytes()),
+        cpu_count: Some(spec.resources.cpu),
+        memory_bytes: Some(spec.resources.memory.bytes()),
         ..Init::default()
     }
 }

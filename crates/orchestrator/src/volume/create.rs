@@ -86,7 +86,11 @@ impl Orchestrator {
         failpoint::reach("orchestrator/volume-stored");
         if let Err(error) = self.parts.volume_files.make(volume.id, volume.size).await {
             self.unmake_volume(&volume).await;
-            return Err(files("making the volume")(error));
+            return Err(match error {
+                // Whoever keeps files may keep none.
+                FileError::Invalid(why) => VolumeError::Invalid(why),
+                error => files("making the volume")(error),
+            });
         }
         failpoint::reach("orchestrator/volume-made");
         Ok(volume)

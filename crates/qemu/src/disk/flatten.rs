@@ -10,7 +10,7 @@ use super::{Disk, Disks, Format, Layer};
 use crate::command::{Sockets, node, node_name};
 use crate::process::Process;
 use crate::qmp::{Qmp, QmpError};
-use crate::step::{At, Step};
+use ports::step::{At, Step};
 
 /// A disk that was written to and fro for weeks is read in minutes; what takes longer is given up, and tried another time.
 const FLAT_WITHIN: Duration = Duration::from_secs(30 * 60);
@@ -56,7 +56,7 @@ pub(crate) async fn flatten(
         arguments.push("-blockdev".into());
         arguments.push(node(image, depth, depth == top).to_string().into());
     }
-    let process = Process::start(program, &arguments)?;
+    let process = Process::start(program, &arguments, None)?;
     let streamed = match process.listen(&sockets.qmp, &sockets.serial).await {
         Ok(qmp) => {
             let streamed = stream(&qmp, top).await;

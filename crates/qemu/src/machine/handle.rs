@@ -66,15 +66,13 @@ impl ports::Machine for Handle {
     }
 
     async fn set_network(&self, policy: &NetworkPolicy) -> Result<(), RuntimeError> {
-        if let Some(what) = policy::refused_network(policy, self.0.house.config.offline) {
+        let offered = self.0.house.offered(self.0.record().slot.is_some());
+        if let Some(what) = policy::refused_network(policy, offered) {
             return Err(crate::runtime::unsupported(what));
         }
         let policy = policy.clone();
-        self.through(|vm| async move {
-            let _turn = vm.turn.lock().await;
-            vm.note(|record| record.spec.network = policy).await.map(drop)
-        })
-        .await
+        self.through(|vm| async move { vm.set_network(policy).await })
+            .await
     }
 
     async fn freeze(&self) -> Result<(), RuntimeError> {
@@ -146,7 +144,13 @@ impl ports::Machine for Handle {
                     .unwrap_or_default(),
             ),
             ("disk images", record.disk.layers.len().to_string()),
-            ("network", "none".to_owned()),
+            (
+                "network",
+                match self.0.house.network.as_ref().zip(record.slot) {
+                    Some((network, slot)) => network.link(slot),
+                    None => "none".to_owned(),
+                },
+            ),
             ("guest", self.0.hello.lock().expect(UNPOISONED).clone()),
         ])
     }

@@ -10,6 +10,7 @@ use super::*;
 use crate::agent::Agent;
 
 mod boot;
+mod network;
 
 const SOON: Duration = Duration::from_secs(30);
 /// No test takes longer, whatever hangs.
@@ -85,6 +86,7 @@ struct World {
     dir: tempfile::TempDir,
     nobody: Arc<Nobody>,
     build: BuildId,
+    network: bool,
 }
 
 impl Drop for World {
@@ -113,6 +115,7 @@ impl World {
             dir,
             nobody: Arc::default(),
             build: BuildId::random(),
+            network: false,
         })
     }
 
@@ -126,6 +129,7 @@ impl World {
                 initrd: self.dir.path().join("initrd"),
                 digest: "letters".into(),
             },
+            network: self.network,
             offline: false,
             boots_within: SOON,
         }

@@ -50,6 +50,14 @@ pub struct Capabilities {
     pub freeze: bool,
     /// Sandboxes have a kernel of their own.
     pub own_kernel: bool,
+    /// Sandboxes reach what lies outside, as far as their network policy says.
+    pub network: bool,
+    /// Volumes can be mounted.
+    pub volumes: bool,
+    /// What a sandbox changed can be told, and its disk exported.
+    pub roots: bool,
+    /// Templates and snapshots can be kept in the blobs.
+    pub portable_builds: bool,
 }
 
 /// A node with what it holds.

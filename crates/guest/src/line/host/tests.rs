@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt as _, DuplexStream};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 
 use super::super::escape::{Decoder, Event, FLAG, Nonce, encode};
 use super::super::mux::{MuxStream, serve};
@@ -49,18 +49,20 @@ async fn answer_call(socket: UnixStream, stale: &[u8]) -> DuplexStream {
 /// A guest that answers each header by what `answer` says, and then sends back what it gets.
 async fn guest(socket: UnixStream, answer: fn(Header) -> Vec<u8>) {
     let io = answer_call(socket, b"stale bytes of another host~").await;
-    let echo = move |stream: MuxStream| {
-        tokio::spawn(async move {
-            let mut stream = BufReader::new(stream);
-            let line = read_line(&mut stream, 4096).await.unwrap();
-            let answer = answer(Header::parse(&line).unwrap());
-            stream.write_all(&answer).await.unwrap();
-            let (mut reader, mut writer) = tokio::io::split(stream);
-            let _ = tokio::io::copy(&mut reader, &mut writer).await;
-            let _ = writer.shutdown().await;
-        });
-    };
-    let _ = serve(io, echo).await;
+    let served = serve(io, |stream| {
+        tokio::spawn(echo(stream, answer));
+    });
+    let _ = served.await;
+}
+
+async fn echo(stream: MuxStream, answer: fn(Header) -> Vec<u8>) {
+    let mut stream = BufReader::new(stream);
+    let line = read_line(&mut stream, 4096).await.unwrap();
+    let answer = answer(Header::parse(&line).unwrap());
+    stream.write_all(&answer).await.unwrap();
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+    let _ = writer.shutdown().await;
 }
 
 async fn line(answer: fn(Header) -> Vec<u8>) -> Line {
@@ -158,41 +160,59 @@ async fn an_endless_stream_of_nothing_before_the_greeting_is_not_kept() {
 }
 
 #[tokio::test]
-async fn a_vsock_is_asked_for_the_port_and_what_follows_the_reply_stays() {
+async fn a_line_over_vsock_is_gone_while_nobody_listens_and_goes_on_after_that() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v.sock");
+    let line = Line::vsock(&path);
+    assert!(matches!(line.port(80).await, Err(LineError::Gone)));
     let listener = UnixListener::bind(&path).unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&asked);
+    let hang_up = Arc::new(tokio::sync::Notify::new());
+    let (count, told) = (Arc::clone(&asked), Arc::clone(&hang_up));
     tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let turn = count.fetch_add(1, Ordering::SeqCst);
             let mut connect = [0; 13];
             stream.read_exact(&mut connect).await.unwrap();
             assert_eq!(&connect, b"CONNECT 1024\n");
-            let reply: &[u8] = match turn {
-                0 => b"OK 1073741824\n",
-                1 => b"",
-                _ => &[b'O'; 64],
-            };
-            stream.write_all(reply).await.unwrap();
-            if turn == 0 {
-                let mut header = BufReader::new(&mut stream);
-                assert_eq!(
-                    read_line(&mut header, 100).await.unwrap(),
-                    br#"{"to":"port","port":80}"#
-                );
-                stream.write_all(b"{\"ok\":true}\nmore").await.unwrap();
+            match count.fetch_add(1, Ordering::SeqCst) {
+                // As of a machine that still boots.
+                0 => continue,
+                2 => stream.write_all(&[b'O'; 64]).await.unwrap(),
+                _ => stream.write_all(b"OK 1073741824\n").await.unwrap(),
+            }
+            // A conversation of two streams.
+            let mut streams = tokio::task::JoinSet::new();
+            let conversation = serve(stream, |stream| {
+                streams.spawn(echo(stream, ok));
+            });
+            tokio::select! {
+                _ = conversation => {}
+                () = told.notified() => {}
             }
         }
     });
-    let line = Line::vsock(&path);
-    let mut stream = line.port(80).await.unwrap();
-    let mut more = String::new();
-    stream.read_to_string(&mut more).await.unwrap();
-    assert_eq!(more, "more");
     assert!(matches!(line.port(80).await, Err(LineError::Gone)));
-    assert!(matches!(line.port(80).await, Err(LineError::Io { .. })));
-    assert_eq!(asked.load(Ordering::SeqCst), 3);
+    for _ in 0..2 {
+        let mut stream = line.port(80).await.unwrap();
+        stream.write_all(b"more").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut more = String::new();
+        stream.read_to_string(&mut more).await.unwrap();
+        assert_eq!(more, "more");
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "both by one connection");
+    let mut open = line.port(80).await.unwrap();
+    hang_up.notify_one();
+    let ended = open.read_to_end(&mut Vec::new()).await;
+    assert!(ended.is_err() || ended.is_ok_and(|bytes| bytes == 0));
+    let wrong = loop {
+        match line.port(80).await {
+            Ok(_) | Err(LineError::Gone) => {}
+            Err(wrong) => break wrong,
+        }
+    };
+    assert!(matches!(wrong, LineError::Io { .. }), "{wrong}");
+    line.port(80).await.unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), 4);
 }

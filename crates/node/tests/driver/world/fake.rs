@@ -305,6 +305,10 @@ impl ports::Runtime for Runtime {
             durable_memory: self.0.state().is_durable,
             freeze: true,
             own_kernel: false,
+            network: true,
+            volumes: true,
+            roots: true,
+            portable_builds: true,
         }
     }
 

@@ -1,0 +1,94 @@
+//! What virtual machines need.
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+use container::probe::{Check, Verdict};
+
+use crate::kernel;
+use crate::settings::Resolved;
+
+/// Looks at QEMU, at its tools, and at what guests boot from.
+pub(super) fn look(settings: &Resolved) -> Result<Vec<Check>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let probed = runtime.block_on(qemu::probe(&settings.qemu));
+    let (found, is_there) = match &probed {
+        Ok(probed) => {
+            let how = match &probed.why_not_kvm {
+                None => "with KVM".to_owned(),
+                Some(why) => format!("emulating the processor, which is many times slower than KVM: {why}"),
+            };
+            (format!("{}, {how}", probed.version), true)
+        }
+        Err(why) => (why.clone(), false),
+    };
+    let is_fast = matches!(&probed, Ok(probed) if probed.why_not_kvm.is_none());
+    let verdict = if is_there { Verdict::Poor } else { Verdict::Missing };
+    let is_root = rustix::process::geteuid().is_root();
+    Ok(vec![
+        Check::new(
+            "QEMU",
+            is_fast,
+            verdict,
+            found,
+            "Debian: apt-get install qemu-system-x86; and KVM, where the machine has it",
+        ),
+        tool(&settings.qemu.with_file_name("qemu-img"), "qemu-utils"),
+        tool(Path::new("mkfs.ext4"), "e2fsprogs"),
+        guest_kernel(settings),
+        Check::new(
+            "network of microVMs",
+            is_root,
+            Verdict::Poor,
+            if is_root {
+                "as their policy says"
+            } else {
+                "none: their sandboxes reach nothing outside"
+            },
+            "run as root",
+        ),
+    ])
+}
+
+fn tool(program: &Path, package: &str) -> Check {
+    let name = program
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let answers = Command::new(program).arg("--version").output();
+    // mkfs.ext4 knows another word for that, and says so.
+    let is_there = answers.is_ok();
+    let found = if is_there { "is there" } else { "cannot be started" };
+    Check::new(
+        match name {
+            "qemu-img" => "qemu-img",
+            _ => "mkfs.ext4",
+        },
+        is_there,
+        Verdict::Missing,
+        found,
+        &format!("Debian: apt-get install {package}"),
+    )
+}
+
+fn guest_kernel(settings: &Resolved) -> Check {
+    let given = settings.guest_kernel.as_ref();
+    let (is_there, found) = match (kernel::is_made(settings), given) {
+        (true, _) => (true, "made".to_owned()),
+        (false, Some(dir)) if dir.join("boot").is_dir() => (true, format!("of {}", dir.display())),
+        (false, Some(dir)) => (false, format!("{} holds no boot/", dir.display())),
+        (false, None) if Path::new("/usr/bin/apt-get").exists() => {
+            (true, "fetched by apt at the first start".to_owned())
+        }
+        (false, None) => (false, "none, and no apt to fetch it by".to_owned()),
+    };
+    Check::new(
+        "kernel of microVMs",
+        is_there,
+        Verdict::Missing,
+        found,
+        "extract a kernel package of your distribution, and name the directory by --guest-kernel",
+    )
+}

@@ -1,0 +1,55 @@
+//! FC-Control: sandboxes that are microVMs with a kernel of their own, under Firecracker, each in a jail.
+//!
+//! ```text
+//! runtime ──▶ house ──▶ record    what there is, written before it is made
+//!    │          ├─▶ disk          images, and copies of them that share their blocks
+//!    │          ├─▶ memory        states of machines, and what they fit; differences are made whole
+//!    │          └─▶ network       a user for each, and a network namespace
+//!    └─▶ machine ──▶ process      one Firecracker: identity, log; started by the jailer
+//!          ├─▶ jail, cgroup       what it sees, and what it may use
+//!          ├─▶ api                its socket: machines, standing, going on, snapshots
+//!          └─▶ agent              the line to the agent inside, over vsock
+//! probe    whether this host's Firecracker can be trusted: version, filter
+//! kernel   what it boots         policy   what is refused
+//! ```
+//!
+//! A machine is named by its execution: its record, its jail, its cgroup, its process. A sandbox without a machine is what is kept
+//! of it: an image, and a state of memory. Each start copies the image that it starts from, so what that was stays as it was, and as
+//! many as anybody likes start from it. Names in all jails are the same, and so are guests' addresses: memory that was written down in
+//! one goes on in another without a word about it. Diffs and balloons, page handlers and huge pages: of these only differences are
+//! made. A balloon would let guests reach for what is not theirs in all versions before 1.16.2, and serves nobody as long as
+//! memory is not promised twice.
+//!
+//! **Invariants.** Nothing is made before it is on record, and nothing that a record names is removed. An image or a memory that
+//! others start from is written to by nobody. Firecracker is asked for nothing but what its API has, and is believed nothing that was
+//! not bounded. Memory is measured before a byte of it is mapped, and what it was is another machine's before anybody talks to it.
+//! Whoever talks to Firecracker or a guest has a deadline.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod api;
+mod cgroup;
+mod disk;
+mod filter;
+mod house;
+mod identity;
+mod jail;
+mod kernel;
+mod log;
+mod machine;
+mod memory;
+mod network;
+mod policy;
+mod probe;
+mod process;
+mod record;
+mod runtime;
+mod version;
+
+pub use filter::Toothless;
+pub use probe::{Probed, Unusable};
+pub use runtime::{Config, Firecrackers, Guest, capabilities};
+pub use version::{Fault, Unfit, Version};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+//! The machine's end that the node holds.
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use model::{BuildId, ExecutionId, NetworkPolicy, SandboxId};
+use ports::RuntimeError;
+use ports::guest::{DialError, ENVD_PORT, Stream};
+use ports::runtime::{Disk as Fate, Ended, Usage};
+use tokio::sync::watch;
+
+use super::{GUEST_ANSWERS_WITHIN, UNPOISONED, Vm, blocking, panicked};
+use crate::policy;
+
+/// What the node holds.
+#[derive(Debug)]
+pub(crate) struct Handle(pub(crate) Arc<Vm>);
+
+impl Handle {
+    /// Carries something out to its end, whether or not anybody waits for it.
+    async fn through<T: Send + 'static, F: Future<Output = Result<T, RuntimeError>> + Send + 'static>(
+        &self,
+        work: impl FnOnce(Arc<Vm>) -> F,
+    ) -> Result<T, RuntimeError> {
+        let work = work(Arc::clone(&self.0));
+        self.0.house.work.spawn(work).await.map_err(panicked)?
+    }
+}
+
+#[async_trait]
+impl ports::Machine for Handle {
+    fn sandbox(&self) -> SandboxId {
+        self.0.record().spec.sandbox
+    }
+
+    fn execution(&self) -> ExecutionId {
+        self.0.execution
+    }
+
+    async fn envd(&self) -> Result<Box<dyn Stream>, DialError> {
+        self.dial(ENVD_PORT).await
+    }
+
+    async fn dial(&self, port: u16) -> Result<Box<dyn Stream>, DialError> {
+        if self.0.is_over() {
+            return Err(DialError::Gone);
+        }
+        let late = |_| DialError::Io {
+            port,
+            source: io::ErrorKind::TimedOut.into(),
+        };
+        tokio::time::timeout(GUEST_ANSWERS_WITHIN, self.0.agent.dial(port))
+            .await
+            .map_err(late)?
+    }
+
+    async fn set_network(&self, policy: &NetworkPolicy) -> Result<(), RuntimeError> {
+        let record = self.0.record();
+        if let Some(what) = policy::refused_network(policy, record.wired, self.0.house.config.offline) {
+            return Err(crate::runtime::unsupported(what));
+        }
+        let policy = policy.clone();
+        self.through(|vm| async move {
+            let _turn = vm.turn.lock().await;
+            let record = vm.note(|record| record.spec.network = policy).await?;
+            if !record.wired {
+                return Ok(());
+            }
+            let house = Arc::clone(&vm.house);
+            blocking(move || house.slots.set_policy(record.slot, &record.spec.network)).await
+        })
+        .await
+    }
+
+    async fn freeze(&self) -> Result<(), RuntimeError> {
+        self.through(|vm| async move { vm.freeze().await }).await
+    }
+
+    async fn thaw(&self) -> Result<(), RuntimeError> {
+        self.through(|vm| async move { vm.thaw().await }).await
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.0.frozen.load(Ordering::SeqCst)
+    }
+
+    async fn checkpoint(&self, into: BuildId, memory: bool) -> Result<model::Memory, RuntimeError> {
+        self.through(|vm| async move { vm.checkpoint(into, memory).await })
+            .await
+    }
+
+    async fn hibernate(&self) -> Result<(), RuntimeError> {
+        self.through(|vm| async move { vm.hibernate().await }).await
+    }
+
+    fn is_restored(&self) -> bool {
+        self.0.record().restored
+    }
+
+    async fn stop(&self, disk: Fate) -> Result<(), RuntimeError> {
+        self.through(|vm| async move { vm.stop(disk).await }).await
+    }
+
+    async fn usage(&self) -> Result<Usage, RuntimeError> {
+        self.0.usage().await
+    }
+
+    fn ended(&self) -> watch::Receiver<Option<Ended>> {
+        self.0.ended.subscribe()
+    }
+
+    fn started_at(&self) -> SystemTime {
+        self.0.record().started_at
+    }
+
+    fn facts(&self) -> BTreeMap<&'static str, String> {
+        let (record, house) = (self.0.record(), &self.0.house);
+        let image = record.disk.image;
+        let id = self.0.execution.to_string();
+        BTreeMap::from([
+            ("pid", self.0.process.identity.pid.to_string()),
+            ("firecracker", house.probed.version.to_string()),
+            ("jail", self.0.jail.root().display().to_string()),
+            ("user", self.0.jail.uid.to_string()),
+            ("cgroup", house.jails.cgroups.shown(&id)),
+            ("disk", house.images.path(image).display().to_string()),
+            (
+                "disk written",
+                format!("{} bytes", house.images.used_bytes(image)),
+            ),
+            (
+                "network",
+                match record.wired {
+                    true => house.slots.link(record.slot),
+                    false => "none".to_owned(),
+                },
+            ),
+            ("guest", self.0.hello.lock().expect(UNPOISONED).clone()),
+        ])
+    }
+}
