@@ -34,7 +34,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("envd", &["model", "wire", "linux"]),
     ("guest", &["ports"]),
     ("qemu", &["model", "ports", "guest", "linux", "net", "rootfs"]),
-    ("fc-control", &["model", "ports", "guest", "linux", "net"]),
+    (
+        "fc-control",
+        &["model", "ports", "guest", "linux", "net", "rootfs"],
+    ),
     ("guest-agent", &["guest", "linux"]),
     ("artifact", &["model", "ports"]),
     ("sql", &["model", "ports"]),

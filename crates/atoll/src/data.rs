@@ -89,6 +89,31 @@ impl DataDir {
     }
 
     /// What was written for clients, if anything was.
+    /// Makes it that of one runtime, for good: what sandboxes and templates of another stand on would be missing.
+    pub(crate) fn belong_to(&self, runtime: &str) -> Result<()> {
+        let path = self.path.join("runtime");
+        let owner = match fs::read_to_string(&path) {
+            Ok(text) => Some(text.trim().to_owned()),
+            // Of before there was a choice.
+            Err(_) => self
+                .path
+                .join("container")
+                .is_dir()
+                .then(|| "container".to_owned()),
+        };
+        if let Some(owner) = owner.filter(|owner| owner != runtime) {
+            bail!(
+                "{} holds sandboxes and templates of the {owner} runtime, which the {runtime} runtime cannot start: choose \
+                 another --data-dir, or --runtime {owner}",
+                self.path.display()
+            );
+        }
+        let fresh = self.path.join("runtime.new");
+        fs::write(&fresh, format!("{runtime}\n"))
+            .with_context(|| format!("cannot write {}", fresh.display()))?;
+        fs::rename(&fresh, &path).with_context(|| format!("cannot write {}", path.display()))
+    }
+
     pub(crate) fn credentials(&self) -> Option<Credentials> {
         read(&self.path)
     }
@@ -179,4 +204,29 @@ pub(crate) fn endpoint() -> Result<Endpoint> {
             kept.map(|kept| kept.api_key.expose().clone()),
         )?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_is_one_runtimes_for_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::open(dir.path()).unwrap();
+        data.belong_to("qemu").unwrap();
+        data.belong_to("qemu").unwrap();
+        let refused = data.belong_to("container").unwrap_err().to_string();
+        assert!(refused.contains("--runtime qemu"), "{refused}");
+    }
+
+    #[test]
+    fn one_of_before_there_was_a_choice_is_containers() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("container")).unwrap();
+        let data = DataDir::open(dir.path()).unwrap();
+        let refused = data.belong_to("qemu").unwrap_err().to_string();
+        assert!(refused.contains("--runtime container"), "{refused}");
+        data.belong_to("container").unwrap();
+    }
 }

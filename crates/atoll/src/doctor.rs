@@ -24,6 +24,7 @@ pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
             checks
         }
         RuntimeKind::Qemu => microvms::look(settings)?,
+        RuntimeKind::Firecracker => microvms::look_at_firecracker(settings)?,
     };
     let checks: Vec<_> = checks
         .into_iter()
@@ -31,9 +32,10 @@ pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
         .chain(ports(settings)?)
         .collect();
     let fit = checks.iter().all(|check| check.verdict != Verdict::Missing);
-    let (name, what) = match settings.runtime {
-        RuntimeKind::Container => ("container", "containers"),
-        RuntimeKind::Qemu => ("qemu", "virtual machines under QEMU"),
+    let what = match settings.runtime {
+        RuntimeKind::Container => "containers",
+        RuntimeKind::Qemu => "virtual machines under QEMU",
+        RuntimeKind::Firecracker => "virtual machines under Firecracker",
     };
     let table = table(settings);
     if json {
@@ -43,7 +45,7 @@ pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
             .map(|(name, can)| Ok((name.to_owned(), serde_json::to_value(can)?)))
             .collect::<Result<_>>()?;
         out::json(
-            &serde_json::json!({ "fit": fit, "runtime": name, "checks": shown, "runtimes": runtimes }),
+            &serde_json::json!({ "fit": fit, "runtime": settings.runtime.name(), "checks": shown, "runtimes": runtimes }),
         )?;
     } else {
         let conclusion = if fit {
@@ -58,11 +60,12 @@ pub(crate) fn run(settings: &Resolved, json: bool) -> Result<ExitCode> {
 }
 
 /// What sandboxes of each runtime can do with these settings.
-fn table(settings: &Resolved) -> [(&'static str, wire::rest::Capabilities); 2] {
+fn table(settings: &Resolved) -> [(&'static str, wire::rest::Capabilities); 3] {
     let is_root = rustix::process::geteuid().is_root();
     [
         ("container", container::capabilities(settings.criu.is_some())),
         ("qemu", qemu::capabilities(is_root)),
+        ("firecracker", fc_control::capabilities(true)),
     ]
     .map(|(name, can)| (name, api::capabilities(can)))
 }
@@ -70,7 +73,7 @@ fn table(settings: &Resolved) -> [(&'static str, wire::rest::Capabilities); 2] {
 fn table_as_text(table: &[(&'static str, wire::rest::Capabilities)]) -> Result<String> {
     let mut lines = format!("{:<16}", "--runtime");
     for (name, _) in table {
-        lines += &format!(" {name:<10}");
+        lines += &format!(" {name:<11}");
     }
     let told = table
         .iter()
@@ -81,7 +84,7 @@ fn table_as_text(table: &[(&'static str, wire::rest::Capabilities)]) -> Result<S
         lines += &format!("\n{name:<16}");
         for can in &told {
             let word = if can[name] == true { "yes" } else { "no" };
-            lines += &format!(" {word:<10}");
+            lines += &format!(" {word:<11}");
         }
     }
     Ok(lines.lines().flat_map(|line| [line.trim_end(), "\n"]).collect())

@@ -64,12 +64,17 @@ fn told(ended: usize, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Slots that are on record still: whatever a sandbox holds on this machine is found from there, and a record is the last of
+/// Slots, or machines, that are on record still: whatever a sandbox holds on this machine is found from there, and a record is the last of
 /// it that goes.
 fn records_left(data: &Path) -> usize {
-    let records = std::fs::read_dir(data.join("container/slots"));
     let is_record = |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|end| end == "json");
-    records.map_or(0, |records| records.flatten().filter(is_record).count())
+    ["container/slots", "qemu/machines", "fc/machines"]
+        .iter()
+        .filter_map(|dir| std::fs::read_dir(data.join(dir)).ok())
+        .flatten()
+        .flatten()
+        .filter(is_record)
+        .count()
 }
 
 fn wait_until_gone(settings: &Resolved) -> Result<()> {

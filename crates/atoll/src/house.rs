@@ -45,6 +45,7 @@ const PASS_WITHIN: Duration = Duration::from_secs(60);
 impl House {
     /// Opens everything, and settles what earlier daemons left, before anybody is served.
     pub(crate) async fn open(settings: Resolved, data: DataDir) -> Result<Self> {
+        data.belong_to(settings.runtime.name())?;
         let store = Sqlite::open(&data.path().join("atoll.db"))
             .await
             .context("the database cannot be opened")?;

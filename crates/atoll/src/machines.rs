@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use container::Containers;
+use fc_control::Firecrackers;
 use model::{BuildId, MiB, Resources};
 use ports::{Runtime, VolumeFiles};
 use qemu::Qemus;
@@ -18,8 +19,10 @@ use crate::settings::{Resolved, RuntimeKind};
 pub(crate) enum Machines {
     /// Namespaces.
     Containers(Arc<Containers>),
-    /// Virtual machines under QEMU; where its roots are put together.
+    /// Virtual machines under QEMU; where their roots are put together.
     Qemu(Arc<Qemus>, PathBuf),
+    /// Virtual machines under Firecracker; where their roots are put together.
+    Firecracker(Arc<Firecrackers>, PathBuf),
 }
 
 impl Machines {
@@ -47,6 +50,14 @@ impl Machines {
                 }
                 Ok(Self::Qemu(Arc::new(qemus), data))
             }
+            RuntimeKind::Firecracker => {
+                let config = firecracker_config(settings)?;
+                let data = config.data.clone();
+                let firecrackers = Firecrackers::open(config).await.context(
+                    "the Firecracker runtime cannot be opened; `atoll doctor` says what this machine lacks",
+                )?;
+                Ok(Self::Firecracker(Arc::new(firecrackers), data))
+            }
         }
     }
 
@@ -55,6 +66,7 @@ impl Machines {
         match self {
             Self::Containers(containers) => Arc::clone(containers) as _,
             Self::Qemu(qemus, _) => Arc::clone(qemus) as _,
+            Self::Firecracker(firecrackers, _) => Arc::clone(firecrackers) as _,
         }
     }
 
@@ -62,7 +74,7 @@ impl Machines {
     pub(crate) fn volume_files(&self) -> Arc<dyn VolumeFiles> {
         match self {
             Self::Containers(containers) => Arc::clone(containers) as _,
-            Self::Qemu(..) => Arc::new(NoVolumes("qemu")),
+            Self::Qemu(..) | Self::Firecracker(..) => Arc::new(NoVolumes(self.runtime().name())),
         }
     }
 
@@ -70,8 +82,41 @@ impl Machines {
     pub(crate) async fn import_host(&self, build: BuildId, resources: Resources) -> Result<()> {
         match self {
             Self::Containers(containers) => Ok(containers.import_host(build).await?),
-            Self::Qemu(qemus, data) => import_lean(qemus, data, build, resources).await,
+            Self::Qemu(_, data) | Self::Firecracker(_, data) => {
+                self.import_lean(data, build, resources).await
+            }
         }
+    }
+
+    /// A root disk of this machine's packages, a machine that has booted from it, and that one's memory.
+    async fn import_lean(&self, data: &Path, build: BuildId, resources: Resources) -> Result<()> {
+        let staging = data.join("staging").join(format!("host-{build}"));
+        let root = staging.join("root");
+        std::fs::create_dir_all(&staging).with_context(|| format!("cannot make {}", staging.display()))?;
+        let cold = BuildId::random();
+        let made = async {
+            let filled = root.clone();
+            tokio::task::spawn_blocking(move || rootfs::lean_host(&filled)).await??;
+            self.import_root(cold, root).await
+        };
+        let made = made.await;
+        let cleared = std::fs::remove_dir_all(&staging);
+        made?;
+        cleared.with_context(|| format!("cannot remove {}", staging.display()))?;
+        out::say("booting a machine of it once, from whose memory sandboxes go on");
+        let runtime = self.runtime();
+        let warmed = node::warm(&runtime, cold, build, resources).await;
+        runtime.remove_builds(&[cold]).await?;
+        warmed?;
+        Ok(())
+    }
+
+    async fn import_root(&self, build: BuildId, root: PathBuf) -> Result<()> {
+        Ok(match self {
+            Self::Containers(containers) => containers.import_root(build, root).await?,
+            Self::Qemu(qemus, _) => qemus.import_root(build, root).await?,
+            Self::Firecracker(firecrackers, _) => firecrackers.import_root(build, root).await?,
+        })
     }
 
     /// Keeps machines of a build ready from now on, where the runtime prepares any.
@@ -80,30 +125,6 @@ impl Machines {
             containers.prewarm(build, disk);
         }
     }
-}
-
-/// A root disk of this machine's packages, a machine that has booted from it, and that one's memory.
-async fn import_lean(qemus: &Arc<Qemus>, data: &Path, build: BuildId, resources: Resources) -> Result<()> {
-    let staging = data.join("staging").join(format!("host-{build}"));
-    let root = staging.join("root");
-    std::fs::create_dir_all(&staging).with_context(|| format!("cannot make {}", staging.display()))?;
-    let cold = BuildId::random();
-    let made = async {
-        let filled = root.clone();
-        tokio::task::spawn_blocking(move || rootfs::lean_host(&filled)).await??;
-        qemus.import_root(cold, root).await?;
-        anyhow::Ok(())
-    };
-    let made = made.await;
-    let cleared = std::fs::remove_dir_all(&staging);
-    made?;
-    cleared.with_context(|| format!("cannot remove {}", staging.display()))?;
-    out::say("booting a machine of it once, from whose memory sandboxes go on");
-    let runtime: Arc<dyn Runtime> = Arc::clone(qemus) as _;
-    let warmed = node::warm(&runtime, cold, build, resources).await;
-    runtime.remove_builds(&[cold]).await?;
-    warmed?;
-    Ok(())
 }
 
 /// The programs that lie beside this one.
@@ -132,6 +153,24 @@ fn qemu_config(settings: &Resolved) -> Result<qemu::Config> {
         network: has_network,
         offline: !has_network,
         boots_within: qemu::Config::BOOTS_WITHIN,
+    })
+}
+
+fn firecracker_config(settings: &Resolved) -> Result<fc_control::Config> {
+    let bundle = kernel::bundle(settings)?;
+    Ok(fc_control::Config {
+        // Paths of its sockets are long.
+        data: settings.data_dir.join("fc"),
+        firecracker: settings.firecracker.clone(),
+        jailer: settings.firecracker.with_file_name("jailer"),
+        guest: fc_control::Guest::from(&bundle),
+        network: true,
+        offline: false,
+        // 169.254.169.254 is nobody's: whoever asks there asks for a cloud's secrets.
+        metadata: false,
+        differences: true,
+        accepted: settings.firecracker_accepts.clone(),
+        boots_within: fc_control::Config::BOOTS_WITHIN,
     })
 }
 

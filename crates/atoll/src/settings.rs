@@ -21,6 +21,7 @@ const DOMAIN: &str = "atoll.localhost";
 /// each slot.
 const POOL: usize = 16;
 const QEMU: &str = "qemu-system-x86_64";
+const FIRECRACKER: &str = "firecracker";
 const LOG: &str = "info";
 /// Layers of images that no template stands on are kept within this: a few dozen images, to be built from again.
 const IMAGE_CACHE_MIB: u64 = 20 << 10;
@@ -59,12 +60,24 @@ pub(crate) struct Settings {
     /// Domain below which sandboxes have names [default: atoll.localhost].
     #[arg(long, env = "ATOLL_DOMAIN")]
     domain: Option<String>,
-    /// What sandboxes are: containers, or virtual machines under QEMU, which have a kernel of their own [default: container].
+    /// What sandboxes are: containers, or virtual machines under QEMU or Firecracker, which have a kernel of their own [default:
+    /// container].
     #[arg(long, env = "ATOLL_RUNTIME", value_enum)]
     runtime: Option<RuntimeKind>,
     /// The program `qemu-system-x86_64`, beside which lies `qemu-img` [default: the one on the PATH].
     #[arg(long, env = "ATOLL_QEMU")]
     qemu: Option<PathBuf>,
+    /// The program `firecracker`, beside which lies its `jailer` [default: the one on the PATH].
+    #[arg(long, env = "ATOLL_FIRECRACKER")]
+    firecracker: Option<PathBuf>,
+    /// A known fault of this Firecracker that is accepted, by its name, as the start that refuses it tells; may be said again.
+    #[arg(
+        long,
+        env = "ATOLL_FIRECRACKER_ACCEPTS",
+        value_delimiter = ',',
+        value_name = "FAULT"
+    )]
+    firecracker_accepts: Vec<String>,
     /// A directory into which a kernel package was extracted, with boot/ and lib/modules/, of which microVMs get their kernel
     /// [default: the distribution's generic kernel, downloaded once by apt].
     #[arg(long, env = "ATOLL_GUEST_KERNEL")]
@@ -116,6 +129,19 @@ pub(crate) enum RuntimeKind {
     Container,
     /// Virtual machines under QEMU, with KVM or without.
     Qemu,
+    /// Virtual machines under Firecracker, each in a jail; with KVM and root.
+    Firecracker,
+}
+
+impl RuntimeKind {
+    /// As it is set, and as nodes tell it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Container => "container",
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+        }
+    }
 }
 
 /// Settings with every default in its place.
@@ -130,6 +156,8 @@ pub(crate) struct Resolved {
     pub(crate) domain: String,
     pub(crate) runtime: RuntimeKind,
     pub(crate) qemu: PathBuf,
+    pub(crate) firecracker: PathBuf,
+    pub(crate) firecracker_accepts: Vec<String>,
     pub(crate) guest_kernel: Option<PathBuf>,
     pub(crate) pool: usize,
     pub(crate) criu: Option<PathBuf>,
@@ -183,6 +211,15 @@ impl Settings {
                 .or(file.qemu)
                 .or_else(|| on_path(QEMU))
                 .unwrap_or_else(|| QEMU.into()),
+            firecracker: self
+                .firecracker
+                .or(file.firecracker)
+                .or_else(|| on_path(FIRECRACKER))
+                .unwrap_or_else(|| FIRECRACKER.into()),
+            firecracker_accepts: match self.firecracker_accepts {
+                none if none.is_empty() => file.firecracker_accepts,
+                accepts => accepts,
+            },
             guest_kernel: self.guest_kernel.or(file.guest_kernel),
             pool: self.pool.or(file.pool).unwrap_or(POOL),
             criu_is_set: criu.is_some(),

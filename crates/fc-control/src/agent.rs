@@ -9,7 +9,6 @@ use guest::line::{Hello, Resume};
 use model::SandboxId;
 use ports::guest::{DialError, Stream};
 use ports::runtime::Usage;
-use sha2::{Digest as _, Sha256};
 
 /// What a machine is called inside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +20,9 @@ pub(crate) struct Name {
 impl Name {
     /// A sandbox's, the same for all of its machines.
     pub(crate) fn of(sandbox: SandboxId) -> Self {
-        let digest = Sha256::digest(format!("machine-id of {sandbox}"));
         Self {
             hostname: sandbox.to_string(),
-            machine_id: digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect(),
+            machine_id: sandbox.machine_id(),
         }
     }
 }

@@ -71,6 +71,13 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Removes it, where no machine's is left in it.
+    pub(crate) fn close(&self) {
+        for root in self.roots() {
+            let _ = fs::remove_dir(root.join(&self.parent));
+        }
+    }
+
     /// The jailer's arguments for a machine's group.
     pub(crate) fn arguments(&self, resources: Resources) -> Vec<String> {
         let memory = resources.memory.bytes() + OVERHEAD_BYTES;
@@ -144,7 +151,10 @@ impl Cgroups {
     pub(crate) fn ids(&self) -> Vec<String> {
         let mut ids = Vec::new();
         for root in self.roots() {
-            let entries = fs::read_dir(root.join(&self.parent)).into_iter().flatten().flatten();
+            let entries = fs::read_dir(root.join(&self.parent))
+                .into_iter()
+                .flatten()
+                .flatten();
             let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
             ids.extend(dirs.filter_map(|entry| entry.file_name().into_string().ok()));
         }
@@ -241,12 +251,24 @@ mod tests {
     #[test]
     fn each_version_is_taken_where_it_bounds_machines() {
         let all = "cpuset cpu io memory pids";
-        let paths = ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids"];
+        let paths = [
+            "/sys/fs/cgroup/cpu,cpuacct",
+            "/sys/fs/cgroup/memory",
+            "/sys/fs/cgroup/pids",
+        ];
         let v1 = Hierarchy::V1(paths.map(PathBuf::from).to_vec());
         assert_eq!(found(V1, "").unwrap(), v1);
         assert_eq!(found(V2, all).unwrap(), Hierarchy::V2("/sys/fs/cgroup".into()));
-        assert_eq!(found(V1, all).unwrap(), Hierarchy::V2("/sys/fs/cgroup/unified".into()));
-        assert!(found(V2, "cpu memory").unwrap_err().to_string().contains("memory"));
+        assert_eq!(
+            found(V1, all).unwrap(),
+            Hierarchy::V2("/sys/fs/cgroup/unified".into())
+        );
+        assert!(
+            found(V2, "cpu memory")
+                .unwrap_err()
+                .to_string()
+                .contains("memory")
+        );
         assert!(found("", all).is_err());
     }
 
@@ -292,5 +314,9 @@ mod tests {
             cgroups.remove(id, Duration::ZERO).unwrap();
         }
         assert!(cgroups.ids().is_empty());
+        fs::remove_file(roots[1].join("p/tasks")).unwrap();
+        cgroups.close();
+        cgroups.close();
+        assert!(roots.iter().all(|root| !root.join("p").exists()));
     }
 }

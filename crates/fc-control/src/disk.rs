@@ -144,10 +144,7 @@ pub(crate) fn copy(from: &Path, into: &Path, size_bytes: u64) -> Result<Copied, 
 }
 
 /// Calls `each` with where every stretch of a file begins and ends in which something is written; between them are holes.
-pub(crate) fn stretches(
-    file: &fs::File,
-    mut each: impl FnMut(u64, u64) -> io::Result<()>,
-) -> io::Result<()> {
+pub(crate) fn stretches(file: &fs::File, mut each: impl FnMut(u64, u64) -> io::Result<()>) -> io::Result<()> {
     let mut at = 0;
     loop {
         let begin = match rustix::fs::seek(file.as_fd(), SeekFrom::Data(at)) {
@@ -185,7 +182,9 @@ fn copy_stretch(from: &fs::File, into: &fs::File, begin: u64, end: u64) -> io::R
     }
     let mut buffer = vec![0; 1 << 20];
     while reads < end {
-        let length = buffer.len().min(usize::try_from(end - reads).unwrap_or(usize::MAX));
+        let length = buffer
+            .len()
+            .min(usize::try_from(end - reads).unwrap_or(usize::MAX));
         let room = buffer.get_mut(..length).unwrap_or_default();
         from.read_exact_at(room, reads)?;
         into.write_all_at(room, reads)?;

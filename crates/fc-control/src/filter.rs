@@ -119,9 +119,8 @@ fn lets_pass(answer: u32) -> bool {
 
 /// What a filter answers to a call all of whose arguments are 0.
 fn answer(filter: &[Instruction], number: u32) -> io::Result<u32> {
-    let unknown = |instruction: &dyn fmt::Debug| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{instruction:?}"))
-    };
+    let unknown =
+        |instruction: &dyn fmt::Debug| io::Error::new(io::ErrorKind::InvalidData, format!("{instruction:?}"));
     let (mut at, mut accumulator) = (0, 0_u32);
     // Jumps lead onwards alone: this ends.
     while let Some(instruction) = filter.get(at) {
@@ -242,7 +241,15 @@ mod tests {
     fn what_is_not_understood_is_no_protection() {
         let odd = vec![i(0x87, 0, 0, 0), i(0x06, 0, 0, RET_KILL)];
         assert!(told(&[odd]).unwrap().contains("cannot be told"));
-        assert!(told(&[vec![i(0x20, 0, 0, 0)]]).unwrap().contains("cannot be told"));
-        assert!(told(&[vec![i(0x05, 0, 0, u32::MAX)]]).unwrap().contains("cannot be told"));
+        assert!(
+            told(&[vec![i(0x20, 0, 0, 0)]])
+                .unwrap()
+                .contains("cannot be told")
+        );
+        assert!(
+            told(&[vec![i(0x05, 0, 0, u32::MAX)]])
+                .unwrap()
+                .contains("cannot be told")
+        );
     }
 }

@@ -97,7 +97,11 @@ mod tests {
             .stdin(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        assert_eq!(started_with("--id", &id), [child.id()]);
+        // A program has its words a moment after it is that program.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while started_with("--id", &id) != [child.id()] {
+            assert!(std::time::Instant::now() < deadline);
+        }
         assert!(started_with("--id", &id[..8]).is_empty());
         drop(child.stdin.take());
         child.wait().unwrap();

@@ -155,7 +155,10 @@ impl Jails {
 
     /// Machines that have a jail, by the names of their directories.
     pub(crate) fn ids(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.base.join(PROGRAM)).into_iter().flatten().flatten();
+        let entries = fs::read_dir(self.base.join(PROGRAM))
+            .into_iter()
+            .flatten()
+            .flatten();
         entries
             .filter_map(|entry| entry.file_name().into_string().ok())
             .collect()
@@ -353,7 +356,14 @@ mod tests {
         ];
         assert_eq!(before, expected);
         assert_eq!(line[16..16 + cgroups.len()], cgroups);
-        let expected = ["--new-pid-ns", "--", "--api-sock", "/run/api.sock", "--level", "Error"];
+        let expected = [
+            "--new-pid-ns",
+            "--",
+            "--api-sock",
+            "/run/api.sock",
+            "--level",
+            "Error",
+        ];
         assert_eq!(after, expected);
     }
 

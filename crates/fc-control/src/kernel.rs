@@ -16,9 +16,14 @@ pub(crate) fn place(from: &Path, into: &Path, as_it_is: bool) -> Result<(), Step
     let step = || format!("reading the kernel {}", from.display());
     let mut image = Vec::new();
     let file = fs::File::open(from).at(step())?;
-    file.take(PACKED_BYTES_MAX + 1).read_to_end(&mut image).at(step())?;
+    file.take(PACKED_BYTES_MAX + 1)
+        .read_to_end(&mut image)
+        .at(step())?;
     if image.len() as u64 > PACKED_BYTES_MAX {
-        return Err(io::Error::other(format!("it has more than {PACKED_BYTES_MAX} bytes"))).at(step());
+        return Err(io::Error::other(format!(
+            "it has more than {PACKED_BYTES_MAX} bytes"
+        )))
+        .at(step());
     }
     let kernel = if as_it_is || image.starts_with(ELF) {
         image
@@ -32,7 +37,12 @@ pub(crate) fn place(from: &Path, into: &Path, as_it_is: bool) -> Result<(), Step
 
 /// The ELF in a bzImage, as Documentation/arch/x86/boot.rst says where it is.
 fn unpack(image: &[u8]) -> io::Result<Vec<u8>> {
-    let none = || io::Error::new(io::ErrorKind::InvalidData, "it is neither an ELF nor a bzImage with one");
+    let none = || {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is neither an ELF nor a bzImage with one",
+        )
+    };
     let number = |at: usize| {
         let bytes = image.get(at..at + 4)?.try_into().ok()?;
         usize::try_from(u32::from_le_bytes(bytes)).ok()

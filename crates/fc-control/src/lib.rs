@@ -10,7 +10,7 @@
 //!          ├─▶ api                its socket: machines, standing, going on, snapshots
 //!          └─▶ agent              the line to the agent inside, over vsock
 //! probe    whether this host's Firecracker can be trusted: version, filter
-//! kernel   what it boots         policy   what is refused
+//! kernel   what it boots         policy   what is refused       import   root disks out of layers
 //! ```
 //!
 //! A machine is named by its execution: its record, its jail, its cgroup, its process. A sandbox without a machine is what is kept
@@ -33,6 +33,7 @@ mod disk;
 mod filter;
 mod house;
 mod identity;
+mod import;
 mod jail;
 mod kernel;
 mod log;
@@ -47,7 +48,7 @@ mod runtime;
 mod version;
 
 pub use filter::Toothless;
-pub use probe::{Probed, Unusable};
+pub use probe::{Probed, Unusable, probe};
 pub use runtime::{Config, Firecrackers, Guest, capabilities};
 pub use version::{Fault, Unfit, Version};
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use model::{BuildId, ExecutionId};
 use ports::RuntimeError;
-use ports::runtime::{Disk as Fate, Ended, Usage};
+use ports::runtime::{Disk as Fate, DiskOrigin, Ended, Usage};
 use ports::step::{At, Step};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -148,13 +148,17 @@ impl Vm {
     /// Makes a machine whose memory was brought back itself, before anything of it is served: another one drew the same random
     /// bytes, has the same name, and the time of then. Its vsock may need a moment to notice that it is another.
     pub(crate) async fn become_itself(&self) -> io::Result<()> {
-        let name = Name::of(self.record().spec.sandbox);
+        let spec = self.record().spec;
+        // What was kept of a sandbox is that sandbox, and nobody else's.
+        let name = (spec.disk != DiskOrigin::Kept).then(|| Name::of(spec.sandbox));
         let deadline = Instant::now() + GUEST_ANSWERS_WITHIN;
         loop {
-            match self.agent.resume(Some(&name)).await {
+            match self.agent.resume(name.as_ref()).await {
                 Ok(()) => return Ok(()),
                 Err(error) if Instant::now() >= deadline => return Err(error),
-                Err(error) => tracing::debug!(execution = %self.execution, %error, "a restored guest does not answer yet"),
+                Err(error) => {
+                    tracing::debug!(execution = %self.execution, %error, "a restored guest does not answer yet")
+                }
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -190,9 +194,22 @@ impl Vm {
         if self.frozen.load(Ordering::SeqCst) {
             return Ok(());
         }
+        self.may_stand("freezing")?;
         self.sync().await;
         self.pause().await?;
         self.frozen.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Nobody reaches a machine any more that only stood, under Firecrackers with a fault that the operator accepted.
+    fn may_stand(&self, what: &str) -> Result<(), RuntimeError> {
+        let version = &self.house.probed.version;
+        if version.is_deaf_after_standing() {
+            return Err(crate::runtime::unsupported(format!(
+                "{what} under Firecracker {version} ({})",
+                crate::version::DEAF
+            )));
+        }
         Ok(())
     }
 
@@ -254,9 +271,15 @@ impl Vm {
             return Err(cannot("the machine has ended"));
         }
         let house = &self.house;
+        if !memory {
+            self.may_stand("copying without memory")?;
+        }
         house.has_room()?;
         let (image, state) = (Uuid::new_v4(), memory.then(Uuid::new_v4));
-        let _pins = (house.images.pin(image), state.map(|state| house.states.pin(state)));
+        let _pins = (
+            house.images.pin(image),
+            state.map(|state| house.states.pin(state)),
+        );
         let stood = self.frozen.load(Ordering::SeqCst);
         let before = self
             .note(|record| {

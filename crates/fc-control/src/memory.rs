@@ -100,10 +100,18 @@ impl Fits {
         };
         let given = |is: bool| if is { "given" } else { "none" };
         if self.format != here.format {
-            return told("the format of Firecracker's snapshots", &self.format, &here.format);
+            return told(
+                "the format of Firecracker's snapshots",
+                &self.format,
+                &here.format,
+            );
         }
         if !self.firecracker.is_at_most(&here.firecracker) {
-            return told("Firecracker, which must not become older,", &self.firecracker, &here.firecracker);
+            return told(
+                "Firecracker, which must not become older,",
+                &self.firecracker,
+                &here.firecracker,
+            );
         }
         if self.processor != here.processor {
             return told("the processor", &self.processor, &here.processor);
@@ -118,7 +126,11 @@ impl Fits {
             return told("the number of its processors", &self.cpus, &here.cpus);
         }
         if self.disk_bytes != here.disk_bytes {
-            return told("the size of its disk, in bytes,", &self.disk_bytes, &here.disk_bytes);
+            return told(
+                "the size of its disk, in bytes,",
+                &self.disk_bytes,
+                &here.disk_bytes,
+            );
         }
         if self.network != here.network {
             return told("its network", &given(self.network), &given(here.network));
@@ -138,9 +150,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn of(states: &Files, id: Uuid) -> Self {
-        Self {
-            dir: states.path(id),
-        }
+        Self { dir: states.path(id) }
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -291,7 +301,12 @@ pub(crate) fn seal(
 /// Why a state is not the one that was sealed, by the part that is not.
 pub(crate) fn is_damaged(known: &Known, states: &Files, memory: &Memory) -> Result<Option<String>, Step> {
     let place = Place::of(states, memory.id);
-    let mut parts = vec![(place.state(), Cover::Content, &memory.state, "the state of its devices")];
+    let mut parts = vec![(
+        place.state(),
+        Cover::Content,
+        &memory.state,
+        "the state of its devices",
+    )];
     match &memory.pages {
         Pages::Whole(pages) => parts.push((place.memory(), Cover::Content, pages, "its memory")),
         Pages::Diff {
@@ -347,7 +362,10 @@ fn measure(file: &fs::File, cover: Cover) -> io::Result<String> {
     let page_bytes = PAGE_BYTES as u64;
     disk::stretches(file, |begin, end| {
         // Whole pages, so that it does not matter how a file system tells its holes.
-        let (mut at, end) = (begin - begin % page_bytes, end.next_multiple_of(page_bytes).min(length));
+        let (mut at, end) = (
+            begin - begin % page_bytes,
+            end.next_multiple_of(page_bytes).min(length),
+        );
         while at < end {
             let room = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
             let read = buffer.get_mut(..room).unwrap_or_default();

@@ -83,7 +83,7 @@ impl From<Unusable> for io::Error {
 }
 
 /// Runs both. `dir` is where the one that is tried listens for a moment. What the operator `accepted` is not refused.
-pub(crate) async fn probe(
+pub async fn probe(
     firecracker: &Path,
     jailer: &Path,
     dir: &Path,
@@ -151,7 +151,10 @@ async fn word(program: &Path, flag: &str, before: &str) -> Result<String, Unusab
     let word = said.lines().next().and_then(|line| line.strip_prefix(before));
     match word {
         Some(word) if status.success() => Ok(plain(word)),
-        _ => Err(unusable(program, &format!("{flag} is answered by {said:?}, {status}"))),
+        _ => Err(unusable(
+            program,
+            &format!("{flag} is answered by {said:?}, {status}"),
+        )),
     }
 }
 
@@ -264,7 +267,10 @@ mod tests {
         let path = dir.join(name);
         // By somebody else: a file that anybody here has open to write, and may have handed on to a child, is not executed.
         let written = std::process::Command::new("/bin/sh")
-            .args(["-c", "printf '%s\\n' '#!/bin/sh' \"$1\" > \"$0\" && chmod 755 \"$0\""])
+            .args([
+                "-c",
+                "printf '%s\\n' '#!/bin/sh' \"$1\" > \"$0\" && chmod 755 \"$0\"",
+            ])
             .args([path.as_os_str(), text.as_ref()])
             .status();
         assert!(written.unwrap().success());
@@ -291,9 +297,18 @@ mod tests {
         check(refused("echo Firecracker v1.15.0", "").await, "too old");
         check(refused("echo Firecracker v1.16.1", "").await, "CVE-2026-122192");
         let fit = "echo Firecracker v1.16.2";
-        check(refused(fit, "echo Jailer v1.16.3").await, "have to be of the same");
-        check(refused(fit, "echo Jailer v1.16.2").await, "no executable for this machine");
-        check(refused("yes Firecracker v1.16.2 | head -c 10000000", "false").await, "--version is answered by");
+        check(
+            refused(fit, "echo Jailer v1.16.3").await,
+            "have to be of the same",
+        );
+        check(
+            refused(fit, "echo Jailer v1.16.2").await,
+            "no executable for this machine",
+        );
+        check(
+            refused("yes Firecracker v1.16.2 | head -c 10000000", "false").await,
+            "--version is answered by",
+        );
     }
 
     #[test]
@@ -331,5 +346,23 @@ mod tests {
         let found = probe(&firecracker, &jailer, dir.path(), &accepted).await.unwrap();
         crate::tests::tell(&format!("found {found:?}"));
         assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
+    }
+
+    /// One that was built for a GNU target, where whoever runs the tests has one.
+    #[tokio::test]
+    async fn an_empty_filter_is_found_out() {
+        let Some(program) = std::env::var_os("ATOLL_TEST_FIRECRACKER_GNU").map(PathBuf::from) else {
+            crate::tests::not_run(
+                "ATOLL_TEST_FIRECRACKER_GNU names no Firecracker that was built for a GNU target",
+            );
+            return;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let version = word(&program, "--version", "Firecracker ").await.unwrap();
+        let refused = try_filter(&program, dir.path(), &version.parse().unwrap()).await;
+        let told = refused.unwrap_err().to_string();
+        assert!(told.contains("lets execve, ") && told.contains("musl"), "{told}");
+        crate::tests::tell(&told);
+        assert!(is_dynamic(&program).unwrap());
     }
 }

@@ -19,20 +19,20 @@ use uuid::Uuid;
 use crate::agent::Name;
 use crate::api::Api;
 use crate::api::request::{
-    BackendType, BootSource, CacheType, Drive, DriveChange, InstanceState, IoEngine, MachineConfig, MemBackend, MmdsConfig,
-    MmdsVersion, NetworkInterface, SnapshotLoad, Vsock,
+    BackendType, BootSource, CacheType, Drive, DriveChange, InstanceState, IoEngine, MachineConfig,
+    MemBackend, MmdsConfig, MmdsVersion, NetworkInterface, SnapshotLoad, Vsock,
 };
 use crate::cgroup::Cgroups;
 use crate::disk;
 use crate::house::{House, own_program, prepare};
 use crate::jail::{Begin, Furniture, Inside, Jails, take_back};
-use crate::machine::{Handle, Vm, blocking, in_time, keep};
+use crate::machine::{Handle, Vm, blocking, in_time, keep, panicked};
 use crate::memory::{self, Memory, Pages, Place};
 use crate::network::{Slots, TAP, mac};
-use crate::policy;
 use crate::probe::{Probed, probe};
 use crate::process::{Jailer, LAST_WORDS_BYTES, Launch, Process};
 use crate::record::{self, Base, Build, Copying, Disk, FORM};
+use crate::{import, policy};
 
 /// What guests boot from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,29 +201,13 @@ impl Firecrackers {
         blocking(move || house.import_disk(build, &disk)).await
     }
 
-    /// Makes a build of a whole root in a directory, with so much room beside what is there.
+    /// Makes a build of a whole root in a directory.
     ///
     /// # Errors
     /// Its disk cannot be made.
-    pub async fn import_root(
-        &self,
-        build: BuildId,
-        dir: PathBuf,
-        size_bytes: u64,
-    ) -> Result<(), RuntimeError> {
+    pub async fn import_root(&self, build: BuildId, dir: PathBuf) -> Result<(), RuntimeError> {
         let house = Arc::clone(&self.house);
-        blocking(move || {
-            let staging = house.config.data.join("staging");
-            fs::create_dir_all(&staging).at(format!("making {}", staging.display()))?;
-            let image = staging.join(Uuid::new_v4().to_string());
-            let made = guest::disk::make(&image, guest::disk::Source::Directory(&dir), size_bytes)
-                .map_err(io::Error::other)
-                .at(format!("making the root disk of build {build}"))
-                .and_then(|()| house.import_disk(build, &image));
-            let removed = crate::jail::remove_file(&image);
-            made.and(removed)
-        })
-        .await
+        blocking(move || import::root(&house, build, &dir)).await
     }
 }
 
@@ -282,13 +266,16 @@ struct Plan {
 }
 
 impl House {
-    fn import_disk(&self, build: BuildId, from: &std::path::Path) -> Result<(), Step> {
+    /// Makes a build of a copy of an image.
+    pub(crate) fn import_disk(&self, build: BuildId, from: &std::path::Path) -> Result<(), Step> {
         let image = Uuid::new_v4();
         let _pin = self.images.pin(image);
         let path = self.images.path(image);
         disk::copy(from, &path, 0)?;
         let step = || format!("writing {} through", path.display());
-        fs::File::open(&path).and_then(|file| file.sync_all()).at(step())?;
+        fs::File::open(&path)
+            .and_then(|file| file.sync_all())
+            .at(step())?;
         take_back(&path)?;
         self.images.sync_names()?;
         let size_bytes = fs::metadata(&path).at(step())?.len();
@@ -335,6 +322,10 @@ impl House {
     fn put_on_record(&self, spec: MachineSpec) -> Result<Plan, RuntimeError> {
         // From looking at it until it is on record nothing of it is swept away.
         let _turn = self.turn();
+        if self.book.machines.read(&spec.execution)?.is_some() {
+            let taken = io::Error::from(io::ErrorKind::AlreadyExists);
+            return Err(taken).at(format!("starting {} a second time", spec.execution))?;
+        }
         let (from, memory) = self.origin(spec.build, spec.sandbox, spec.disk)?;
         let memory = memory.filter(|_| spec.restore);
         let wanted = match &memory {
@@ -402,12 +393,8 @@ impl House {
             _pins,
         } = plan;
         let jail = self.jail(&record);
-        let (house, furnished, told, wanted) = (
-            Arc::clone(self),
-            jail.clone(),
-            record.clone(),
-            memory.clone(),
-        );
+        let (house, furnished, told, wanted) =
+            (Arc::clone(self), jail.clone(), record.clone(), memory.clone());
         // Looked at before a byte of it is anybody's memory.
         let furnished = blocking(move || {
             if let Some(memory) = &wanted
@@ -437,9 +424,7 @@ impl House {
             Some(_) => {
                 // In the same words, whatever is wrong with it: nothing of it has run.
                 let loaded = self.load(&api, &record).await;
-                loaded.map_err(|error| {
-                    cannot_restore(&record.spec, format!("{error}: {}", error.source))
-                })?;
+                loaded.map_err(|error| cannot_restore(&record.spec, format!("{error}: {}", error.source)))?;
             }
         }
         let locked = jail.clone();
@@ -730,6 +715,13 @@ impl Runtime for Firecrackers {
         started?.hand_over()
     }
 
+    async fn import(&self, build: BuildId, layers: Vec<PathBuf>) -> Result<(), RuntimeError> {
+        let house = Arc::clone(&self.house);
+        let work = &self.house.work;
+        let importing = work.spawn_blocking(move || import::layers(&house, build, &layers));
+        Ok(importing.await.map_err(panicked)??)
+    }
+
     async fn builds(&self) -> Vec<BuildId> {
         let builds = self.house.book.builds.all().into_iter();
         builds.map(|(build, _)| build).collect()
@@ -813,6 +805,7 @@ impl Runtime for Firecrackers {
         let _ = blocking(move || {
             if house.book.machines.all().is_empty() {
                 house.slots.close();
+                house.jails.cgroups.close();
             }
             Ok(())
         })

@@ -59,13 +59,15 @@ const FAULTS: [Fault; 4] = [
         fixed_in: [1, 16, 1],
     },
     Fault {
-        name: "firecracker-6100",
+        name: DEAF,
         what: "nobody reaches a machine any more that was frozen and thawed",
         from: [1, 16, 0],
         fixed_in: [1, 16, 2],
     },
 ];
 
+/// The fault on which it depends whether machines may be frozen.
+pub(crate) const DEAF: &str = "firecracker-6100";
 /// The name by which development builds are accepted.
 const DEVELOPMENT: &str = "development-build";
 
@@ -79,7 +81,10 @@ pub enum Unfit {
     )]
     Old(Version),
     /// It is known to be faulty.
-    #[error("Firecracker {version} is known to be faulty: {}; use at least {fixed_in}", told(faults))]
+    #[error(
+        "Firecracker {version} is known to be faulty: {}; use at least {fixed_in}",
+        told(faults)
+    )]
     Faulty {
         /// Which.
         version: Version,
@@ -100,7 +105,9 @@ pub enum Unfit {
 }
 
 fn told(faults: &[&'static Fault]) -> String {
-    let told = faults.iter().map(|fault| format!("{} ({})", fault.name, fault.what));
+    let told = faults
+        .iter()
+        .map(|fault| format!("{} ({})", fault.name, fault.what));
     told.collect::<Vec<_>>().join(", ")
 }
 
@@ -146,6 +153,12 @@ impl Version {
     #[must_use]
     pub fn boots_bzimage(&self) -> bool {
         self.numbers >= Self::BOOTS_BZIMAGE
+    }
+
+    /// Whether a machine that only stood is lost to its host when it goes on: `firecracker-6100`.
+    #[must_use]
+    pub(crate) fn is_deaf_after_standing(&self) -> bool {
+        FAULTS.iter().any(|fault| fault.name == DEAF && fault.is_in(self))
     }
 
     /// Whether what `self` wrote down may be brought back by `here`, if its format says so too: never by an older one, which may
@@ -230,7 +243,10 @@ mod tests {
 
     fn check(text: &str, accepted: &[&str], why: Option<&str>) {
         let accepted: Vec<String> = accepted.iter().map(|&name| name.to_owned()).collect();
-        let told = version(text).is_fit(&accepted).err().map(|error| error.to_string());
+        let told = version(text)
+            .is_fit(&accepted)
+            .err()
+            .map(|error| error.to_string());
         match (told, why) {
             (None, None) => {}
             (Some(told), Some(why)) => assert!(told.contains(why), "{text}: {told}"),
@@ -258,7 +274,11 @@ mod tests {
         check("1.15.1", &["CVE-2026-122192"], None);
         check("1.16.1", &["CVE-2026-122192"], Some("firecracker-6100"));
         check("1.16.1", &["CVE-2026-122192", "firecracker-6100"], None);
-        check("1.16.0", &["CVE-2026-122192", "firecracker-6100"], Some("firecracker-5959"));
+        check(
+            "1.16.0",
+            &["CVE-2026-122192", "firecracker-6100"],
+            Some("firecracker-5959"),
+        );
         check("1.17.0-dev", &["development-build"], None);
         check("1.15.1", &["*"], Some("CVE-2026-122192"));
     }
@@ -267,8 +287,22 @@ mod tests {
     fn versions_are_told_apart_from_what_is_none() {
         assert_eq!(version("v1.16.2").to_string(), "1.16.2");
         assert_eq!(version("1.17.0-dev").to_string(), "1.17.0-dev");
-        for text in ["", "1", "1.2", "1.2.3.4", "1.2.x", "1.2.-3", "1.2.3-", "1.2.3-a b", "+1.2.3", "1.2.99999999999"] {
-            assert!(matches!(text.parse::<Version>(), Err(Unfit::Unknown(_))), "{text}");
+        for text in [
+            "",
+            "1",
+            "1.2",
+            "1.2.3.4",
+            "1.2.x",
+            "1.2.-3",
+            "1.2.3-",
+            "1.2.3-a b",
+            "+1.2.3",
+            "1.2.99999999999",
+        ] {
+            assert!(
+                matches!(text.parse::<Version>(), Err(Unfit::Unknown(_))),
+                "{text}"
+            );
         }
         assert!(!version("1.16.2").boots_bzimage() && version("1.17.0-dev").boots_bzimage());
     }
@@ -278,7 +312,11 @@ mod tests {
         let order = ["1.15.1", "1.16.1", "1.16.2", "1.17.0-dev", "1.17.0"];
         for (n, older) in order.iter().enumerate() {
             for (m, newer) in order.iter().enumerate() {
-                assert_eq!(version(older).is_at_most(&version(newer)), n <= m, "{older} {newer}");
+                assert_eq!(
+                    version(older).is_at_most(&version(newer)),
+                    n <= m,
+                    "{older} {newer}"
+                );
             }
         }
     }

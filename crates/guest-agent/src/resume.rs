@@ -28,10 +28,11 @@ pub(crate) fn resume(machine: &Machine, order: &Resume) -> Result<Nothing, Strin
     };
     rustix::time::clock_settime(ClockId::Realtime, time)
         .map_err(|error| format!("setting the clock: {error}"))?;
-    renew_boot_id().map_err(|failed| format!("{failed}: {}", failed.source))?;
     if order.hostname.is_none() && order.machine_id.is_none() {
+        // It is who it was, and this boot goes on.
         return Ok(Nothing {});
     }
+    renew_boot_id().map_err(|failed| format!("{failed}: {}", failed.source))?;
     let etc = file::directory(&machine.root, "etc").map_err(|error| format!("opening /etc: {error}"))?;
     if let Some(name) = &order.hostname {
         rename(machine, name)?;

@@ -141,7 +141,9 @@ mod tests {
 
     use super::*;
 
-    const RULES: [(&str, fn(&[u8])); 5] = [
+    type Rule = fn(&[u8]);
+
+    const RULES: [(&str, Rule); 5] = [
         ("line", line),
         ("escape", escape),
         ("mux", mux),

@@ -5,6 +5,7 @@
 //! and not wrapped again.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod cgroup;
 pub mod clone;
 pub mod conntrack;
 pub mod ext4;

@@ -3,8 +3,13 @@
 //! [ptrace(2)]: https://man7.org/linux/man-pages/man2/ptrace.2.html
 use std::io;
 
+/// What C libraries take requests as.
+#[cfg(target_env = "musl")]
+type Request = libc::c_int;
+#[cfg(not(target_env = "musl"))]
+type Request = libc::c_uint;
 /// `PTRACE_SECCOMP_GET_FILTER`.
-const SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+const SECCOMP_GET_FILTER: Request = 0x420c;
 /// So many the kernel takes in one filter (`BPF_MAXINSNS`).
 const INSTRUCTIONS_MAX: usize = 4096;
 /// So many filters are looked at; whoever has more has not been made by us.
@@ -107,25 +112,15 @@ fn read(thread: libc::pid_t, index: usize) -> io::Result<Vec<Instruction>> {
     Ok(told.collect())
 }
 
-#[cfg(target_env = "musl")]
-fn number(request: libc::c_uint) -> libc::c_int {
-    request.cast_signed()
-}
-
-#[cfg(not(target_env = "musl"))]
-fn number(request: libc::c_uint) -> libc::c_uint {
-    request
-}
-
 fn request(
-    what: libc::c_uint,
+    what: Request,
     thread: libc::pid_t,
     address: usize,
     data: *mut libc::c_void,
 ) -> io::Result<libc::c_long> {
     // SAFETY: of the requests that are made here only SECCOMP_GET_FILTER writes, and to `data` alone, which is null or has room for
     // the longest filter there is.
-    let answer = unsafe { libc::ptrace(number(what), thread, address, data) };
+    let answer = unsafe { libc::ptrace(what, thread, address, data) };
     if answer < 0 {
         Err(io::Error::last_os_error())
     } else {

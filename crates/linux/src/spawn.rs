@@ -84,6 +84,65 @@ pub fn hand_down(command: &mut Command, fd: OwnedFd) {
     }
 }
 
+/// What a program is held to, whatever becomes of it ([setrlimit(2)]).
+///
+/// [setrlimit(2)]: https://man7.org/linux/man-pages/man2/setrlimit.2.html
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// No file that it writes to becomes longer, in bytes.
+    pub file_bytes: u64,
+    /// Descriptors that it has open.
+    pub descriptors: u64,
+    /// Processes and threads of its user; `None` where that is somebody else's user too.
+    pub tasks: Option<u64>,
+}
+
+/// Holds the program that `command` starts to bounds. It gains no right by executing another program (`no_new_privs`), and
+/// leaves no core behind. A bound that is already narrower stays.
+pub fn confine(command: &mut Command, bounds: Bounds) {
+    // SAFETY: the closure runs between fork and exec of a process that may have threads: it makes plain system calls alone,
+    // and touches no memory but its own stack.
+    unsafe {
+        command.pre_exec(move || {
+            checked(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            let limits = [
+                (libc::RLIMIT_CORE, Some(0)),
+                (libc::RLIMIT_FSIZE, Some(bounds.file_bytes)),
+                (libc::RLIMIT_NOFILE, Some(bounds.descriptors)),
+                (libc::RLIMIT_NPROC, bounds.tasks),
+            ];
+            for (resource, wanted) in limits {
+                let Some(wanted) = wanted else { continue };
+                let mut limit = libc::rlimit {
+                    rlim_cur: 0,
+                    rlim_max: 0,
+                };
+                checked(libc::getrlimit(resource, &raw mut limit))?;
+                limit.rlim_max = limit.rlim_max.min(wanted);
+                limit.rlim_cur = limit.rlim_max;
+                checked(libc::setrlimit(resource, &raw const limit))?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Puts the program that `command` starts into control groups: each by a `cgroup.procs` that is open to be written
+/// ([`crate::cgroup::Groups::create`]). What counts is who opened it.
+pub fn join(command: &mut Command, groups: Vec<OwnedFd>) {
+    // SAFETY: the closure runs between fork and exec of a process that may have threads: it calls write(2) alone, and touches
+    // no memory but what was allocated before the fork.
+    unsafe {
+        command.pre_exec(move || {
+            for group in &groups {
+                // Zero is whoever writes.
+                checked(libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1) as i64)?;
+            }
+            Ok(())
+        });
+    }
+}
+
 /// Takes possession of a descriptor that this process was started with.
 ///
 /// # Errors
@@ -221,4 +280,30 @@ pub fn become_program(program: &str, arguments: &[String], environment: &[String
     // SAFETY: a string and two lists of strings, which end as execve(2) wants it and live until it answers.
     unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
     io::Error::last_os_error()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_confined_gains_no_rights_and_keeps_within_bounds() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "cat /proc/self/status /proc/self/limits"]);
+        let bounds = Bounds {
+            file_bytes: 4096,
+            descriptors: 32,
+            tasks: None,
+        };
+        confine(&mut command, bounds);
+        let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let line = |name: &str| {
+            let line = said.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(line("NoNewPrivs"), "NoNewPrivs: 1");
+        assert_eq!(line("Max file size"), "Max file size 4096 4096 bytes");
+        assert_eq!(line("Max open files"), "Max open files 32 32 files");
+        assert_eq!(line("Max core file size"), "Max core file size 0 0 bytes");
+    }
 }

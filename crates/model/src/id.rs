@@ -1,4 +1,5 @@
 //! Typed ids: mixing two kinds is a compile error, and a parsed id is a valid id.
+use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::str::FromStr;
 
@@ -111,6 +112,17 @@ short_id! {
     /// A sandbox: `i` and twenty of `[a-z0-9]` (contract 1.3). Stable for its whole life, over pause and resume.
     SandboxId, "sandbox id", "i"
 }
+
+impl SandboxId {
+    /// What its machines are known by inside (machine-id(5)), where that is not drawn at random: 32 lower-case hexadecimal
+    /// digits, the same for the sandbox's whole life.
+    #[must_use]
+    pub fn machine_id(&self) -> String {
+        let digest = Sha256::digest(self.as_str());
+        digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
 short_id! {
     /// A template: twenty of `[a-z0-9]` (contract 1.3).
     TemplateId, "template id", ""

@@ -1,9 +1,11 @@
 //! The command line of a machine's QEMU: a pure function of its shape.
 //!
-//! No text that a user chose is in it: numbers, names of our own, and paths below directories that the operator chose. It
+//! No text that a user chose is in it, and no path: numbers, names of our own, and descriptors of what it is given. It
 //! starts standing, whatever is to become of it: memory is brought in, or it is let go, when everybody listens.
 use std::ffi::OsString;
-use std::os::fd::RawFd;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -50,19 +52,36 @@ pub(crate) struct Shape {
     pub(crate) accel: Accel,
     pub(crate) memory: model::MiB,
     pub(crate) cpus: u32,
-    pub(crate) kernel: PathBuf,
-    pub(crate) initrd: PathBuf,
+    pub(crate) kernel: RawFd,
+    pub(crate) initrd: RawFd,
     /// What the kernel is told.
     pub(crate) append: String,
     /// Its disk: the lowest image first, and at the end the one that is written to.
-    pub(crate) disk: Vec<Image>,
+    pub(crate) disk: Vec<Lent>,
     /// The descriptor by which its network is reached; `None`: its card is on a wire that leads nowhere.
     pub(crate) tap: Option<RawFd>,
-    /// Sockets that QEMU makes.
-    pub(crate) sockets: Sockets,
+    pub(crate) sockets: Listening,
     /// Which generation of its memory this is: another for each restore, so that the guest's kernel takes fresh randomness.
     pub(crate) generation: Uuid,
     pub(crate) begin: Begin,
+}
+
+/// An image, as a QEMU is given it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lent {
+    pub(crate) format: Format,
+    /// To read it.
+    pub(crate) read: RawFd,
+    /// To read it and write to it; the uppermost has one alone.
+    pub(crate) write: Option<RawFd>,
+}
+
+/// Sockets on which a QEMU listens, by the descriptors that it is given. It made none of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Listening {
+    pub(crate) qmp: RawFd,
+    pub(crate) line: RawFd,
+    pub(crate) serial: RawFd,
 }
 
 /// Where QEMU listens for us. Nothing inside can reach these.
@@ -85,14 +104,39 @@ impl Sockets {
 
     /// The longest name of one.
     pub(crate) const NAME_MAX: usize = "/serial".len();
+
+    /// Makes them: they are there before QEMU is, and it takes them over.
+    pub(crate) fn listen(&self) -> io::Result<(Listening, Vec<OwnedFd>)> {
+        let bind = |path: &Path| UnixListener::bind(path).map(OwnedFd::from);
+        let (qmp, line, serial) = (bind(&self.qmp)?, bind(&self.line)?, bind(&self.serial)?);
+        let listening = Listening {
+            qmp: qmp.as_raw_fd(),
+            line: line.as_raw_fd(),
+            serial: serial.as_raw_fd(),
+        };
+        Ok((listening, vec![qmp, line, serial]))
+    }
 }
 
 /// The disk's device, as QEMU and commands to it name it.
 pub(crate) const DISK_DEVICE: &str = "disk";
 /// The guest finds the line's port by this name.
 pub(crate) const LINE_PORT: &str = "atoll.line";
+/// What the translator keeps of its work, in MiB; by itself it is a gibibyte. When it is full it begins anew.
+pub(crate) const TRANSLATED_MIB: u32 = 256;
 /// Everything that a running QEMU has no need of: programs are not started, identities not changed.
 pub(crate) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// What a QEMU that was started with this id is called, for whoever looks at the host's processes, and for whoever has to find it
+/// again.
+pub(crate) fn process_name(id: &str) -> String {
+    format!("atoll-{id}")
+}
+
+/// A set of descriptors, as a path that QEMU opens no file for.
+pub(crate) fn set_path(set: u64) -> PathBuf {
+    format!("/dev/fdset/{set}").into()
+}
 
 /// The name of the block node of a disk's `depth`-th image, from 0.
 pub(crate) fn node_name(depth: usize) -> String {
@@ -131,19 +175,41 @@ pub(crate) fn overlay(image: &Image, depth: usize) -> Value {
     node
 }
 
+fn accelerator(accel: Accel) -> String {
+    match accel {
+        Accel::Kvm => accel.name().to_owned(),
+        Accel::Tcg => format!("{},tb-size={TRANSLATED_MIB}", accel.name()),
+    }
+}
+
 /// A socket on which QEMU listens, and goes on when nobody comes.
-pub(crate) fn socket(id: &str, path: &Path) -> String {
-    // In a list of options a comma is written twice. A path that is no UTF-8 is refused when the runtime is opened.
-    let path = path.to_string_lossy().replace(',', ",,");
-    format!("socket,id={id},path={path},server=on,wait=off")
+pub(crate) fn socket(id: &str, listener: RawFd) -> String {
+    format!("socket,id={id},fd={listener},server=on,wait=off")
+}
+
+/// Arguments for the images of a disk: a set of descriptors for each, numbered from below, and its node.
+pub(crate) fn images(disk: &[Lent]) -> Vec<OsString> {
+    let mut line = Line::default();
+    for (depth, lent) in disk.iter().enumerate() {
+        // One to write with is taken while it is written to, and one to read with from when it is sealed on.
+        for fd in lent.write.into_iter().chain([lent.read]) {
+            line.option("-add-fd", format!("fd={fd},set={depth}"));
+        }
+        let image = Image {
+            path: set_path(depth as u64),
+            format: lent.format,
+        };
+        line.option("-blockdev", node(&image, depth, lent.write.is_some()).to_string());
+    }
+    line.0
 }
 
 /// QEMU's arguments.
 pub(crate) fn arguments(shape: &Shape) -> Vec<OsString> {
     let mut line = Line::default();
-    line.option("-name", format!("atoll-{}", shape.execution));
+    line.option("-name", process_name(&shape.execution.to_string()));
     line.option("-M", "q35,vmport=off,sata=off,smbus=off");
-    line.option("-accel", shape.accel.name());
+    line.option("-accel", accelerator(shape.accel));
     line.option(
         "-cpu",
         match shape.accel {
@@ -161,12 +227,12 @@ pub(crate) fn arguments(shape: &Shape) -> Vec<OsString> {
     // What sleeps is never woken.
     line.option("-global", "ICH9-LPC.disable_s3=1");
     line.option("-global", "ICH9-LPC.disable_s4=1");
-    line.path("-kernel", &shape.kernel);
-    line.path("-initrd", &shape.initrd);
+    line.file("-kernel", shape.kernel);
+    line.file("-initrd", shape.initrd);
     line.option("-append", &*shape.append);
-    line.socket("qmp", &shape.sockets.qmp);
+    line.socket("qmp", shape.sockets.qmp);
     line.option("-mon", "chardev=qmp,mode=control");
-    line.socket("serial", &shape.sockets.serial);
+    line.socket("serial", shape.sockets.serial);
     line.option("-serial", "chardev:serial");
     line.disk(&shape.disk);
     line.option(
@@ -183,7 +249,7 @@ pub(crate) fn arguments(shape: &Shape) -> Vec<OsString> {
     line.device(&json!({ "driver": "virtio-rng-pci", "rng": "rng" }));
     line.device(&json!({ "driver": "vmgenid", "guid": shape.generation.to_string() }));
     line.device(&json!({ "driver": "virtio-serial-pci", "id": "serials", "max_ports": 2 }));
-    line.socket("line", &shape.sockets.line);
+    line.socket("line", shape.sockets.line);
     line.device(&json!({
         "driver": "virtserialport", "bus": "serials.0", "nr": 1, "chardev": "line", "name": LINE_PORT,
     }));
@@ -206,19 +272,18 @@ impl Line {
         self.0.push(value.into());
     }
 
-    fn path(&mut self, name: &str, path: &Path) {
-        self.option(name, path);
+    /// One that QEMU opens by its own table of descriptors: everybody may read it.
+    fn file(&mut self, name: &str, fd: RawFd) {
+        self.option(name, format!("/proc/self/fd/{fd}"));
     }
 
-    fn socket(&mut self, id: &str, path: &Path) {
-        self.option("-chardev", socket(id, path));
+    fn socket(&mut self, id: &str, listener: RawFd) {
+        self.option("-chardev", socket(id, listener));
     }
 
-    fn disk(&mut self, images: &[Image]) {
-        let top = images.len().saturating_sub(1);
-        for (depth, image) in images.iter().enumerate() {
-            self.option("-blockdev", node(image, depth, depth == top).to_string());
-        }
+    fn disk(&mut self, disk: &[Lent]) {
+        self.0.extend(images(disk));
+        let top = disk.len().saturating_sub(1);
         self.device(&json!({ "driver": "virtio-blk-pci", "id": DISK_DEVICE, "drive": node_name(top) }));
     }
 
@@ -237,25 +302,32 @@ mod tests {
             accel: Accel::Tcg,
             memory: model::MiB(512),
             cpus: 2,
-            kernel: "/b/vmlinuz".into(),
-            initrd: "/b/initrd".into(),
+            kernel: 10,
+            initrd: 11,
             append: "console=ttyS0".to_owned(),
             disk: vec![
-                Image {
-                    path: "/d/a,b.raw".into(),
+                Lent {
                     format: Format::Raw,
+                    read: 20,
+                    write: None,
                 },
-                Image {
-                    path: "/d/c.qcow2".into(),
+                Lent {
                     format: Format::Qcow2,
+                    read: 21,
+                    write: None,
                 },
-                Image {
-                    path: "/d/d.qcow2".into(),
+                Lent {
                     format: Format::Qcow2,
+                    read: 22,
+                    write: Some(23),
                 },
             ],
             tap: None,
-            sockets: Sockets::within(Path::new("/r,1/m")),
+            sockets: Listening {
+                qmp: 12,
+                line: 13,
+                serial: 14,
+            },
             generation: "5f9e7fd8-5a3f-4e1b-9d6b-0a8e6a6b0f11".parse().unwrap(),
             begin: Begin::Boot,
         }
@@ -273,7 +345,7 @@ mod tests {
             "-M",
             "q35,vmport=off,sata=off,smbus=off",
             "-accel",
-            "tcg",
+            "tcg,tb-size=256",
             "-cpu",
             "max",
             "-m",
@@ -293,25 +365,33 @@ mod tests {
             "-global",
             "ICH9-LPC.disable_s4=1",
             "-kernel",
-            "/b/vmlinuz",
+            "/proc/self/fd/10",
             "-initrd",
-            "/b/initrd",
+            "/proc/self/fd/11",
             "-append",
             "console=ttyS0",
             "-chardev",
-            "socket,id=qmp,path=/r,,1/m/qmp,server=on,wait=off",
+            "socket,id=qmp,fd=12,server=on,wait=off",
             "-mon",
             "chardev=qmp,mode=control",
             "-chardev",
-            "socket,id=serial,path=/r,,1/m/serial,server=on,wait=off",
+            "socket,id=serial,fd=14,server=on,wait=off",
             "-serial",
             "chardev:serial",
+            "-add-fd",
+            "fd=20,set=0",
             "-blockdev",
-            r#"{"discard":"unmap","driver":"raw","file":{"discard":"unmap","driver":"file","filename":"/d/a,b.raw","read-only":true},"node-name":"disk0","read-only":true}"#,
+            r#"{"discard":"unmap","driver":"raw","file":{"discard":"unmap","driver":"file","filename":"/dev/fdset/0","read-only":true},"node-name":"disk0","read-only":true}"#,
+            "-add-fd",
+            "fd=21,set=1",
             "-blockdev",
-            r#"{"backing":"disk0","discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"/d/c.qcow2","read-only":true},"node-name":"disk1","read-only":true}"#,
+            r#"{"backing":"disk0","discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"/dev/fdset/1","read-only":true},"node-name":"disk1","read-only":true}"#,
+            "-add-fd",
+            "fd=23,set=2",
+            "-add-fd",
+            "fd=22,set=2",
             "-blockdev",
-            r#"{"backing":"disk1","discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"/d/d.qcow2","read-only":false},"node-name":"disk2","read-only":false}"#,
+            r#"{"backing":"disk1","discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"/dev/fdset/2","read-only":false},"node-name":"disk2","read-only":false}"#,
             "-device",
             r#"{"drive":"disk2","driver":"virtio-blk-pci","id":"disk"}"#,
             "-netdev",
@@ -327,7 +407,7 @@ mod tests {
             "-device",
             r#"{"driver":"virtio-serial-pci","id":"serials","max_ports":2}"#,
             "-chardev",
-            "socket,id=line,path=/r,,1/m/line,server=on,wait=off",
+            "socket,id=line,fd=13,server=on,wait=off",
             "-device",
             r#"{"bus":"serials.0","chardev":"line","driver":"virtserialport","name":"atoll.line","nr":1}"#,
         ];

@@ -9,17 +9,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::command::Lent;
 use ports::step::{At, Step};
 
 pub(crate) mod flatten;
+mod qcow2;
 
 /// How an image is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -67,8 +69,8 @@ impl Disk {
 /// Images that may lie on one another before they are made one. Each costs a machine that starts a file to be opened,
 /// and each read of what was never written a look.
 pub(crate) const DEPTH_MAX: usize = 8;
-/// Making the head of an image is a matter of milliseconds.
-const MADE_WITHIN: Duration = Duration::from_secs(30);
+/// Of tables, and what becomes free while they grow.
+const TABLES_BYTES_MAX: u64 = 256 << 20;
 const UNPOISONED: &str = "nothing panics while it holds the pins";
 
 /// Files of one kind, whose names are drawn at random: images, and states of memory.
@@ -101,6 +103,9 @@ impl Drop for Pin {
 impl Files {
     pub(crate) fn open(dir: PathBuf) -> Result<Self, Step> {
         fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
+        // Whoever reaches the directory above it by a way that is not closed gets no further.
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+            .at(format!("closing {}", dir.display()))?;
         Ok(Self {
             dir,
             pinned: Arc::default(),
@@ -153,15 +158,12 @@ impl Files {
 #[derive(Debug)]
 pub(crate) struct Disks {
     pub(crate) files: Files,
-    /// `qemu-img`.
-    program: PathBuf,
 }
 
 impl Disks {
-    pub(crate) fn open(dir: PathBuf, program: &Path) -> Result<Self, Step> {
+    pub(crate) fn open(dir: PathBuf) -> Result<Self, Step> {
         Ok(Self {
             files: Files::open(dir)?,
-            program: program.to_owned(),
         })
     }
 
@@ -196,46 +198,68 @@ impl Disks {
     }
 
     /// Whether an image was made to its end.
-    pub(crate) async fn is_image(&self, layer: Layer) -> bool {
-        let mut command = tokio::process::Command::new(&self.program);
-        command
-            .args(["info", "-f", "qcow2"])
-            .arg(self.files.path(layer.id))
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true);
-        let looked = tokio::time::timeout(MADE_WITHIN, command.status()).await;
-        matches!(looked, Ok(Ok(status)) if status.success())
+    pub(crate) fn is_image(&self, layer: Layer) -> bool {
+        fs::File::open(self.files.path(layer.id)).is_ok_and(|file| qcow2::is_image(&file))
     }
 
     /// Makes an image into which nothing was written, and no more than `size_bytes` can be.
-    pub(crate) async fn make(&self, layer: Layer, size_bytes: u64) -> Result<(), Step> {
+    pub(crate) fn make(&self, layer: Layer, size_bytes: u64) -> Result<(), Step> {
         let path = self.files.path(layer.id);
-        let step = || format!("making the image {}", path.display());
-        let mut command = tokio::process::Command::new(&self.program);
-        command
-            .args(["create", "-q", "-f", "qcow2"])
-            .arg(&path)
-            .arg(size_bytes.to_string())
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        let made = tokio::time::timeout(MADE_WITHIN, command.output()).await;
-        let made = made
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
-            .at(step())?
-            .at(step())?;
-        if made.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&made.stderr);
-        let said = said.chars().take(500).collect::<String>();
-        Err(io::Error::other(said.trim().to_owned())).at(step())
+        let mut options = fs::File::options();
+        let file = options.write(true).create_new(true).mode(0o600).open(&path);
+        file.and_then(|file| qcow2::write_empty(&file, size_bytes))
+            .at(format!("making the image {}", path.display()))
     }
+
+    /// Opens an image for a QEMU, which cannot by itself: to read it, and to write to it where it is nobody else's.
+    pub(crate) fn open_image(&self, layer: Layer, writable: bool) -> Result<Opened, Step> {
+        let path = self.files.path(layer.id);
+        let step = || format!("opening the image {}", path.display());
+        let write = || fs::File::options().read(true).write(true).open(&path);
+        Ok(Opened {
+            format: layer.format,
+            read: fs::File::open(&path).at(step())?.into(),
+            write: writable.then(write).transpose().at(step())?.map(OwnedFd::from),
+        })
+    }
+
+    /// The same for all of a disk's, of which the uppermost is written to.
+    pub(crate) fn open_all(&self, disk: &Disk) -> Result<Vec<Opened>, Step> {
+        let top = disk.layers.len().saturating_sub(1);
+        let layers = disk.layers.iter().enumerate();
+        layers
+            .map(|(depth, layer)| self.open_image(*layer, depth == top))
+            .collect()
+    }
+}
+
+/// An image that is open.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) format: Format,
+    pub(crate) read: OwnedFd,
+    pub(crate) write: Option<OwnedFd>,
+}
+
+impl Opened {
+    pub(crate) fn lent(&self) -> Lent {
+        Lent {
+            format: self.format,
+            read: self.read.as_raw_fd(),
+            write: self.write.as_ref().map(OwnedFd::as_raw_fd),
+        }
+    }
+
+    pub(crate) fn into_descriptors(self) -> impl Iterator<Item = OwnedFd> {
+        self.write.into_iter().chain([self.read])
+    }
+}
+
+/// How long an image of so many bytes becomes at most: each cluster that is written is there once, with what leads to it.
+pub(crate) fn file_bytes_max(size_bytes: u64) -> u64 {
+    size_bytes
+        .saturating_add(size_bytes / 16)
+        .saturating_add(TABLES_BYTES_MAX)
 }
 
 #[cfg(test)]
@@ -261,24 +285,28 @@ mod tests {
         assert!(files.path(named).exists() && !files.path(held).exists());
     }
 
-    #[tokio::test]
-    async fn an_image_that_cannot_be_made_says_why() {
+    #[test]
+    fn an_image_is_made_once_and_is_its_owners_alone() {
+        use std::os::unix::fs::MetadataExt as _;
         let dir = tempfile::tempdir().unwrap();
-        let disks = Disks::open(dir.path().to_owned(), Path::new("qemu-img")).unwrap();
+        let disks = Disks::open(dir.path().join("images")).unwrap();
         let layer = Disks::draw(Format::Qcow2);
-        if let Err(error) = disks.make(layer, 1 << 30).await {
-            assert_eq!(error.source.kind(), io::ErrorKind::NotFound, "{error:?}");
-            crate::tests::not_run("qemu-img is not on PATH");
-            return;
-        }
-        assert!(disks.used_bytes(layer) < 1 << 20);
+        assert!(!disks.is_image(layer));
+        disks.make(layer, 1 << 30).unwrap();
+        assert!(disks.is_image(layer) && disks.used_bytes(layer) < 1 << 20);
+        let mode = |path: PathBuf| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(disks.files.path(layer.id)), 0o600);
+        assert_eq!(mode(dir.path().join("images")), 0o700);
         let disk = Disk {
             layers: vec![layer],
             size_bytes: 1 << 30,
         };
         assert!(disks.is_whole(&disk));
         assert!(!disks.is_whole(&disk.under(Disks::draw(Format::Qcow2), 0)));
-        let refused = disks.make(layer, u64::MAX).await.unwrap_err();
-        assert!(!refused.source.to_string().is_empty());
+        let refused = disks.make(layer, 1 << 30).unwrap_err();
+        assert_eq!(refused.source.kind(), io::ErrorKind::AlreadyExists);
+        let cut_off = Disks::draw(Format::Qcow2);
+        fs::write(disks.files.path(cut_off.id), "").unwrap();
+        assert!(!disks.is_image(cut_off));
     }
 }

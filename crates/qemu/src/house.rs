@@ -1,28 +1,40 @@
 //! What all machines of a node share.
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
-use model::{BuildId, ExecutionId, SandboxId};
+use linux::cgroup::{Groups, Limits};
+use model::{BuildId, ExecutionId, MiB, SandboxId};
 use ports::RuntimeError;
 use ports::runtime::DiskOrigin;
 use tokio_util::task::TaskTracker;
 
 use crate::agent::Agents;
-use crate::command::Sockets;
+use crate::command::{Accel, Sockets, TRANSLATED_MIB};
 use crate::disk::{DEPTH_MAX, Disk, Disks, Files, Format, flatten};
-use crate::memory::{Fits, Memory};
+use crate::memory::{Fits, Measured, Memory};
 use crate::network::Network;
 use crate::policy::Offered;
 use crate::probe::Probed;
+use crate::process::{end, threads_max};
 use crate::record::{Book, FORM, Machine};
 use crate::runtime::Config;
+use crate::users::{self, Users};
+use net::Instance;
 use ports::step::{At, Step};
 
 /// The longest path of a Unix socket, with its end.
 const SOCKET_PATH_MAX: usize = 107;
 /// Below it nothing is started: guests that find their disks full by surprise lose what they wrote.
 const FREE_MIN_BYTES: u64 = 64 << 20;
+/// QEMU and its firmware, its devices, and buffers of what is read and written.
+const OVERHEAD_BYTES: u64 = 192 << 20;
+/// The kernel lets go of a group within milliseconds.
+const LEFT_WITHIN: Duration = Duration::from_secs(5);
 const UNPOISONED: &str = "nothing panics while it holds the book";
 
 /// A node's QEMUs, disks and records.
@@ -35,6 +47,14 @@ pub(crate) struct House {
     pub(crate) agents: Arc<dyn Agents>,
     /// `None` where machines are given none.
     pub(crate) network: Option<Network>,
+    /// `None` where the daemon is not root: then all are whoever it is.
+    pub(crate) users: Option<Users>,
+    /// By which what QEMUs use is bounded; `None` where the daemon is not root, or the machine has none.
+    pub(crate) groups: Option<Groups>,
+    /// States that need not be measured again.
+    pub(crate) measured: Measured,
+    /// Held while this daemon lives.
+    _instance: Option<Instance>,
     /// What goes on when nobody waits for it any more.
     pub(crate) work: TaskTracker,
     /// Held from looking at what a machine starts from until that is on the machine's record, and while files are swept.
@@ -62,13 +82,30 @@ impl House {
             .at(step());
         }
         fs::create_dir_all(run_dir(data)).at(step())?;
-        use std::os::unix::fs::PermissionsExt as _;
-        fs::set_permissions(data, fs::Permissions::from_mode(0o700)).at(step())?;
+        for dir in [data, &run_dir(data)] {
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).at(step())?;
+        }
+        let is_root = users::is_root();
+        let instance = (config.network || is_root)
+            .then(|| Instance::take(data))
+            .transpose()?;
+        let numbered = instance.as_ref().map(|instance| instance.number);
+        if is_root {
+            // What is in them is nobody's secret, and QEMU is not root.
+            open_to_read(&config.guest.kernel)?;
+            open_to_read(&config.guest.initrd)?;
+        }
         Ok(Self {
             book: Book::open(data)?,
-            disks: Disks::open(data.join("images"), &config.qemu_img)?,
+            disks: Disks::open(data.join("images"))?,
             states: Files::open(data.join("states"))?,
-            network: config.network.then(|| Network::take(data)).transpose()?,
+            network: numbered.filter(|_| config.network).map(Network::of),
+            users: numbered
+                .filter(|_| is_root)
+                .map(|number| Users::of(number, probed.accel)),
+            groups: numbered.filter(|_| is_root).and_then(groups),
+            measured: Measured::default(),
+            _instance: instance,
             probed,
             agents,
             work: TaskTracker::new(),
@@ -183,19 +220,75 @@ impl House {
         self.work.spawn_blocking(move || house.sweep());
     }
 
-    /// Takes a machine's network away and removes its sockets, then its record; its slot is free from then on.
-    pub(crate) fn strike(&self, execution: ExecutionId, slot: Option<u32>) -> Result<(), Step> {
-        let slot = self.network.as_ref().zip(slot);
+    /// Takes the network away of a machine whose process has ended and removes its sockets, then its record; its slot and its user
+    /// are free from then on.
+    pub(crate) fn strike(&self, record: &Machine) -> Result<(), Step> {
+        let execution = record.spec.execution;
+        let slot = self.network.as_ref().zip(record.slot);
         if let Some((network, slot)) = slot {
             network.unplug(slot)?;
         }
-        let dir = self.sockets_dir(execution);
-        remove_dir(&dir)?;
-        self.book.machines.remove(&execution)?;
-        if let Some((network, slot)) = slot {
-            network.give_back(slot);
+        self.clear_away(execution)?;
+        self.give_back(record);
+        Ok(())
+    }
+
+    /// Makes the control groups of a QEMU with so much of a guest's memory, for it to be started in; none where there are none.
+    pub(crate) fn join(&self, id: ExecutionId, memory: MiB, cpus: u32) -> Result<Vec<OwnedFd>, Step> {
+        let Some(groups) = &self.groups else {
+            return Ok(Vec::new());
+        };
+        let limits = Limits {
+            memory_bytes: memory.bytes().saturating_add(overhead_bytes(self.probed.accel)),
+            cpus,
+            tasks: threads_max(cpus),
+        };
+        groups
+            .create(&id.to_string(), limits)
+            .at(format!("bounding what QEMU {id} uses"))
+    }
+
+    /// Removes the control groups of a QEMU that has ended.
+    fn leave(&self, id: ExecutionId) -> Result<(), Step> {
+        match &self.groups {
+            Some(groups) => groups
+                .remove(&id.to_string(), LEFT_WITHIN)
+                .at(format!("removing the control groups of QEMU {id}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends what is in control groups of ours without being one of `running`, and removes these.
+    pub(crate) fn clear_groups(&self, running: &BTreeSet<String>) -> Result<(), Step> {
+        let Some(groups) = &self.groups else {
+            return Ok(());
+        };
+        for id in groups.ids().into_iter().filter(|id| !running.contains(id)) {
+            for pid in groups.processes(&id) {
+                end(pid, || groups.processes(&id).contains(&pid));
+            }
+            groups
+                .remove(&id, LEFT_WITHIN)
+                .at(format!("removing the control groups of QEMU {id}"))?;
         }
         Ok(())
+    }
+
+    /// Removes the sockets and control groups of a machine that is over, then its record.
+    pub(crate) fn clear_away(&self, execution: ExecutionId) -> Result<(), Step> {
+        self.leave(execution)?;
+        remove_dir(&self.sockets_dir(execution))?;
+        self.book.machines.remove(&execution)
+    }
+
+    /// The slot and the user of a machine that is on no record any more are free.
+    pub(crate) fn give_back(&self, record: &Machine) {
+        if let Some((network, slot)) = self.network.as_ref().zip(record.slot) {
+            network.give_back(slot);
+        }
+        if let Some((users, user)) = self.users.as_ref().zip(record.user) {
+            users.give_back(user);
+        }
     }
 
     /// Makes the disk of a kept sandbox flat, if it is too deep.
@@ -281,10 +374,19 @@ impl House {
         };
         let into = Disks::draw(Format::Qcow2);
         let _pin = self.disks.files.pin(into.id);
-        let dir = self.sockets_dir(ExecutionId::random());
+        let id = ExecutionId::random();
+        let dir = self.sockets_dir(id);
         fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
-        let flat = flatten::flatten(&self.config.qemu, &self.disks, &disk, into, &dir).await;
+        let user = self.users.as_ref().map(Users::without_machine);
+        let flat = match self.join(id, MiB(0), 1) {
+            Ok(groups) => {
+                let program = &self.config.qemu;
+                flatten::flatten(program, &self.disks, &disk, into, &dir, user, groups).await
+            }
+            Err(error) => Err(error),
+        };
         let _ = remove_dir(&dir);
+        let _ = self.leave(id);
         let flat = flat?;
         self.disks.files.sync_names()?;
         let _turn = self.turn();
@@ -292,8 +394,40 @@ impl House {
     }
 }
 
+fn groups(instance: u32) -> Option<Groups> {
+    match Groups::open(&format!("atoll{instance}-qemu")) {
+        Ok(groups) => Some(groups),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "there are no control groups for QEMUs: their files and threads are bounded, and what memory and time they use beside \
+                 their guests' is not"
+            );
+            None
+        }
+    }
+}
+
+/// What a QEMU may use of the host's memory beside its guest's, with what its disk leaves in the page cache until that is needed.
+fn overhead_bytes(accel: Accel) -> u64 {
+    match accel {
+        Accel::Kvm => OVERHEAD_BYTES,
+        Accel::Tcg => OVERHEAD_BYTES + (u64::from(TRANSLATED_MIB) << 20),
+    }
+}
+
 fn run_dir(data: &Path) -> PathBuf {
     data.join("run")
+}
+
+/// Lets everybody read a file who finds it.
+fn open_to_read(path: &Path) -> Result<(), Step> {
+    let step = || format!("letting QEMU read {}", path.display());
+    let mode = fs::metadata(path).at(step())?.mode();
+    if mode & 0o444 == 0o444 {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o777 | 0o444)).at(step())
 }
 
 /// One that is not there is no error.

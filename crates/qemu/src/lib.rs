@@ -9,6 +9,7 @@
 //!          ├─▶ qmp               its monitor: standing, going on, migration, images
 //!          └─▶ agent             the line to the agent inside
 //! command  QEMU's command line   probe   what this machine's QEMU can do
+//! users    whom QEMUs run as
 //! network  slots of machines: links and rules on the host, and the tap that leads there
 //! policy   what is refused       import  root disks out of layers
 //! ```
@@ -20,7 +21,8 @@
 //! **Invariants.** Nothing is made before it is on record, and nothing that a record names is removed. An image that
 //! another lies on is not written to. Nothing that a user chose is on a command line. Memory is measured before a byte of it
 //! is brought in, and what it was is another machine's before anybody talks to it. What a policy denies is denied on the
-//! host. Whoever talks to QEMU or a guest has a deadline.
+//! host. Whoever talks to QEMU or a guest has a deadline. A QEMU opens nothing: what it reads, writes and listens on it is given
+//! open, and where the daemon is root it runs as a user that nobody else is.
 #![forbid(unsafe_code)]
 
 mod agent;
@@ -38,6 +40,7 @@ mod process;
 mod qmp;
 mod record;
 mod runtime;
+mod users;
 
 pub use command::Accel;
 pub use probe::{Probed, probe};

@@ -8,21 +8,22 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use model::{BuildId, ExecutionId, NetworkPolicy};
 use ports::RuntimeError;
-use ports::runtime::{Disk as Fate, Ended, Usage};
+use ports::runtime::{Disk as Fate, DiskOrigin, Ended, Usage};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::agent::{Agent, Link, Name};
-use crate::command::{DISK_DEVICE, Sockets, node_name, overlay};
-use crate::disk::{Disks, Format};
+use crate::command::{DISK_DEVICE, Sockets, node_name, overlay, set_path};
+use crate::disk::{Disks, Format, Image};
 use crate::house::House;
 use crate::memory::{self, Memory};
 use crate::process::Process;
@@ -157,7 +158,10 @@ impl Vm {
     pub(crate) async fn come_up(&self, restored: bool) -> io::Result<()> {
         let agent = self.link.agent().await?;
         if restored {
-            agent.resume(Some(&Name::of(self.record().spec.sandbox))).await?;
+            let spec = self.record().spec;
+            // What was kept of a sandbox is that sandbox, and nobody else's.
+            let name = (spec.disk != DiskOrigin::Kept).then(|| Name::of(spec.sandbox));
+            agent.resume(name.as_ref()).await?;
         }
         let said = agent.hello().await?;
         *self.hello.lock().expect(UNPOISONED) = said;
@@ -230,7 +234,8 @@ impl Vm {
     /// Writes the state of a machine that stands into a file.
     async fn write_state(&self, state: Uuid) -> Result<(), Step> {
         let path = self.house.states.path(state);
-        let file = fs::File::options().write(true).create_new(true).open(&path);
+        let mut options = fs::File::options();
+        let file = options.write(true).create_new(true).mode(0o600).open(&path);
         let file = file.at(format!("making {}", path.display()))?;
         let step = || format!("writing memory to {}", path.display());
         self.qmp.hand_over("state", file.as_fd()).await.at(step())?;
@@ -257,8 +262,21 @@ impl Vm {
         let depth = record.disk.layers.len();
         let next = record.next.ok_or_else(|| io::Error::other("none is on record"));
         let next = next.at("laying an image on a disk")?;
-        let node = overlay(&self.house.disks.image(next), depth);
-        self.command("blockdev-add", node).await?;
+        let step = || "handing QEMU an image".to_owned();
+        let opened = self.house.disks.open_image(next, true)?;
+        let (read, write) = (&opened.read, opened.write.as_ref().expect("it was asked for"));
+        let set = self.qmp.add(write.as_fd(), None).await.at(step())?;
+        // When the next one is laid on it, it is read alone.
+        self.qmp.add(read.as_fd(), Some(set)).await.at(step())?;
+        let image = Image {
+            path: set_path(set),
+            format: next.format,
+        };
+        let added = self.command("blockdev-add", overlay(&image, depth)).await;
+        if let Err(refused) = added {
+            let _ = self.qmp.run("remove-fd", json!({ "fdset-id": set })).await;
+            return Err(refused);
+        }
         let order = json!({ "node": node_name(depth.saturating_sub(1)), "overlay": node_name(depth) });
         let laid = self.command("blockdev-snapshot", order).await;
         if laid.is_err() {
@@ -266,6 +284,7 @@ impl Vm {
                 .qmp
                 .run("blockdev-del", json!({ "node-name": node_name(depth) }))
                 .await;
+            let _ = self.qmp.run("remove-fd", json!({ "fdset-id": set })).await;
         }
         laid.map(drop)
     }
@@ -349,7 +368,7 @@ impl Vm {
     async fn copy_standing(&self, stood: bool, state: Option<Uuid>) -> Result<(), Step> {
         let record = self.record();
         if let Some(next) = record.next {
-            self.house.disks.make(next, record.disk.size_bytes).await?;
+            self.house.disks.make(next, record.disk.size_bytes)?;
         }
         let begun = Instant::now();
         self.command("stop", json!({})).await?;
@@ -448,8 +467,8 @@ impl Vm {
         self.process.kill();
         let mut ended = self.ended.subscribe();
         let _ = ended.wait_for(Option::is_some).await;
-        let (house, execution, slot) = (Arc::clone(&self.house), self.execution, self.record().slot);
-        blocking(move || house.strike(execution, slot)).await?;
+        let (house, record) = (Arc::clone(&self.house), self.record());
+        blocking(move || house.strike(&record)).await?;
         self.house.sweep_soon();
         Ok(())
     }

@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
 use model::NetworkPolicy;
-use net::{GUEST, GUEST_GATEWAY, GUEST_PREFIX, Instance, Net};
+use net::{GUEST, GUEST_GATEWAY, GUEST_PREFIX, Net};
 use ports::RuntimeError;
 use ports::step::{At, Step};
 
@@ -16,7 +15,8 @@ const UNPOISONED: &str = "nothing panics while it holds the slots";
 /// Slots of machines.
 #[derive(Debug)]
 pub(crate) struct Network {
-    instance: Instance,
+    /// Which of this machine's runtimes it is.
+    instance: u32,
     /// There from recovery to the end.
     net: RwLock<Option<Arc<Net>>>,
     /// Those of machines that are on record.
@@ -24,18 +24,18 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// Takes a number for this directory's links and rules; [`Network::open`] comes next.
-    pub(crate) fn take(data: &Path) -> Result<Self, Step> {
-        Ok(Self {
-            instance: Instance::take(data)?,
+    /// That of this number's links and rules; [`Network::open`] comes next.
+    pub(crate) fn of(instance: u32) -> Self {
+        Self {
+            instance,
             net: RwLock::default(),
             taken: Mutex::default(),
-        })
+        }
     }
 
     /// Puts the firewall in place, in which these slots go on with these policies, and clears away what others left.
     pub(crate) fn open(&self, adopted: &[(u32, NetworkPolicy)]) -> Result<(), Step> {
-        let net = Net::open(self.instance.number, adopted)?;
+        let net = Net::open(self.instance, adopted)?;
         net.sweep()?;
         let slots = adopted.iter().map(|(slot, _)| *slot);
         self.taken.lock().expect(UNPOISONED).extend(slots);
@@ -113,7 +113,7 @@ impl Network {
 
     /// The name of a slot's link on the host.
     pub(crate) fn link(&self, slot: u32) -> String {
-        net::link_name(self.instance.number, slot)
+        net::link_name(self.instance, slot)
     }
 
     /// Whether nothing is left of a slot.

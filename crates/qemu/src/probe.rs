@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::command::Accel;
+use crate::users::{self, User};
 
 /// QEMU is up and gone again within a tenth of a second.
 const TRIED_WITHIN: Duration = Duration::from_secs(20);
@@ -32,7 +33,11 @@ pub struct Probed {
 /// # Errors
 /// QEMU cannot be started at all, in its own words.
 pub async fn probe(program: &Path) -> Result<Probed, String> {
-    let why_not_kvm = match attempt(program, Accel::Kvm).await {
+    let tried = match users::why_not_kvm() {
+        Some(why) => Err(why),
+        None => attempt(program, Accel::Kvm).await,
+    };
+    let why_not_kvm = match tried {
         Ok(version) => {
             return Ok(Probed {
                 version,
@@ -49,7 +54,7 @@ pub async fn probe(program: &Path) -> Result<Probed, String> {
     })
 }
 
-/// Starts a machine that stands, asks it how it is, and ends it. Answers with QEMU's version.
+/// As whom machines run, if not as whoever the daemon is, starts a machine that stands, asks it how it is, and ends it. Answers with QEMU's version.
 pub(crate) async fn attempt(program: &Path, accel: Accel) -> Result<String, String> {
     let tried = tokio::time::timeout(TRIED_WITHIN, talk(program, accel)).await;
     let (said, complained, success) = tried
@@ -89,7 +94,12 @@ async fn talk(program: &Path, accel: Accel) -> io::Result<(String, String, bool)
         Accel::Kvm => "host",
         Accel::Tcg => "max",
     };
-    let mut child = tokio::process::Command::new(program)
+    let mut command = tokio::process::Command::new(program);
+    if let Some(User { uid, gid }) = User::trying(accel) {
+        // What runs for root alone does not run for machines.
+        command.uid(uid).gid(gid);
+    }
+    let mut child = command
         .args([
             "-S",
             "-M",
@@ -110,6 +120,7 @@ async fn talk(program: &Path, accel: Accel) -> io::Result<(String, String, bool)
             "stdio",
         ])
         .env_clear()
+        .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -17,8 +17,11 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::command::process_name;
 use crate::log::Log;
 use crate::qmp::{Qmp, QmpError};
+use crate::users::User;
+use linux::spawn::Bounds;
 use ports::step::{At, Step};
 
 /// QEMU makes its sockets in some ten milliseconds; on a machine that is out of breath it takes a while.
@@ -27,6 +30,41 @@ const LISTENS_WITHIN: Duration = Duration::from_secs(20);
 const HEARD_WITHIN: Duration = Duration::from_secs(1);
 /// How often it is looked whether it does.
 const LOOK: Duration = Duration::from_millis(3);
+/// Three for each image of a disk, which has some tens at most; its sockets, and events of its devices.
+const DESCRIPTORS_MAX: u64 = 1024;
+/// QEMU has up to 64 for reading and writing, and a few for what else there is.
+const THREADS_BESIDE: u64 = 128;
+
+/// What a QEMU is given, and what it is not.
+#[derive(Debug)]
+pub(crate) struct Rights {
+    /// Whom it runs as; `None`: as whoever the daemon is.
+    pub(crate) user: Option<User>,
+    /// Descriptors, which have the same numbers there.
+    pub(crate) given: Vec<OwnedFd>,
+    /// No file that it writes to becomes longer.
+    pub(crate) file_bytes: u64,
+    /// Threads that run a guest's instructions.
+    pub(crate) cpus: u32,
+    /// Control groups that it is in from the beginning, by the files by which it joins them.
+    pub(crate) groups: Vec<OwnedFd>,
+}
+
+impl Rights {
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            file_bytes: self.file_bytes,
+            descriptors: DESCRIPTORS_MAX,
+            // Where it has no user of its own the threads of all that its user runs are counted.
+            tasks: self.user.map(|_| threads_max(self.cpus)),
+        }
+    }
+}
+
+/// Threads of a QEMU with so many processors, at most.
+pub(crate) fn threads_max(cpus: u32) -> u64 {
+    u64::from(cpus) + THREADS_BESIDE
+}
 
 /// A QEMU.
 #[derive(Debug)]
@@ -40,14 +78,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts one, in a process group of its own: what a terminal tells the daemon is not for it. A descriptor that it is given
-    /// has the same number there.
-    pub(crate) fn start(
-        program: &Path,
-        arguments: &[OsString],
-        given: Option<OwnedFd>,
-    ) -> Result<Self, Step> {
-        let step = || format!("starting {}", program.display());
+    /// Starts one, in a process group of its own: what a terminal tells the daemon is not for it.
+    pub(crate) fn start(program: &Path, arguments: &[OsString], rights: Rights) -> Result<Self, Step> {
+        let step = || match rights.user {
+            Some(User { uid, .. }) => format!("starting {} as user {uid}", program.display()),
+            None => format!("starting {}", program.display()),
+        };
         let (reader, writer) = io::pipe().at(step())?;
         let mut command = Command::new(program);
         command
@@ -58,7 +94,14 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(writer.try_clone().at(step())?)
             .stderr(writer);
-        if let Some(given) = given {
+        if let Some(User { uid, gid }) = rights.user {
+            // Of the groups that the daemon is of none is left.
+            command.uid(uid).gid(gid);
+        }
+        let bounds = rights.bounds();
+        linux::spawn::join(&mut command, rights.groups);
+        linux::spawn::confine(&mut command, bounds);
+        for given in rights.given {
             linux::spawn::hand_down(&mut command, given);
         }
         let child = command.spawn().at(step())?;
@@ -156,19 +199,45 @@ impl Process {
     }
 }
 
-/// QEMUs that were started with sockets below `path`: those whose record was not finished when their daemon died.
-pub(crate) fn started_with(path: &Path) -> Vec<u32> {
+/// QEMUs that were started for a directory of sockets, which has their name: those whose record was not finished when their
+/// daemon died.
+pub(crate) fn started_with(dir: &Path) -> Vec<u32> {
     // As on the command line; nobody else's has it so.
-    let path = path.to_string_lossy().replace(',', ",,");
-    let wanted = format!(",path={path}/").into_bytes();
+    let id = dir.file_name().unwrap_or_default().to_string_lossy();
+    let by_name = format!("\0-name\0{}\0", process_name(&id)).into_bytes();
+    // The first that there were made their sockets themselves.
+    let path = dir.to_string_lossy().replace(',', ",,");
+    let by_path = format!(",path={path}/").into_bytes();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.windows(wanted.len()).any(|part| part == wanted)
+            let has = |wanted: &[u8]| line.windows(wanted.len()).any(|part| part == wanted);
+            has(&by_name) || has(&by_path)
         })
         .collect()
+}
+
+/// Kills a process that is not known by more than its number, and waits for it. The number may have come again: `is_still` says,
+/// once it is held, whether it is the one that is meant.
+pub(crate) fn end(pid: u32, is_still: impl Fn() -> bool) {
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let Some(process) = process.filter(|_| pid != std::process::id()) else {
+        return;
+    };
+    let Ok(pidfd) = rustix::process::pidfd_open(process, PidfdFlags::empty()) else {
+        return;
+    };
+    if is_still() {
+        let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+        let mut over = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        let patience = rustix::event::Timespec {
+            tv_sec: 10,
+            tv_nsec: 0,
+        };
+        let _ = rustix::event::poll(&mut over, Some(&patience));
+    }
 }
 
 /// What of a log goes into an error.
@@ -180,9 +249,19 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(10);
 
+    fn rights() -> Rights {
+        Rights {
+            user: None,
+            given: Vec::new(),
+            file_bytes: 1 << 20,
+            cpus: 1,
+            groups: Vec::new(),
+        }
+    }
+
     #[tokio::test]
     async fn what_is_killed_has_ended_and_is_not_adopted() {
-        let process = Process::start(Path::new("/bin/sleep"), &["60".into()], None).unwrap();
+        let process = Process::start(Path::new("/bin/sleep"), &["60".into()], rights()).unwrap();
         assert!(Process::adopt(&process.identity).is_some());
         let waits = tokio::time::timeout(Duration::from_millis(50), process.ended());
         assert!(waits.await.is_err());
@@ -194,7 +273,7 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_listen_is_told_with_its_last_words() {
         let script = ["-c".into(), "echo no such machine >&2".into()];
-        let process = Process::start(Path::new("/bin/sh"), &script, None).unwrap();
+        let process = Process::start(Path::new("/bin/sh"), &script, rights()).unwrap();
         let nowhere = Path::new("/nowhere/qmp");
         let failed = tokio::time::timeout(SOON, process.listen(nowhere, nowhere))
             .await
@@ -208,7 +287,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_an_error() {
-        let failed = Process::start(Path::new("/nowhere/qemu"), &[], None).unwrap_err();
+        let failed = Process::start(Path::new("/nowhere/qemu"), &[], rights()).unwrap_err();
         assert_eq!(failed.source.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -159,6 +159,15 @@ impl Qmp {
         self.send(command, arguments, None, within).await
     }
 
+    /// Puts a descriptor into a set, a new one where none is named. Says which.
+    pub(crate) async fn add(&self, fd: BorrowedFd<'_>, set: Option<u64>) -> Result<u64, QmpError> {
+        let arguments = set.map_or(json!({}), |set| json!({ "fdset-id": set }));
+        let added = self.send("add-fd", arguments, Some(fd), ANSWERED_WITHIN).await?;
+        added["fdset-id"]
+            .as_u64()
+            .ok_or_else(|| QmpError::Gone("it does not say which set a descriptor is in".to_owned()))
+    }
+
     /// Hands a descriptor over, under a name that later commands use.
     pub(crate) async fn hand_over(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), QmpError> {
         let arguments = json!({ "fdname": name });

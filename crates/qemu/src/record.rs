@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::disk::{Disk, Layer};
 use crate::memory::Memory;
+use crate::users::User;
 use ports::step::{At, Step};
 
 /// A machine. Its directory of sockets is named by its execution.
@@ -28,6 +29,9 @@ pub(crate) struct Machine {
     /// Which slot of the network is its, from before anything of it is made on; `None` where there is no network.
     #[serde(default)]
     pub(crate) slot: Option<u32>,
+    /// Whom its QEMU runs as; `None`: as whoever the daemon was, as all did before there were users.
+    #[serde(default)]
+    pub(crate) user: Option<User>,
     /// Its disk, its own image at the end.
     pub(crate) disk: Disk,
     /// The image that is being laid on its disk, from before that is made on.

@@ -2,13 +2,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use model::{BuildId, SandboxId};
+use model::{BuildId, ExecutionId, SandboxId};
 use ports::runtime::{Capabilities, Disk as Fate, DiskOrigin, DiskSpace, Recovered};
 use ports::{Machine, MachineSpec, Runtime, RuntimeError};
 use serde_json::json;
@@ -16,16 +16,17 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::agent::{Agents, Lines, Name};
-use crate::command::{Begin, Shape, Sockets, arguments, node_name};
-use crate::disk::{Disks, Format};
+use crate::command::{Begin, Listening, Shape, Sockets, arguments, node_name};
+use crate::disk::{Disk, Disks, Format, Opened, file_bytes_max};
 use crate::house::House;
 use crate::machine::{Handle, Vm, blocking, in_time, keep, migrated, panicked, top_node};
-use crate::memory::{self, Memory};
+use crate::memory::{Found, Memory};
 use crate::network::Network;
 use crate::probe::{Probed, probe};
-use crate::process::{LAST_WORDS_BYTES, Process, started_with};
+use crate::process::{LAST_WORDS_BYTES, Process, Rights, end, started_with};
 use crate::qmp::Qmp;
 use crate::record;
+use crate::users::Users;
 use crate::{import, policy};
 use ports::step::{At, Step};
 
@@ -57,7 +58,7 @@ pub struct Config {
     pub data: PathBuf,
     /// The program `qemu-system-x86_64`.
     pub qemu: PathBuf,
-    /// The program `qemu-img`.
+    /// The program `qemu-img`. Nothing is asked of it any more.
     pub qemu_img: PathBuf,
     /// What guests boot from.
     pub guest: Guest,
@@ -102,6 +103,9 @@ const CLOSED_WITHIN: Duration = Duration::from_secs(60);
 const ADOPTED_WITHIN: Duration = Duration::from_secs(10);
 /// Disks on one another that a machine is still started on; above it they are made one first.
 const DEPTH_STARTED_MAX: usize = 3 * crate::disk::DEPTH_MAX;
+
+/// What a state of memory has beside the memory itself, at most: how devices are.
+const STATE_BESIDE_BYTES_MAX: u64 = 256 << 20;
 
 /// What guests' kernels are told: a console, few words, and an end, not another boot, when they fail.
 const KERNEL: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t no_timer_check";
@@ -204,14 +208,13 @@ impl House {
         }
         self.has_room()?;
         self.make_shallow(&spec).await?;
-        let execution = spec.execution;
         let (house, wanted) = (Arc::clone(self), spec.clone());
         let (record, memory, _pins) = blocking(move || Ok(house.put_on_record(wanted))).await??;
-        let slot = record.slot;
+        let staked = record.clone();
         let up = self.launch(record, memory.as_ref()).await;
         if up.is_err() {
             let house = Arc::clone(self);
-            blocking(move || house.strike(execution, slot)).await?;
+            blocking(move || house.strike(&staked)).await?;
             self.sweep_soon();
         }
         let from_kept = (spec.disk == DiskOrigin::Kept).then_some(spec.sandbox);
@@ -255,12 +258,12 @@ impl House {
             .iter()
             .map(|memory| self.states.pin(memory.state))
             .collect();
-        let slot = self.network.as_ref().map(Network::draw).transpose()?;
-        let record = record::Machine {
+        let mut record = record::Machine {
             restored: memory.is_some(),
             spec,
             process: None,
-            slot,
+            slot: None,
+            user: None,
             disk,
             next: None,
             state: None,
@@ -269,20 +272,27 @@ impl House {
             keep: false,
             started_at: SystemTime::now(),
         };
-        let misfit = memory
-            .as_ref()
-            .and_then(|memory| memory.fits.differs_from(&self.fits(&record)));
-        let staked = match misfit {
-            Some(why) => Err(cannot_restore(&record.spec, why)),
-            None => self.stake(&record).map_err(Into::into),
-        };
+        let staked = self.draw_and_stake(&mut record, memory.as_ref());
         if let Err(error) = staked {
-            if let Some((network, slot)) = self.network.as_ref().zip(slot) {
-                network.give_back(slot);
-            }
+            self.give_back(&record);
             return Err(error);
         }
         Ok((record, memory, pins))
+    }
+
+    /// Gives a machine what is its alone, and puts it on record with that.
+    fn draw_and_stake(
+        &self,
+        record: &mut record::Machine,
+        memory: Option<&Memory>,
+    ) -> Result<(), RuntimeError> {
+        record.slot = self.network.as_ref().map(Network::draw).transpose()?;
+        record.user = self.users.as_ref().map(Users::draw).transpose()?;
+        let misfit = memory.and_then(|memory| memory.fits.differs_from(&self.fits(record)));
+        match misfit {
+            Some(why) => Err(cannot_restore(&record.spec, why)),
+            None => Ok(self.stake(record)?),
+        }
     }
 
     async fn launch(
@@ -291,22 +301,26 @@ impl House {
         memory: Option<&Memory>,
     ) -> Result<Arc<Vm>, RuntimeError> {
         let execution = record.spec.execution;
-        if let Some(memory) = memory {
-            let (path, sealed) = (self.states.path(memory.state), memory.clone());
-            // Looked at before a byte of it is anybody's memory.
-            if let Some(why) = blocking(move || memory::is_damaged(&path, &sealed)).await? {
-                return Err(cannot_restore(&record.spec, why));
+        let state = match memory {
+            Some(memory) => {
+                let (house, sealed) = (Arc::clone(self), memory.clone());
+                let path = self.states.path(memory.state);
+                // Looked at before a byte of it is anybody's memory.
+                match blocking(move || house.measured.open(&path, &sealed)).await? {
+                    Found::Whole(state) => Some(state),
+                    Found::Damaged(why) => return Err(cannot_restore(&record.spec, why)),
+                }
             }
-        }
-        let top = *record
-            .disk
-            .layers
-            .last()
-            .expect("a machine has an image of its own");
-        self.disks.make(top, record.disk.size_bytes).await?;
-        let dir = self.sockets_dir(execution);
-        fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
-        let sockets = Sockets::within(&dir);
+            None => None,
+        };
+        let (house, disk) = (Arc::clone(self), record.disk.clone());
+        let sockets = Sockets::within(&self.sockets_dir(execution));
+        let resources = record.spec.resources;
+        let (prepared, groups) = blocking(move || {
+            let groups = house.join(execution, resources.memory, resources.cpu)?;
+            Ok((house.prepare(execution, &disk)?, groups))
+        })
+        .await?;
         let (house, slot, policy) = (Arc::clone(self), record.slot, record.spec.network.clone());
         let tap = blocking(move || {
             let slot = house.network.as_ref().zip(slot);
@@ -317,14 +331,14 @@ impl House {
         let shape = Shape {
             execution,
             accel: self.probed.accel,
-            memory: record.spec.resources.memory,
-            cpus: record.spec.resources.cpu,
-            kernel: self.config.guest.kernel.clone(),
-            initrd: self.config.guest.initrd.clone(),
+            memory: resources.memory,
+            cpus: resources.cpu,
+            kernel: prepared.kernel.as_raw_fd(),
+            initrd: prepared.initrd.as_raw_fd(),
             append: self.append(&record)?,
-            disk: self.disks.images(&record.disk),
+            disk: prepared.images.iter().map(Opened::lent).collect(),
             tap: tap.as_ref().map(AsRawFd::as_raw_fd),
-            sockets: sockets.clone(),
+            sockets: prepared.listening,
             generation: Uuid::new_v4(),
             begin: if memory.is_some() {
                 Begin::Incoming
@@ -332,15 +346,23 @@ impl House {
                 Begin::Boot
             },
         };
-        let process = Process::start(&self.config.qemu, &arguments(&shape), tap)?;
+        let state_bytes_max = resources.memory.bytes().saturating_add(STATE_BESIDE_BYTES_MAX);
+        let rights = Rights {
+            user: record.user,
+            given: prepared.into_descriptors().chain(tap).collect(),
+            file_bytes: file_bytes_max(record.disk.size_bytes).max(state_bytes_max),
+            cpus: resources.cpu,
+            groups,
+        };
+        let process = Process::start(&self.config.qemu, &arguments(&shape), rights)?;
         record.process = Some(process.identity.clone());
         record.started_at = SystemTime::now();
         let (log, house, written) = (Arc::clone(&process.log), Arc::clone(self), record.clone());
         let process = KilledUnlessTaken(Some(process));
         blocking(move || house.stake(&written)).await?;
         let qmp = process.get().listen(&sockets.qmp, &sockets.serial).await?;
-        if let Some(memory) = memory
-            && let Err(error) = self.bring_in(&qmp, memory).await
+        if let Some(state) = state
+            && let Err(error) = bring_in(&qmp, state).await
         {
             return Err(cannot_restore(&record.spec, format!("{error}: {}", error.source)));
         }
@@ -388,16 +410,49 @@ impl House {
         Ok(format!("{KERNEL} {told}"))
     }
 
-    async fn bring_in(&self, qmp: &Qmp, memory: &Memory) -> Result<(), Step> {
-        let path = self.states.path(memory.state);
-        let step = || format!("bringing memory in from {}", path.display());
-        let file = fs::File::open(&path).at(step())?;
-        qmp.hand_over("state", file.as_fd()).await.at(step())?;
-        qmp.run("migrate-incoming", json!({ "uri": "fd:state" }))
-            .await
-            .at(step())?;
-        migrated(qmp).await.at(step())
+    /// Makes a machine's own image and its sockets, and opens all that its QEMU is given.
+    fn prepare(&self, execution: ExecutionId, disk: &Disk) -> Result<Prepared, Step> {
+        let top = *disk.layers.last().expect("a machine has an image of its own");
+        self.disks.make(top, disk.size_bytes)?;
+        let dir = self.sockets_dir(execution);
+        fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
+        let (listening, listeners) = Sockets::within(&dir)
+            .listen()
+            .at(format!("listening in {}", dir.display()))?;
+        let open = |path: &Path| fs::File::open(path).at(format!("opening {}", path.display()));
+        Ok(Prepared {
+            kernel: open(&self.config.guest.kernel)?.into(),
+            initrd: open(&self.config.guest.initrd)?.into(),
+            images: self.disks.open_all(disk)?,
+            listening,
+            listeners,
+        })
     }
+}
+
+/// What a machine's QEMU is given.
+struct Prepared {
+    kernel: OwnedFd,
+    initrd: OwnedFd,
+    images: Vec<Opened>,
+    listening: Listening,
+    listeners: Vec<OwnedFd>,
+}
+
+impl Prepared {
+    fn into_descriptors(self) -> impl Iterator<Item = OwnedFd> {
+        let images = self.images.into_iter().flat_map(Opened::into_descriptors);
+        images.chain(self.listeners).chain([self.kernel, self.initrd])
+    }
+}
+
+async fn bring_in(qmp: &Qmp, state: fs::File) -> Result<(), Step> {
+    let step = || "bringing memory in".to_owned();
+    qmp.hand_over("state", state.as_fd()).await.at(step())?;
+    qmp.run("migrate-incoming", json!({ "uri": "fd:state" }))
+        .await
+        .at(step())?;
+    migrated(qmp).await.at(step())
 }
 
 fn cannot_restore(spec: &MachineSpec, why: String) -> RuntimeError {
@@ -452,8 +507,11 @@ impl Runtime for Qemus {
                 None => None,
             };
             if let Some(vm) = adopted {
-                let record::Machine { spec, slot, .. } = vm.record();
+                let record::Machine { spec, slot, user, .. } = vm.record();
                 slots.extend(slot.map(|slot| (slot, spec.network.clone())));
+                if let Some((users, user)) = self.house.users.as_ref().zip(user) {
+                    users.take(user);
+                }
                 // What is kept of whoever lives is of an earlier day.
                 self.house.book.kept.remove(&spec.sandbox)?;
                 recovered.machines.push((spec, Arc::new(Handle(vm))));
@@ -486,6 +544,7 @@ impl Runtime for Qemus {
                     crate::house::remove_dir(&entry.path())?;
                 }
             }
+            house.clear_groups(&running)?;
             import::clear(&house)?;
             house.sweep();
             Ok(())
@@ -614,10 +673,13 @@ impl Runtime for Qemus {
         }
         let house = Arc::clone(&self.house);
         let _ = blocking(move || {
-            if let Some(network) = &house.network
-                && house.book.machines.all().is_empty()
-            {
-                network.close();
+            if house.book.machines.all().is_empty() {
+                if let Some(network) = &house.network {
+                    network.close();
+                }
+                if let Some(groups) = &house.groups {
+                    groups.close();
+                }
             }
             Ok(())
         })
@@ -642,6 +704,9 @@ impl House {
         let Some(process) = record.process.as_ref().and_then(Process::adopt) else {
             return Ok(None);
         };
+        if self.users.is_some() && record.user.is_none() {
+            tracing::warn!(sandbox = %spec.sandbox, "a machine was started before QEMUs had users of their own: it goes on as root until it is paused");
+        }
         let sockets = Sockets::within(&self.sockets_dir(spec.execution));
         let mut record = record.clone();
         let resumed =
@@ -676,6 +741,11 @@ impl House {
             let top = top_node(&qmp).await.at("asking QEMU for its disk")?;
             if top == Some(node_name(depth)) {
                 record.disk.layers.push(next);
+            } else {
+                // It may be there, and not laid on the disk: the next has the same name.
+                let _ = qmp
+                    .run("blockdev-del", json!({ "node-name": node_name(depth) }))
+                    .await;
             }
         }
         if std::mem::take(&mut record.copying) {
@@ -704,15 +774,12 @@ impl House {
         }
         let dir = self.sockets_dir(execution);
         let house = Arc::clone(self);
-        let opens_next = match record.as_ref().and_then(|record| record.next) {
-            Some(next) => self.disks.is_image(next).await,
-            None => false,
-        };
         blocking(move || {
             end_all(&dir);
             if let Some(mut record) = record.filter(|record| record.up) {
                 let kept = house.book.kept.read(&record.spec.sandbox)?;
-                if let Some(next) = record.next.take().filter(|_| opens_next) {
+                let next = record.next.take();
+                if let Some(next) = next.filter(|next| house.disks.is_image(*next)) {
                     // Whether or not it was laid on its disk: what was not holds nothing.
                     record.disk.layers.push(next);
                 }
@@ -720,32 +787,16 @@ impl House {
                     keep(&house, &record, execution, None)?;
                 }
             }
-            house.strike(execution, None)
+            house.clear_away(execution)
         })
         .await
     }
 }
 
-/// Kills every process that was started with something below `dir`, and waits for it.
-fn end_all(dir: &std::path::Path) {
+/// Kills every process that was started for a directory of sockets, and waits for it.
+fn end_all(dir: &Path) {
     for pid in started_with(dir) {
-        let process = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-        let Some(process) = process.filter(|_| pid != std::process::id()) else {
-            continue;
-        };
-        let Ok(pidfd) = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()) else {
-            continue;
-        };
-        // The number may have come again since.
-        if started_with(dir).contains(&pid) {
-            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
-            let mut over = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-            let patience = rustix::event::Timespec {
-                tv_sec: 10,
-                tv_nsec: 0,
-            };
-            let _ = rustix::event::poll(&mut over, Some(&patience));
-        }
+        end(pid, || started_with(dir).contains(&pid));
     }
 }
 

@@ -110,8 +110,8 @@ const PROFILE: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
     if [ -d /etc/profile.d ]; then\n  for i in /etc/profile.d/*.sh; do [ -r \"$i\" ] && . \"$i\"; done\n  unset i\nfi\n";
 
 /// What the `base` template should offer, and what a machine may lack. `python` is ours to add where there is `python3`.
-pub const WANTED: [&str; 12] = [
-    "bash", "ls", "python3", "pip", "apt-get", "curl", "git", "tar", "gzip", "sed", "awk", "ps",
+pub const WANTED: [&str; 13] = [
+    "bash", "ls", "python3", "pip", "apt-get", "curl", "git", "tar", "gzip", "sed", "awk", "ps", "ss",
 ];
 
 /// Programs of [`WANTED`] that this machine does not have in `/usr`.

@@ -41,6 +41,8 @@ class House:
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(("E2B_", "ATOLL_"))}
         self.env |= {f"ATOLL_{name}_LISTEN": f"127.0.0.1:{free_port()}" for name in ("API", "EDGE", "ADMIN")}
         self.env |= {"ATOLL_DATA_DIR": str(self.dir), "ATOLL_POOL": str(pool), "ATOLL_FAILPOINTS": str(self.armed), "ATOLL_CRIU": criu or str(self.dir / "no-criu")}
+        # Which runtime it has is whoever's who runs the tests.
+        self.env |= {name: os.environ[name] for name in ("ATOLL_RUNTIME", "ATOLL_GUEST_KERNEL") if name in os.environ}
         self.daemon = None
 
     @property

@@ -6,7 +6,8 @@ import sys
 import pytest
 from e2b import Sandbox
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1].joinpath("crash")))
+for beside in (".", "../crash"):
+    sys.path.insert(0, str(pathlib.Path(__file__).parent.joinpath(beside).resolve()))
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ def house():
     if "ATOLL_GUEST_KERNEL" not in os.environ:
         pytest.skip("needs ATOLL_GUEST_KERNEL: an extracted kernel package")
     house = House()
-    house.env |= {name: os.environ[name] for name in ("ATOLL_GUEST_KERNEL", "ATOLL_RUNTIME")}
     yield house.start()
     house.down()
 

@@ -12,6 +12,7 @@ import time
 import pytest
 import pytest_asyncio
 from e2b import AsyncSandbox, Sandbox
+from houses import call
 
 # What several rings share.
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
@@ -48,6 +49,14 @@ async def until(condition, what="the condition"):
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise AssertionError(f"{what} did not become true within {PATIENCE_SECONDS} s") from None
+
+
+def pytest_runtest_setup(item):
+    for what in (mark.args[0] for mark in item.iter_markers("needs")):
+        for node in call("GET", "/nodes"):
+            can = node["capabilities"] | {"sharedKernel": not node["capabilities"]["ownKernel"]}
+            if not can[what]:
+                pytest.skip(f"the {node['runtime']} runtime has no {what}")
 
 
 @pytest.fixture

@@ -155,6 +155,7 @@ def changes(sandbox):
     return {change["path"]: (change["kind"], change["type"]) for change in told["changes"]}
 
 
+@pytest.mark.needs("roots")
 def test_what_a_sandbox_changed_is_told(fresh):
     sandbox = fresh().sandbox_id
     before = set(changes(sandbox))
@@ -180,6 +181,7 @@ def test_what_a_sandbox_changed_is_told(fresh):
     assert missing.returncode == 1 and missing.stdout == ""
 
 
+@pytest.mark.needs("roots")
 def test_changes_are_told_against_a_snapshot(fresh, name):
     source = fresh().sandbox_id
     inside(source, "sh", "-c", "echo 1 > stays; echo 1 > goes; echo 1 > changes")
@@ -200,6 +202,7 @@ def test_what_is_no_image_is_not_imported(tmp_path):
     assert run(ATOLL, "image", "import", str(tmp_path / "no-such.tar")).returncode == 1
 
 
+@pytest.mark.needs("volumes")
 def test_a_volume_is_filled_and_emptied(tmp_path):
     volume = f"v-{uuid.uuid4().hex[:12]}"
     made = document("volume", "create", volume)["volumeID"]

@@ -95,6 +95,7 @@ def test_what_lies_in_wait_for_a_reboot_is_replaced(fresh, line):
     assert sandbox.commands.run("stat -c '%F %s' /etc/machine-id; stat -c %F /etc/resolv.conf").stdout == "regular file 33\nregular file\n"
 
 
+@pytest.mark.needs("sharedKernel")
 def test_the_disk_and_shared_memory_are_the_machines_own(fresh):
     sandbox = fresh()
     mounts = sandbox.commands.run("cat /proc/self/mountinfo").stdout

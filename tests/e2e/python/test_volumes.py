@@ -8,6 +8,8 @@ from conftest import got
 from e2b import AsyncVolume, NotFoundException, Sandbox, Volume
 from houses import call
 
+pytestmark = pytest.mark.needs("volumes")
+
 
 @pytest.fixture
 def kind(sdk):

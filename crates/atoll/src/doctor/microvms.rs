@@ -52,6 +52,55 @@ pub(super) fn look(settings: &Resolved) -> Result<Vec<Check>> {
     ])
 }
 
+/// Looks at Firecracker and its jailer, and at what guests boot from.
+pub(super) fn look_at_firecracker(settings: &Resolved) -> Result<Vec<Check>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let jailer = settings.firecracker.with_file_name("jailer");
+    let dir = tempfile::tempdir()?;
+    let accepted = &settings.firecracker_accepts;
+    let probe = fc_control::probe(&settings.firecracker, &jailer, dir.path(), accepted);
+    let probed = runtime.block_on(probe);
+    let is_fit = probed.is_ok();
+    let found = match probed {
+        Ok(probed) => probed.version.to_string(),
+        Err(error) => error.to_string(),
+    };
+    let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+    let has_kvm = kvm.is_ok();
+    let kvm = kvm.map_or_else(
+        |error| format!("/dev/kvm: {error}"),
+        |_| "/dev/kvm opens".to_owned(),
+    );
+    let is_root = rustix::process::geteuid().is_root();
+    Ok(vec![
+        Check::new(
+            "Firecracker",
+            is_fit,
+            Verdict::Missing,
+            found,
+            "a release for musl with its jailer beside it, named by --firecracker; docs/firecracker.md says which",
+        ),
+        Check::new(
+            "KVM for Firecracker",
+            has_kvm,
+            Verdict::Missing,
+            kvm,
+            "a machine with hardware virtualisation; --runtime qemu needs none",
+        ),
+        Check::new(
+            "privilege",
+            is_root,
+            Verdict::Missing,
+            if is_root { "root" } else { "not root" },
+            "run as root: the jailer needs it",
+        ),
+        tool(Path::new("mkfs.ext4"), "e2fsprogs"),
+        guest_kernel(settings),
+    ])
+}
+
 fn tool(program: &Path, package: &str) -> Check {
     let name = program
         .file_name()

@@ -24,11 +24,7 @@ impl Liar {
         let socket = dir.path().join("api.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let heard = Arc::<Mutex<Vec<u8>>>::default();
-        let (says, endless, told) = (
-            says.to_owned(),
-            endless.map(str::to_owned),
-            Arc::clone(&heard),
-        );
+        let (says, endless, told) = (says.to_owned(), endless.map(str::to_owned), Arc::clone(&heard));
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let (says, endless, told) = (says.clone(), endless.clone(), Arc::clone(&told));
@@ -75,7 +71,10 @@ async fn what_is_asked_is_what_the_api_has() {
         let (head, body) = heard.split_once("\r\n\r\n").unwrap();
         let line = head.lines().next().unwrap();
         assert_eq!(format!("{line} {body}"), expected);
-        assert!(head.to_lowercase().contains("content-type: application/json"), "{head}");
+        assert!(
+            head.to_lowercase().contains("content-type: application/json"),
+            "{head}"
+        );
         assert!(!head.to_lowercase().contains("chunked"), "{head}");
     };
     let machine = MachineConfig {
@@ -175,7 +174,11 @@ fn told(body: &str) -> String {
 #[tokio::test]
 async fn what_is_told_is_understood() {
     let body = r#"{"app_name":"Firecracker","id":"vm","state":"Not started","vmm_version":"1.16.2"}"#;
-    let instance = Liar::new(&told(body), None, false).api.instance(SOON).await.unwrap();
+    let instance = Liar::new(&told(body), None, false)
+        .api
+        .instance(SOON)
+        .await
+        .unwrap();
     assert_eq!(
         (instance.state, &*instance.vmm_version, &*instance.id),
         (InstanceState::NotStarted, "1.16.2", "vm")
@@ -210,19 +213,23 @@ async fn a_fault_is_told_in_plain_words_and_no_more_of_it_than_is_read() {
         }
     };
     let said = r#"{"fault_message":"no\nsuch \u001b[1mkernel "}"#;
-    assert_eq!(refused(said.to_owned()).await, (400, "no such  [1mkernel".to_owned()));
+    assert_eq!(
+        refused(said.to_owned()).await,
+        (400, "no such  [1mkernel".to_owned())
+    );
     assert_eq!(refused("boom".to_owned()).await, (400, "boom".to_owned()));
     let long = format!(r#"{{"fault_message":"{}"}}"#, "ü".repeat(30_000));
     assert_eq!(refused(long).await.1.chars().count(), FAULT_CHARS_MAX);
-    let error = Liar::new("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", None, false)
-        .api
-        .pause()
-        .await
-        .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "PATCH /vm: Firecracker refused it with 400: "
-    );
+    let error = Liar::new(
+        "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
+        None,
+        false,
+    )
+    .api
+    .pause()
+    .await
+    .unwrap_err();
+    assert_eq!(error.to_string(), "PATCH /vm: Firecracker refused it with 400: ");
 }
 
 async fn fails(liar: Liar) -> ApiError {
@@ -284,17 +291,9 @@ async fn garbage_and_silence_are_told_apart() {
     assert!(matches!(error, ApiError::Gone { .. }), "{error}");
     assert_eq!(io::Error::from(error).kind(), io::ErrorKind::NotConnected);
     let silent = Liar::new("", None, false);
-    let error = silent
-        .api
-        .instance(Duration::from_millis(50))
-        .await
-        .unwrap_err();
+    let error = silent.api.instance(Duration::from_millis(50)).await.unwrap_err();
     assert!(matches!(error, ApiError::Late { .. }), "{error}");
     // The one that was given up is not waited for by the next.
-    let error = silent
-        .api
-        .instance(Duration::from_millis(50))
-        .await
-        .unwrap_err();
+    let error = silent.api.instance(Duration::from_millis(50)).await.unwrap_err();
     assert!(matches!(error, ApiError::Late { .. }), "{error}");
 }

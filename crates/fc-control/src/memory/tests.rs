@@ -90,7 +90,9 @@ impl World {
         let memory = fs::File::options().write(true).open(place.memory()).unwrap();
         memory.set_len(1 << 20).unwrap();
         for (page, byte) in pages {
-            memory.write_all_at(&[*byte; PAGE_BYTES], page * PAGE_BYTES as u64).unwrap();
+            memory
+                .write_all_at(&[*byte; PAGE_BYTES], page * PAGE_BYTES as u64)
+                .unwrap();
         }
         id
     }
@@ -143,8 +145,10 @@ fn what_was_changed_cut_off_or_lost_is_damaged() {
     );
     file.set_len(1 << 20).unwrap();
     // A page that is moved is another.
-    file.write_all_at(&[0; PAGE_BYTES], 3 * PAGE_BYTES as u64).unwrap();
-    file.write_all_at(&[1; PAGE_BYTES], 5 * PAGE_BYTES as u64).unwrap();
+    file.write_all_at(&[0; PAGE_BYTES], 3 * PAGE_BYTES as u64)
+        .unwrap();
+    file.write_all_at(&[1; PAGE_BYTES], 5 * PAGE_BYTES as u64)
+        .unwrap();
     assert!(world.why(&memory).unwrap().contains("changed"));
     fs::remove_file(place.memory()).unwrap();
     assert!(world.why(&memory).unwrap().contains("not there"));
@@ -179,7 +183,10 @@ fn a_difference_becomes_whole_over_what_it_differs_from() {
     assert_eq!(world.why(&diff), None);
     let into = Uuid::new_v4();
     let whole = rebase(&world.known, &world.states, &diff, into).unwrap().unwrap();
-    assert_eq!((whole.id, &whole.fits, &whole.state), (into, &diff.fits, &diff.state));
+    assert_eq!(
+        (whole.id, &whole.fits, &whole.state),
+        (into, &diff.fits, &diff.state)
+    );
     let expected = world.write(&[(1, 1), (3, 9), (250, 4)]);
     assert_eq!(
         fs::read(world.place(into).memory()).unwrap(),
@@ -207,7 +214,10 @@ fn what_is_no_memory_of_its_machine_is_not_sealed() {
             .to_string()
     };
     let short = world.write(&[]);
-    let file = fs::File::options().write(true).open(world.place(short).memory()).unwrap();
+    let file = fs::File::options()
+        .write(true)
+        .open(world.place(short).memory())
+        .unwrap();
     file.set_len(4096).unwrap();
     assert_eq!(refused(short), "it has 4096 bytes, and the machine 1048576");
     let empty = world.write(&[]);

@@ -2,11 +2,10 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use model::{KillReason, Memory, PauseMode, SandboxId};
+use model::{KillReason, Memory, PauseMode};
 use ports::node::{HeldState, NodeError, Order, OrderOrigin};
 use ports::runtime::{Disk, DiskOrigin};
 use ports::{Machine, MachineSpec, RuntimeError};
-use sha2::{Digest as _, Sha256};
 use tracing::Instrument as _;
 use wire::init::{Init, StartCommand};
 
@@ -324,7 +323,7 @@ impl LocalNode {
                 user: start.user.clone(),
                 cwd: start.cwd.clone(),
             }),
-            machine_id: is_copy.then(|| machine_id(order.sandbox)),
+            machine_id: is_copy.then(|| order.sandbox.machine_id()),
             renew: is_copy,
             restored: how == Begun::Restored,
         };
@@ -368,12 +367,6 @@ impl LocalNode {
         self.drive(sandbox);
         Ok(())
     }
-}
-
-/// What a copy is to be known by, inside: the same for the sandbox's whole life.
-fn machine_id(sandbox: SandboxId) -> String {
-    let digest = Sha256::digest(sandbox.as_str());
-    digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// How a failure of the runtime is told.

@@ -1,15 +1,17 @@
 //! Making one image of those between the lowest and the uppermost: what they hold is streamed into a new one, by a QEMU
 //! that has no machine. They stay as they are, since others may lie on them.
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Disk, Disks, Format, Layer};
-use crate::command::{Sockets, node, node_name};
-use crate::process::Process;
+use super::{Disk, Disks, Format, Layer, file_bytes_max};
+use crate::command::{self, Lent, Sockets, node_name};
+use crate::process::{Process, Rights};
 use crate::qmp::{Qmp, QmpError};
+use crate::users::User;
 use ports::step::{At, Step};
 
 /// A disk that was written to and fro for weeks is read in minutes; what takes longer is given up, and tried another time.
@@ -19,22 +21,30 @@ const LOOK: Duration = Duration::from_millis(50);
 
 const JOB: &str = "flatten";
 
-/// Writes what `disk` holds over its lowest image into `into`, which is not there yet. `dir` is where its QEMU listens.
+/// Writes what `disk` holds over its lowest image into `into`, which is not there yet. `dir` is where its QEMU listens, and what
+/// that is called after. It reads what machines wrote: `user`, whom it runs as, is nobody else.
 pub(crate) async fn flatten(
     program: &Path,
     disks: &Disks,
     disk: &Disk,
     into: Layer,
     dir: &Path,
+    user: Option<User>,
+    groups: Vec<OwnedFd>,
 ) -> Result<Disk, Step> {
     assert_eq!(into.format, Format::Qcow2, "what lies on another is no raw image");
-    disks.make(into, disk.size_bytes).await?;
+    disks.make(into, disk.size_bytes)?;
     let whole = disk.under(into, 0);
+    let opened = disks.open_all(&whole)?;
+    let lent: Vec<Lent> = opened.iter().map(super::Opened::lent).collect();
+    let top = lent.len().saturating_sub(1);
     let sockets = Sockets::within(dir);
-    let images = disks.images(&whole);
-    let top = images.len().saturating_sub(1);
+    let (listening, listeners) = sockets.listen().at(format!("listening in {}", dir.display()))?;
+    let id = dir.file_name().unwrap_or_default().to_string_lossy();
     let mut arguments: Vec<std::ffi::OsString> = Vec::new();
     for argument in [
+        "-name",
+        &*command::process_name(&id),
         "-M",
         "none",
         "-S",
@@ -46,17 +56,25 @@ pub(crate) async fn flatten(
     ] {
         arguments.push(argument.into());
     }
-    arguments.push(crate::command::SANDBOX.into());
-    for (id, path) in [("qmp", &sockets.qmp), ("serial", &sockets.serial)] {
+    arguments.push(command::SANDBOX.into());
+    for (id, listener) in [("qmp", listening.qmp), ("serial", listening.serial)] {
         arguments.push("-chardev".into());
-        arguments.push(crate::command::socket(id, path).into());
+        arguments.push(command::socket(id, listener).into());
     }
     arguments.extend(["-mon".into(), "chardev=qmp,mode=control".into()]);
-    for (depth, image) in images.iter().enumerate() {
-        arguments.push("-blockdev".into());
-        arguments.push(node(image, depth, depth == top).to_string().into());
-    }
-    let process = Process::start(program, &arguments, None)?;
+    arguments.extend(command::images(&lent));
+    let rights = Rights {
+        user,
+        given: opened
+            .into_iter()
+            .flat_map(super::Opened::into_descriptors)
+            .chain(listeners)
+            .collect(),
+        file_bytes: file_bytes_max(disk.size_bytes),
+        cpus: 0,
+        groups,
+    };
+    let process = Process::start(program, &arguments, rights)?;
     let streamed = match process.listen(&sockets.qmp, &sockets.serial).await {
         Ok(qmp) => {
             let streamed = stream(&qmp, top).await;
@@ -128,6 +146,8 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::command::{Accel, node};
+    use crate::users::{Users, is_root};
 
     fn qemu_io(image: &Path, format: &str, command: &str) -> Option<String> {
         let mut io = Command::new("qemu-io");
@@ -139,7 +159,7 @@ mod tests {
     #[tokio::test]
     async fn what_any_image_held_is_held_by_the_one() {
         let dir = tempfile::tempdir().unwrap();
-        let disks = Disks::open(dir.path().join("images"), Path::new("qemu-img")).unwrap();
+        let disks = Disks::open(dir.path().join("images")).unwrap();
         let (base, mut disk) = (Disks::draw(Format::Raw), Vec::new());
         let base_path = disks.files.path(base.id);
         std::fs::File::create(&base_path)
@@ -157,7 +177,7 @@ mod tests {
             .enumerate()
         {
             let layer = Disks::draw(Format::Qcow2);
-            disks.make(layer, (16 + n as u64) << 20).await.unwrap();
+            disks.make(layer, (16 + n as u64) << 20).unwrap();
             qemu_io(&disks.files.path(layer.id), "qcow2", write).unwrap();
             disk.push(layer);
         }
@@ -166,7 +186,9 @@ mod tests {
             size_bytes: 18 << 20,
         };
         let into = Disks::draw(Format::Qcow2);
-        let flat = flatten(Path::new("qemu-system-x86_64"), &disks, &disk, into, dir.path())
+        let user = is_root().then(|| Users::of(0, Accel::Tcg).without_machine());
+        let program = Path::new("qemu-system-x86_64");
+        let flat = flatten(program, &disks, &disk, into, dir.path(), user, Vec::new())
             .await
             .unwrap();
         assert_eq!(flat.layers, [base, into]);

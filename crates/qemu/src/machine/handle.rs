@@ -127,6 +127,12 @@ impl ports::Machine for Handle {
             ("pid", self.0.process.identity.pid.to_string()),
             ("accelerator", self.0.house.probed.accel.name().to_owned()),
             (
+                "user",
+                record
+                    .user
+                    .map_or_else(|| "the daemon's".to_owned(), |user| user.uid.to_string()),
+            ),
+            (
                 "sockets",
                 self.0.house.sockets_dir(self.0.execution).display().to_string(),
             ),

@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::body::Bytes;
 use axum::http::{Method, StatusCode, Uri};
-use guest::line::{Answer, Header, Hello, Nothing, Order, Reason, Refusal, Usage, read_line};
+use guest::line::{Answer, Header, Hello, Nothing, Order, Reason, Refusal, Usage, mux, read_line};
 use linux::spawn::{Identity, Manner};
 use ports::step::{At, Step};
 use serde::{Deserialize, Serialize};
@@ -99,9 +99,17 @@ impl Launch for Fakes {
         // By a descriptor: nobody else finds the way to it.
         let program = fs::File::open(std::env::current_exe().at(step())?).at(step())?;
         rustix::io::fcntl_setfd(&program, rustix::io::FdFlags::empty()).at(step())?;
-        let mut command = Command::new(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&program)));
+        let mut command = Command::new(format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&program)
+        ));
         command
-            .args(["runtime::tests::fake::is_a_firecracker", "--exact", "--ignored", "--nocapture"])
+            .args([
+                "runtime::tests::fake::is_a_firecracker",
+                "--exact",
+                "--ignored",
+                "--nocapture",
+            ])
             // Where whoever looks for a Firecracker looks for its id.
             .args(["--skip", "--id"])
             .arg(&id)
@@ -317,24 +325,36 @@ impl Fake {
                 let (stream, _) = listener.accept().await.unwrap();
                 let fake = Arc::clone(&fake);
                 tokio::spawn(async move {
-                    let _ = fake.answer(BufReader::new(stream)).await;
+                    let _ = fake.converse(BufReader::new(stream)).await;
                 });
             }
         });
         Ok(())
     }
 
-    /// One stream of the agent's.
-    async fn answer(&self, mut stream: BufReader<UnixStream>) -> io::Result<()> {
-        let connect = read_line(&mut stream, 64).await?;
+    /// One conversation with the agent.
+    async fn converse(self: &Arc<Self>, mut io: BufReader<UnixStream>) -> io::Result<()> {
+        let connect = read_line(&mut io, 64).await?;
         if connect != b"CONNECT 1024" || self.machine.lock().unwrap().state != "Running" {
             // Nobody listens, or nobody moves.
             return Ok(());
         }
-        stream.write_all(b"OK 1073741824\n").await?;
+        io.write_all(b"OK 1073741824\n").await?;
+        let served = mux::serve(io, |stream| {
+            let fake = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Err(error) = fake.answer(BufReader::new(stream)).await {
+                    fake.note(&format!("a stream broke: {error}"));
+                }
+            });
+        });
+        served.await.map_err(io::Error::other)
+    }
+
+    /// One stream of it.
+    async fn answer(&self, mut stream: BufReader<mux::MuxStream>) -> io::Result<()> {
         let header = read_line(&mut stream, 4096).await?;
-        let done = |told: Value| {
-            let mut told = told;
+        let done = |mut told: Value| {
             told["ok"] = json!(true);
             told
         };
@@ -350,6 +370,7 @@ impl Fake {
             }))?,
         };
         stream.write_all(format!("{answer}\n").as_bytes()).await?;
+        stream.flush().await?;
         tokio::io::copy_buf(&mut stream, &mut tokio::io::sink()).await?;
         Ok(())
     }
@@ -395,7 +416,12 @@ impl Fake {
 
 fn on_disk(machine: &Machine) -> u64 {
     let mut counter = [0; 8];
-    machine.disk.as_ref().unwrap().read_exact_at(&mut counter, 0).unwrap();
+    machine
+        .disk
+        .as_ref()
+        .unwrap()
+        .read_exact_at(&mut counter, 0)
+        .unwrap();
     u64::from_le_bytes(counter)
 }
 
@@ -428,7 +454,10 @@ fn write_down(machine: &Machine, body: &Value) -> io::Result<()> {
 }
 
 fn load(machine: &mut Machine, body: &Value) -> io::Result<()> {
-    assert_eq!((&body["resume_vm"], &body["clock_realtime"]), (&json!(false), &json!(true)));
+    assert_eq!(
+        (&body["resume_vm"], &body["clock_realtime"]),
+        (&json!(false), &json!(true))
+    );
     let path = |path: &Value| path.as_str().unwrap().trim_start_matches('/').to_owned();
     machine.config = serde_json::from_slice(&fs::read(path(&body["snapshot_path"]))?)?;
     let memory = fs::File::open(path(&body["mem_backend"]["backend_path"]))?;
@@ -448,7 +477,10 @@ fn load(machine: &mut Machine, body: &Value) -> io::Result<()> {
 pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while !holds() {
-        assert!(tokio::time::Instant::now() < deadline, "{what} does not come about");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "{what} does not come about"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
