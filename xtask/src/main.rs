@@ -27,6 +27,7 @@ mod generate;
 mod house;
 mod kernel;
 mod limits;
+mod nested;
 mod setup;
 mod shell;
 mod soak;

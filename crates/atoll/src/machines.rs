@@ -112,11 +112,12 @@ impl Machines {
     }
 
     async fn import_root(&self, build: BuildId, root: PathBuf) -> Result<()> {
-        Ok(match self {
+        match self {
             Self::Containers(containers) => containers.import_root(build, root).await?,
             Self::Qemu(qemus, _) => qemus.import_root(build, root).await?,
             Self::Firecracker(firecrackers, _) => firecrackers.import_root(build, root).await?,
-        })
+        }
+        Ok(())
     }
 
     /// Keeps machines of a build ready from now on, where the runtime prepares any.

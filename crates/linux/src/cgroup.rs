@@ -72,6 +72,10 @@ impl Groups {
     /// # Errors
     /// What the kernel answered.
     pub fn create(&self, id: &str, limits: Limits) -> io::Result<Vec<OwnedFd>> {
+        if self.parents().iter().any(|parent| !parent.exists()) {
+            // It was closed, and there is more to come.
+            self.prepare()?;
+        }
         for dir in self.dirs(id) {
             match fs::create_dir(&dir) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -182,6 +182,7 @@ impl Disks {
         }
     }
 
+    #[cfg(test)]
     pub(crate) fn images(&self, disk: &Disk) -> Vec<Image> {
         disk.layers.iter().map(|layer| self.image(*layer)).collect()
     }

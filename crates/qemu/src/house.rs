@@ -49,6 +49,8 @@ pub(crate) struct House {
     pub(crate) network: Option<Network>,
     /// `None` where the daemon is not root: then all are whoever it is.
     pub(crate) users: Option<Users>,
+    /// Where QEMUs are, with nobody to talk to: their networks come as files. `None`: where the daemon is, which is not root.
+    netns: Option<OwnedFd>,
     /// By which what QEMUs use is bounded; `None` where the daemon is not root, or the machine has none.
     pub(crate) groups: Option<Groups>,
     /// States that need not be measured again.
@@ -103,6 +105,10 @@ impl House {
             users: numbered
                 .filter(|_| is_root)
                 .map(|number| Users::of(number, probed.accel)),
+            netns: is_root
+                .then(linux::netns::fresh)
+                .transpose()
+                .at("making a network namespace for QEMUs")?,
             groups: numbered.filter(|_| is_root).and_then(groups),
             measured: Measured::default(),
             _instance: instance,
@@ -248,6 +254,12 @@ impl House {
             .at(format!("bounding what QEMU {id} uses"))
     }
 
+    /// The network namespace for a QEMU to be started in.
+    pub(crate) fn netns(&self) -> Result<Option<OwnedFd>, Step> {
+        let netns = self.netns.as_ref().map(OwnedFd::try_clone);
+        netns.transpose().at("handing a network namespace over")
+    }
+
     /// Removes the control groups of a QEMU that has ended.
     fn leave(&self, id: ExecutionId) -> Result<(), Step> {
         match &self.groups {
@@ -378,10 +390,13 @@ impl House {
         let dir = self.sockets_dir(id);
         fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
         let user = self.users.as_ref().map(Users::without_machine);
-        let flat = match self.join(id, MiB(0), 1) {
-            Ok(groups) => {
+        let joined = self
+            .join(id, MiB(0), 1)
+            .and_then(|groups| Ok((self.netns()?, groups)));
+        let flat = match joined {
+            Ok((netns, groups)) => {
                 let program = &self.config.qemu;
-                flatten::flatten(program, &self.disks, &disk, into, &dir, user, groups).await
+                flatten::flatten(program, &self.disks, &disk, into, &dir, user, netns, groups).await
             }
             Err(error) => Err(error),
         };

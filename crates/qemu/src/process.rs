@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use linux::netns;
 use linux::process::Identity;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
@@ -46,6 +47,8 @@ pub(crate) struct Rights {
     pub(crate) file_bytes: u64,
     /// Threads that run a guest's instructions.
     pub(crate) cpus: u32,
+    /// The network namespace that it is in; `None`: the daemon's.
+    pub(crate) netns: Option<OwnedFd>,
     /// Control groups that it is in from the beginning, by the files by which it joins them.
     pub(crate) groups: Vec<OwnedFd>,
 }
@@ -104,7 +107,14 @@ impl Process {
         for given in rights.given {
             linux::spawn::hand_down(&mut command, given);
         }
-        let child = command.spawn().at(step())?;
+        let child = match rights.netns {
+            Some(netns) => {
+                let home = netns::current().at(step())?;
+                netns::within(netns.as_fd(), home.as_fd(), || command.spawn()).at(step())?
+            }
+            None => command.spawn(),
+        };
+        let child = child.at(step())?;
         drop(command);
         let pid = child.id();
         // It is our child and nobody has waited for it, so its number is its own.
@@ -255,6 +265,7 @@ mod tests {
             given: Vec::new(),
             file_bytes: 1 << 20,
             cpus: 1,
+            netns: None,
             groups: Vec::new(),
         }
     }

@@ -352,6 +352,7 @@ impl House {
             given: prepared.into_descriptors().chain(tap).collect(),
             file_bytes: file_bytes_max(record.disk.size_bytes).max(state_bytes_max),
             cpus: resources.cpu,
+            netns: self.netns()?,
             groups,
         };
         let process = Process::start(&self.config.qemu, &arguments(&shape), rights)?;

@@ -183,13 +183,13 @@ def test_a_signature_for_one_file_opens_no_other(sandbox):
 
 def test_a_full_disk_is_an_error_inside_and_nothing_more(fresh):
     sandbox = fresh()
-    sandbox.commands.run("fallocate -l $(df -Pk /tmp | awk 'END {print $4 - 4096}')K /tmp/fill && dd if=/dev/zero of=/tmp/more bs=1M 2>/dev/null || true; sync", timeout=0)
+    sandbox.commands.run("fallocate -l $(df -Pk /tmp | awk 'END {print $4 - 4096}')K /tmp/fill && dd if=/dev/zero of=/tmp/fill3 bs=1M 2>/dev/null || true; sync", timeout=0)
     free = int(sandbox.commands.run("df -Pk /tmp | tail -1 | awk '{print $4}'").stdout)
     if free > 1024:
         sandbox.commands.run(f"fallocate -l {free - 256}K /tmp/fill2 || true")
     with pytest.raises(Exception, match="(?i)space"):
         sandbox.files.write("/tmp/more", b"x" * 4_000_000)
-    sandbox.commands.run("rm -f /tmp/fill /tmp/fill2")
+    sandbox.commands.run("rm -f /tmp/fill /tmp/fill2 /tmp/fill3")
     sandbox.files.write("/tmp/more", b"x" * 4_000_000)
 
 

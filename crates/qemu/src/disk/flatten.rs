@@ -30,6 +30,7 @@ pub(crate) async fn flatten(
     into: Layer,
     dir: &Path,
     user: Option<User>,
+    netns: Option<OwnedFd>,
     groups: Vec<OwnedFd>,
 ) -> Result<Disk, Step> {
     assert_eq!(into.format, Format::Qcow2, "what lies on another is no raw image");
@@ -72,6 +73,7 @@ pub(crate) async fn flatten(
             .collect(),
         file_bytes: file_bytes_max(disk.size_bytes),
         cpus: 0,
+        netns,
         groups,
     };
     let process = Process::start(program, &arguments, rights)?;
@@ -188,7 +190,7 @@ mod tests {
         let into = Disks::draw(Format::Qcow2);
         let user = is_root().then(|| Users::of(0, Accel::Tcg).without_machine());
         let program = Path::new("qemu-system-x86_64");
-        let flat = flatten(program, &disks, &disk, into, dir.path(), user, Vec::new())
+        let flat = flatten(program, &disks, &disk, into, dir.path(), user, None, Vec::new())
             .await
             .unwrap();
         assert_eq!(flat.layers, [base, into]);

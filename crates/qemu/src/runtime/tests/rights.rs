@@ -77,6 +77,15 @@ async fn each_machine_is_a_user_of_its_own_that_has_what_it_was_given_and_reache
         );
         assert_eq!(first.facts()["user"], user.uid.to_string());
 
+        // It can talk to nobody of the host's.
+        let netns = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+        assert_ne!(netns(pid), netns(std::process::id()));
+        let links = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
+        assert!(
+            links.lines().skip(2).all(|link| link.trim().starts_with("lo:")),
+            "{links}"
+        );
+
         // It has its disk, and writes to what is its own of it.
         let data = world.dir.path().join("data");
         let image = |vm: &Vm, depth: usize| runtime.house.disks.image(vm.record().disk.layers[depth]).path;
@@ -217,6 +226,7 @@ async fn of_an_older_daemon(world: &World, runtime: &Qemus) -> (MachineSpec, Pro
         given: Vec::new(),
         file_bytes: 1 << 30,
         cpus: 1,
+        netns: None,
         groups: Vec::new(),
     };
     let process = Process::start(&house.config.qemu, &line, rights).unwrap();
@@ -352,6 +362,7 @@ async fn what_a_machine_uses_of_the_host_is_bounded_and_its_groups_go_with_it() 
         }
         machine.stop(Fate::Discard).await.unwrap();
         assert!(groups.ids().is_empty());
+        let first = (vm, machine);
         // What a daemon that died left is ended and removed, though nothing names it any more.
         let (vm, machine) = start(&runtime, &world.spec()).await;
         let id = vm.execution.to_string();
@@ -366,15 +377,15 @@ async fn what_a_machine_uses_of_the_host_is_bounded_and_its_groups_go_with_it() 
         let mut stray = Command::new("/bin/sleep");
         stray.arg("600");
         linux::spawn::join(&mut stray, files.unwrap());
-        let mut stray = stray.spawn().unwrap();
+        let mut stray = tokio::process::Command::from(stray);
+        let mut stray = stray.kill_on_drop(true).spawn().unwrap();
         let mut there = [id.clone(), "left".to_owned()];
         there.sort();
         assert_eq!(groups.ids(), there);
-        drop((vm, machine, runtime));
-        // Until it is waited for it is in its group, a zombie of ours.
-        let reaped = std::thread::spawn(move || stray.wait());
+        drop((first, vm, machine, runtime));
         let (runtime, recovered) = world.daemon().await;
-        assert!(!reaped.join().unwrap().unwrap().success());
+        let ended = tokio::time::timeout(SOON, stray.wait()).await;
+        assert!(!ended.expect("it was ended").unwrap().success());
         assert_eq!((recovered.machines.len(), groups.ids()), (1, vec![id]));
         for (_, machine) in &recovered.machines {
             machine.stop(Fate::Discard).await.unwrap();
