@@ -149,7 +149,6 @@ fn qemu_config(settings: &Resolved) -> Result<qemu::Config> {
     Ok(qemu::Config {
         data: settings.data_dir.join("qemu"),
         qemu: settings.qemu.clone(),
-        qemu_img: settings.qemu.with_file_name("qemu-img"),
         guest: qemu::Guest::from(&bundle),
         network: has_network,
         offline: !has_network,

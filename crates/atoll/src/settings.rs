@@ -64,7 +64,7 @@ pub(crate) struct Settings {
     /// container].
     #[arg(long, env = "ATOLL_RUNTIME", value_enum)]
     runtime: Option<RuntimeKind>,
-    /// The program `qemu-system-x86_64`, beside which lies `qemu-img` [default: the one on the PATH].
+    /// The program `qemu-system-x86_64` [default: the one on the PATH].
     #[arg(long, env = "ATOLL_QEMU")]
     qemu: Option<PathBuf>,
     /// The program `firecracker`, beside which lies its `jailer` [default: the one on the PATH].

@@ -20,7 +20,7 @@ use crate::memory::{Fits, Measured, Memory};
 use crate::network::Network;
 use crate::policy::Offered;
 use crate::probe::Probed;
-use crate::process::{end, threads_max};
+use crate::process::{Rights, end, threads_max};
 use crate::record::{Book, FORM, Machine};
 use crate::runtime::Config;
 use crate::users::{self, Users};
@@ -254,6 +254,18 @@ impl House {
             .at(format!("bounding what QEMU {id} uses"))
     }
 
+    /// What a QEMU that has no machine may do, beside what it is given.
+    fn rights_without_machine(&self, id: ExecutionId) -> Result<Rights, Step> {
+        Ok(Rights {
+            user: self.users.as_ref().map(Users::without_machine),
+            given: Vec::new(),
+            file_bytes: 0,
+            cpus: 0,
+            netns: self.netns()?,
+            groups: self.join(id, MiB(0), 1)?,
+        })
+    }
+
     /// The network namespace for a QEMU to be started in.
     pub(crate) fn netns(&self) -> Result<Option<OwnedFd>, Step> {
         let netns = self.netns.as_ref().map(OwnedFd::try_clone);
@@ -389,15 +401,9 @@ impl House {
         let id = ExecutionId::random();
         let dir = self.sockets_dir(id);
         fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
-        let user = self.users.as_ref().map(Users::without_machine);
-        let joined = self
-            .join(id, MiB(0), 1)
-            .and_then(|groups| Ok((self.netns()?, groups)));
-        let flat = match joined {
-            Ok((netns, groups)) => {
-                let program = &self.config.qemu;
-                flatten::flatten(program, &self.disks, &disk, into, &dir, user, netns, groups).await
-            }
+        let rights = self.rights_without_machine(id);
+        let flat = match rights {
+            Ok(rights) => flatten::flatten(&self.config.qemu, &self.disks, &disk, into, &dir, rights).await,
             Err(error) => Err(error),
         };
         let _ = remove_dir(&dir);

@@ -58,8 +58,6 @@ pub struct Config {
     pub data: PathBuf,
     /// The program `qemu-system-x86_64`.
     pub qemu: PathBuf,
-    /// The program `qemu-img`. Nothing is asked of it any more.
-    pub qemu_img: PathBuf,
     /// What guests boot from.
     pub guest: Guest,
     /// Machines are given a network, with the firewall of [`net`] before it, and every policy is kept. It takes root

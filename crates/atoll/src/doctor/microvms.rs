@@ -8,7 +8,7 @@ use container::probe::{Check, Verdict};
 use crate::kernel;
 use crate::settings::Resolved;
 
-/// Looks at QEMU, at its tools, and at what guests boot from.
+/// Looks at QEMU, and at what guests boot from.
 pub(super) fn look(settings: &Resolved) -> Result<Vec<Check>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -35,8 +35,7 @@ pub(super) fn look(settings: &Resolved) -> Result<Vec<Check>> {
             found,
             "Debian: apt-get install qemu-system-x86; and KVM, where the machine has it",
         ),
-        tool(&settings.qemu.with_file_name("qemu-img"), "qemu-utils"),
-        tool(Path::new("mkfs.ext4"), "e2fsprogs"),
+        mkfs(),
         guest_kernel(settings),
         Check::new(
             "network of microVMs",
@@ -96,29 +95,20 @@ pub(super) fn look_at_firecracker(settings: &Resolved) -> Result<Vec<Check>> {
             if is_root { "root" } else { "not root" },
             "run as root: the jailer needs it",
         ),
-        tool(Path::new("mkfs.ext4"), "e2fsprogs"),
+        mkfs(),
         guest_kernel(settings),
     ])
 }
 
-fn tool(program: &Path, package: &str) -> Check {
-    let name = program
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
-    let answers = Command::new(program).arg("--version").output();
-    // mkfs.ext4 knows another word for that, and says so.
-    let is_there = answers.is_ok();
-    let found = if is_there { "is there" } else { "cannot be started" };
+fn mkfs() -> Check {
+    // It knows another word for that, and says so.
+    let is_there = Command::new("mkfs.ext4").arg("--version").output().is_ok();
     Check::new(
-        match name {
-            "qemu-img" => "qemu-img",
-            _ => "mkfs.ext4",
-        },
+        "mkfs.ext4",
         is_there,
         Verdict::Missing,
-        found,
-        &format!("Debian: apt-get install {package}"),
+        if is_there { "is there" } else { "cannot be started" },
+        "Debian: apt-get install e2fsprogs",
     )
 }
 

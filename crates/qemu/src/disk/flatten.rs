@@ -1,6 +1,5 @@
 //! Making one image of those between the lowest and the uppermost: what they hold is streamed into a new one, by a QEMU
 //! that has no machine. They stay as they are, since others may lie on them.
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +10,6 @@ use super::{Disk, Disks, Format, Layer, file_bytes_max};
 use crate::command::{self, Lent, Sockets, node_name};
 use crate::process::{Process, Rights};
 use crate::qmp::{Qmp, QmpError};
-use crate::users::User;
 use ports::step::{At, Step};
 
 /// A disk that was written to and fro for weeks is read in minutes; what takes longer is given up, and tried another time.
@@ -22,16 +20,15 @@ const LOOK: Duration = Duration::from_millis(50);
 const JOB: &str = "flatten";
 
 /// Writes what `disk` holds over its lowest image into `into`, which is not there yet. `dir` is where its QEMU listens, and what
-/// that is called after. It reads what machines wrote: `user`, whom it runs as, is nobody else.
+/// that is called after. It reads what machines wrote: whom it runs as is nobody else. To
+/// `rights` comes what it is given.
 pub(crate) async fn flatten(
     program: &Path,
     disks: &Disks,
     disk: &Disk,
     into: Layer,
     dir: &Path,
-    user: Option<User>,
-    netns: Option<OwnedFd>,
-    groups: Vec<OwnedFd>,
+    rights: Rights,
 ) -> Result<Disk, Step> {
     assert_eq!(into.format, Format::Qcow2, "what lies on another is no raw image");
     disks.make(into, disk.size_bytes)?;
@@ -65,16 +62,13 @@ pub(crate) async fn flatten(
     arguments.extend(["-mon".into(), "chardev=qmp,mode=control".into()]);
     arguments.extend(command::images(&lent));
     let rights = Rights {
-        user,
         given: opened
             .into_iter()
             .flat_map(super::Opened::into_descriptors)
             .chain(listeners)
             .collect(),
         file_bytes: file_bytes_max(disk.size_bytes),
-        cpus: 0,
-        netns,
-        groups,
+        ..rights
     };
     let process = Process::start(program, &arguments, rights)?;
     let streamed = match process.listen(&sockets.qmp, &sockets.serial).await {
@@ -188,9 +182,16 @@ mod tests {
             size_bytes: 18 << 20,
         };
         let into = Disks::draw(Format::Qcow2);
-        let user = is_root().then(|| Users::of(0, Accel::Tcg).without_machine());
+        let rights = Rights {
+            user: is_root().then(|| Users::of(0, Accel::Tcg).without_machine()),
+            given: Vec::new(),
+            file_bytes: 0,
+            cpus: 0,
+            netns: None,
+            groups: Vec::new(),
+        };
         let program = Path::new("qemu-system-x86_64");
-        let flat = flatten(program, &disks, &disk, into, dir.path(), user, None, Vec::new())
+        let flat = flatten(program, &disks, &disk, into, dir.path(), rights)
             .await
             .unwrap();
         assert_eq!(flat.layers, [base, into]);

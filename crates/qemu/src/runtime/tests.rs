@@ -127,7 +127,6 @@ impl World {
         Config {
             data: self.dir.path().join("data"),
             qemu: "qemu-system-x86_64".into(),
-            qemu_img: "qemu-img".into(),
             guest: Guest {
                 kernel: self.dir.path().join("kernel"),
                 initrd: self.dir.path().join("initrd"),
