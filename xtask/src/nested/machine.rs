@@ -126,11 +126,10 @@ impl Machine {
     pub(super) fn keep(self) -> PathBuf {
         let dir = self.dir.clone();
         drop(self);
-        for disk in ["data", "programs.ext4"] {
-            let _ = fs::remove_file(dir.join(disk));
-        }
         let kept = dir.with_file_name("console.log");
         let _ = fs::rename(dir.join("console"), &kept);
+        let _ = fs::rename(dir.join("qemu.log"), dir.with_file_name("qemu.log"));
+        let _ = fs::remove_dir_all(dir);
         kept
     }
 

@@ -1,13 +1,21 @@
+use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use model::{ExecutionId, MiB, NetworkPolicy, Resources};
 use ports::guest::DialError;
-use ports::runtime::Ended;
+use ports::runtime::{Disk as Fate, DiskOrigin, Ended};
+use ports::step::Step;
 use tokio::io::AsyncWriteExt as _;
+use uuid::Uuid;
 
 use self::fake::{Fakes, Orders, until};
+use super::start::told;
 use super::*;
-use crate::api::request;
+use crate::api::request::{self, InstanceState};
+use crate::jail::{Inside, take_back};
+use crate::machine::{Vm, keep};
+use crate::memory::{self, Pages, Place};
+use crate::process::Process;
 use crate::version::Version;
 
 mod boot;
