@@ -97,7 +97,7 @@ const TO_TEST: &[Need] = &[
     Need {
         program: "qemu-img",
         package: "qemu-utils",
-        why: "makes their disks",
+        why: "checks their disks",
     },
 ];
 

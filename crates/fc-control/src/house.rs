@@ -14,7 +14,6 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::disk::Files;
-use crate::identity::started_with;
 use crate::jail::{Jail, Jails, PROGRAM, remove_dir, take_back};
 use crate::memory::{self, Fits, Known, Memory, Pages};
 use crate::network::Slots;
@@ -22,6 +21,7 @@ use crate::probe::Probed;
 use crate::process::{Launch, kill_if};
 use crate::record::{Book, Disk, FORM, Kept, Machine};
 use crate::runtime::Config;
+use crate::stray::started_with;
 
 /// The longest path of a Unix socket, with its end.
 const SOCKET_PATH_MAX: usize = 107;

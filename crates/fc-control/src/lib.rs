@@ -32,7 +32,6 @@ mod cgroup;
 mod disk;
 mod filter;
 mod house;
-mod identity;
 mod import;
 mod jail;
 mod kernel;
@@ -45,6 +44,7 @@ mod probe;
 mod process;
 mod record;
 mod runtime;
+mod stray;
 mod version;
 
 pub use filter::Toothless;

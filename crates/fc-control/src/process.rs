@@ -16,9 +16,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::api::Api;
-use crate::identity::Identity;
 use crate::jail::Jail;
 use crate::log::Log;
+use linux::process::Identity;
 
 /// The jailer is done in some ten milliseconds; with many mounts on the host, and many beside it, it takes ten times as long.
 const JAILED_WITHIN: Duration = Duration::from_secs(30);
@@ -121,7 +121,7 @@ impl Process {
             }
         };
         // It lives, or nobody has waited for it yet but whoever inherits it: what has become of its number is looked at below.
-        let identity = Identity::of(pid)?;
+        let identity = Identity::of(pid).at(format!("reading the start time of process {pid}"))?;
         let process = Self::watch(identity, log, is_heard)?;
         if !process.identity.is_alive() {
             return Err(process.ended_with().await).at(step());

@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::identity::Identity;
 use crate::memory::{Memory, Pages};
+use linux::process::Identity;
 
 /// An image, and how much can be written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,15 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ports::step::{At, Step};
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
-use rustix::io::Errno;
 
 use crate::host::{DIRECTORIES_OF_PROGRAMS, WANTED, furnish, names, program};
 use crate::packages::{INFO, Packages, STATUS, owners};
+use crate::tree::{dress, put};
 
 /// What nobody misses who works with a machine by program: manuals, and messages in other languages.
 const LEFT_OUT: [&str; 4] = [
@@ -159,48 +158,10 @@ fn take(from: &Path, to: &Path) -> Result<bool, Step> {
         dress(to, &about).at(step())?;
         return Ok(true);
     }
-    link(from, to, &about).at(step()).map(|()| false)
-}
-
-fn link(from: &Path, to: &Path, about: &fs::Metadata) -> io::Result<()> {
-    match rustix::fs::linkat(CWD, from, CWD, to, AtFlags::empty()) {
-        Ok(()) | Err(Errno::EXIST) => return Ok(()),
-        // Another file system, or a file with as many names as it can have, or one that is not ours.
-        Err(Errno::XDEV | Errno::PERM | Errno::MLINK) => {}
-        Err(error) => return Err(error.into()),
+    match put(from, to, &about) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        put => put.at(step()).map(|()| false),
     }
-    if about.is_symlink() {
-        std::os::unix::fs::symlink(fs::read_link(from)?, to)?;
-        return own(to, about);
-    }
-    fs::copy(from, to)?;
-    dress(to, about)
-}
-
-fn own(path: &Path, about: &fs::Metadata) -> io::Result<()> {
-    match std::os::unix::fs::lchown(path, Some(about.uid()), Some(about.gid())) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        owned => owned,
-    }
-}
-
-fn dress(path: &Path, about: &fs::Metadata) -> io::Result<()> {
-    own(path, about)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(about.mode() & 0o7777))?;
-    let time = |sec, nsec| Timespec {
-        tv_sec: sec,
-        tv_nsec: nsec,
-    };
-    let times = Timestamps {
-        last_access: time(about.atime(), about.atime_nsec()),
-        last_modification: time(about.mtime(), about.mtime_nsec()),
-    };
-    Ok(rustix::fs::utimensat(
-        CWD,
-        path,
-        &times,
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?)
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -212,6 +173,8 @@ fn remove(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn machine(with_packages: bool) -> tempfile::TempDir {

@@ -68,7 +68,7 @@ impl Drop for World {
     fn drop(&mut self) {
         let ids = fs::read_dir(self.dir.path().join("data/jail/firecracker"));
         for id in ids.into_iter().flatten().flatten() {
-            for pid in crate::identity::started_with("--id", &id.file_name().to_string_lossy()) {
+            for pid in crate::stray::started_with("--id", &id.file_name().to_string_lossy()) {
                 crate::process::kill_if(pid, |_| true);
             }
         }
