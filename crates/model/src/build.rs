@@ -3,7 +3,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::recipe::Recipe;
-use crate::{BuildId, NodeId, Resources, TeamId, TemplateId};
+use crate::{BuildId, NodeId, ProcessId, Resources, TeamId, TemplateId};
 
 /// One build of a template, from its registration on.
 ///
@@ -29,6 +29,9 @@ pub struct Build {
     pub recipe: Option<Recipe>,
     /// Who builds it, or has built it.
     pub node: Option<NodeId>,
+    /// Which process of the control plane carries it through, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner: Option<Runner>,
     /// When it was registered.
     pub created_at: SystemTime,
     /// When it last changed.
@@ -37,6 +40,15 @@ pub struct Build {
     pub finished_at: Option<SystemTime>,
     /// Counts the writes; a write names the version that it read.
     pub version: u64,
+}
+
+/// A process that carries a build through, and that it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runner {
+    /// Which.
+    pub process: ProcessId,
+    /// Counts on while it lives: one that stands still is dead, or cannot reach the store.
+    pub beat: u64,
 }
 
 /// How far a build is.

@@ -155,6 +155,10 @@ uuid_id! {
     /// A machine that runs sandboxes. Kept in its data directory, so it survives restarts.
     NodeId, "node id"
 }
+uuid_id! {
+    /// One life of a process of the control plane: drawn at its start.
+    ProcessId, "process id"
+}
 
 #[cfg(test)]
 mod tests {

@@ -27,8 +27,10 @@ mod team;
 mod template;
 mod volume;
 
-pub use build::{Build, BuildFailure, BuildStatus, BuildStep};
-pub use id::{BuildId, ExecutionId, IdError, KeyId, NodeId, SandboxId, TeamId, TemplateId, UserId, VolumeId};
+pub use build::{Build, BuildFailure, BuildStatus, BuildStep, Runner};
+pub use id::{
+    BuildId, ExecutionId, IdError, KeyId, NodeId, ProcessId, SandboxId, TeamId, TemplateId, UserId, VolumeId,
+};
 pub use kind::Kind;
 pub use lifecycle::{Lifecycle, OnTimeout, PauseMode};
 pub use network::{Cidr, CidrError, MaskHost, MaskHostError, NetworkPolicy};

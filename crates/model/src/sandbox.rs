@@ -51,10 +51,26 @@ pub struct Sandbox {
     /// How much of its memory the last pause kept; of use while it is paused.
     #[serde(default)]
     pub kept: Memory,
+    /// The pause by which it leaves a node that is to be emptied: while it is paused under this name, it is on its way to another
+    /// one, and is resumed there without being asked for. Of no use in any other phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<BuildId>,
     /// What it may reach.
     pub network: NetworkPolicy,
     /// Whether envd asks for the sandbox's access token.
     pub secure: bool,
     /// Whether its envd did not answer when it was paused (contract 3.5, connect).
     pub envd_unresponsive_at_pause: bool,
+}
+
+impl Sandbox {
+    /// Whether it is paused, or is being paused, to go on on another node.
+    #[must_use]
+    pub fn is_moving(&self) -> bool {
+        match self.phase {
+            Phase::Paused { snapshot, .. } => self.moving == Some(snapshot),
+            Phase::Pausing { into, .. } => self.moving == Some(into),
+            _ => false,
+        }
+    }
 }

@@ -3,12 +3,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ports::StoreError;
+use sqlx::migrate::{Migrate as _, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Connection, SqliteConnection, SqlitePool};
 
 use crate::checkpoint::Checkpoints;
+use crate::migrate::{Applied, MigrateError, Migrated};
 use crate::writer::{Statement, Writer};
 
 /// Readers: a listing that takes long must not stop a create, and the machine may have two cores only.
@@ -20,6 +22,8 @@ const BUSY: Duration = Duration::from_secs(5);
 const WAL_PAGES_MAX: u32 = 32_768;
 /// How long a read waits for a free reader. Reads take microseconds: longer means that the disk hangs.
 const READER_WAIT: Duration = Duration::from_secs(10);
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// All stores over one SQLite file.
 pub struct Sqlite {
@@ -34,21 +38,9 @@ impl Sqlite {
     /// # Errors
     /// [`StoreError::Away`] where it cannot be opened, or is of a newer version than this program.
     pub async fn open(path: &Path) -> Result<Arc<Self>, StoreError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
-            .foreign_keys(true)
-            .busy_timeout(BUSY)
-            // Credentials are taken out of builds that are over: they must not stay in pages that are free.
-            .pragma("secure_delete", "ON")
-            .pragma("wal_autocheckpoint", WAL_PAGES_MAX.to_string());
+        let options = options(path);
         let mut connection = SqliteConnection::connect_with(&options).await.map_err(away)?;
-        sqlx::migrate!("migrations/sqlite")
-            .run(&mut connection)
-            .await
-            .map_err(away)?;
+        catch_up(&mut connection).await.map_err(away)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .min_connections(1)
@@ -102,6 +94,53 @@ impl Sqlite {
     pub(crate) async fn write_all(&self, statements: Vec<Statement>) -> Result<u64, StoreError> {
         self.writer.write(statements).await
     }
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Normal)
+        .foreign_keys(true)
+        .busy_timeout(BUSY)
+        // Credentials are taken out of builds that are over: they must not stay in pages that are free.
+        .pragma("secure_delete", "ON")
+        .pragma("wal_autocheckpoint", WAL_PAGES_MAX.to_string())
+}
+
+/// Applies what is missing. By this way in, for the usual one asks for more than a task that is spawned can give.
+async fn catch_up(connection: &mut SqliteConnection) -> Result<(), sqlx::migrate::MigrateError> {
+    MIGRATIONS.run_direct(None, connection, false).await
+}
+
+/// Brings the database at `path` to this program's schema, as [`Sqlite::open`] does.
+pub(crate) async fn migrate(path: &Path) -> Result<Migrated, MigrateError> {
+    let failed = |error: sqlx::Error| MigrateError::Failed(error.into());
+    let mut connection = SqliteConnection::connect_with(&options(path))
+        .await
+        .map_err(failed)?;
+    connection.ensure_migrations_table(&MIGRATIONS.table_name).await?;
+    let known = connection.list_applied_migrations(&MIGRATIONS.table_name).await?;
+    catch_up(&mut connection).await?;
+    let is_new = |version: i64| known.iter().all(|earlier| earlier.version != version);
+    let applied = MIGRATIONS
+        .iter()
+        .filter(|migration| is_new(migration.version))
+        .map(|migration| Applied {
+            generation: migration.version,
+            name: migration.description.to_string(),
+        });
+    let migrated = Migrated {
+        applied: applied.collect(),
+        generation: MIGRATIONS
+            .iter()
+            .map(|migration| migration.version)
+            .max()
+            .unwrap_or_default(),
+    };
+    connection.close().await.map_err(failed)?;
+    Ok(migrated)
 }
 
 /// What is neither missing nor in conflict is a store that is away.

@@ -71,6 +71,7 @@ async fn credentials_that_are_taken_out_of_a_build_are_not_in_the_file_any_more(
             password: Secret::new(needle.repeat(200)),
         }))),
         node: None,
+        runner: None,
         created_at: at,
         updated_at: at,
         finished_at: None,

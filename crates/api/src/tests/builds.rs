@@ -85,6 +85,7 @@ impl TemplateManager for Builds {
             },
             recipe: None,
             node: None,
+            runner: None,
             created_at: now,
             updated_at: now,
             finished_at: None,

@@ -91,6 +91,26 @@ impl fmt::Display for Key {
     }
 }
 
+impl std::str::FromStr for Key {
+    type Err = crate::id::IdError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = crate::id::IdError("key of a step");
+        let digits = text.as_bytes();
+        let is_plain = digits
+            .iter()
+            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+        if digits.len() != 64 || !is_plain {
+            return Err(bad);
+        }
+        let mut key = [0; 32];
+        for (byte, pair) in key.iter_mut().zip(text.as_bytes().chunks(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| bad)?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| bad)?;
+        }
+        Ok(Self(key))
+    }
+}
+
 /// A step, as a node carries it out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planned<'a> {

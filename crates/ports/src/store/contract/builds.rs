@@ -26,6 +26,7 @@ pub fn build(template: TemplateId) -> Build {
         resources: Resources::default(),
         recipe: None,
         node: None,
+        runner: None,
         created_at: at(0),
         updated_at: at(0),
         finished_at: None,

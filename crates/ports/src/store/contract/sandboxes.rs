@@ -6,7 +6,7 @@ use model::{
     Resources, Sandbox, SandboxId, Seat, Settings, State, TeamId, TemplateId,
 };
 
-use super::join_all;
+use super::{ODD_TEXTS, join_all};
 use crate::store::{Cursor, SandboxQuery, SandboxStore, StoreError};
 
 /// A running sandbox.
@@ -35,6 +35,7 @@ pub fn sandbox(team: TeamId) -> Sandbox {
         settings: Settings::default(),
         volumes: Vec::new(),
         kept: Memory::None,
+        moving: None,
         network: NetworkPolicy::default(),
         secure: true,
         envd_unresponsive_at_pause: false,
@@ -361,4 +362,96 @@ pub async fn the_gone_are_not_live_and_are_forgotten_in_time(store: &dyn Sandbox
             >= 1
     );
     assert_eq!(store.get(ended.id).await.unwrap(), None);
+}
+
+/// A label is found by exactly its own text, however odd or long it is, among the team's sandboxes and in every state that
+/// clients see; what is found follows a change of the labels.
+pub async fn labels_hold_every_character_and_are_found_by_their_own_team(store: &dyn SandboxStore) {
+    let (ours, theirs) = (TeamId::random(), TeamId::random());
+    let long = "x".repeat(100_000);
+    let texts: Vec<&str> = ODD_TEXTS.into_iter().chain(["", &long]).collect();
+    let mut stored = Vec::new();
+    for team in [ours, theirs] {
+        for (at, text) in texts.iter().enumerate() {
+            let value = texts[(at + 1) % texts.len()];
+            let sandbox = Sandbox {
+                metadata: BTreeMap::from([
+                    ((*text).to_owned(), value.to_owned()),
+                    ("all".to_owned(), "1".to_owned()),
+                ]),
+                phase: if at % 2 == 0 {
+                    paused()
+                } else {
+                    sandbox(team).phase
+                },
+                ..sandbox(team)
+            };
+            store.insert(&sandbox).await.unwrap();
+            stored.push(sandbox);
+        }
+    }
+    for one in &stored {
+        let query = SandboxQuery {
+            metadata: one.metadata.clone(),
+            ..everything(one.team)
+        };
+        assert_eq!(ids(store, &query).await, [one.id], "{:?}", one.metadata);
+    }
+    let mut query = SandboxQuery {
+        metadata: BTreeMap::from([("all".to_owned(), "1".to_owned())]),
+        ..everything(ours)
+    };
+    assert_eq!(ids(store, &query).await.len(), texts.len());
+    let mut changed = stored[0].clone();
+    changed.metadata = BTreeMap::from([("other".to_owned(), "1".to_owned())]);
+    store.update(&changed).await.unwrap();
+    assert_eq!(ids(store, &query).await.len(), texts.len() - 1);
+    query.metadata = changed.metadata;
+    assert_eq!(ids(store, &query).await, [changed.id]);
+}
+
+/// However many live: each that is there all the time is told, and none twice.
+pub async fn of_many_that_live_each_is_told_once(store: &dyn SandboxStore) {
+    let team = TeamId::random();
+    let all: Vec<_> = (0..2_345).map(|_| sandbox(team)).collect();
+    for some in all.chunks(100) {
+        for stored in join_all(some.iter().map(|sandbox| store.insert(sandbox))).await {
+            stored.unwrap();
+        }
+    }
+    let live = store.live().await.unwrap();
+    let mut told: Vec<_> = live
+        .iter()
+        .filter(|live| live.team == team)
+        .map(|live| live.id)
+        .collect();
+    told.sort_unstable();
+    let mut expected: Vec<_> = all.iter().map(|sandbox| sandbox.id).collect();
+    expected.sort_unstable();
+    assert!(told == expected, "{} of {} were told", told.len(), expected.len());
+}
+
+/// However many are gone, by whomever they are forgotten at the same time: each is counted once.
+pub async fn many_that_are_gone_are_forgotten_together(store: &dyn SandboxStore) {
+    let team = TeamId::random();
+    let why = KillReason::Requested;
+    let all: Vec<_> = (0..2_345)
+        .map(|_| Sandbox {
+            phase: Phase::Gone { why },
+            ..sandbox(team)
+        })
+        .collect();
+    for some in all.chunks(100) {
+        for stored in join_all(some.iter().map(|sandbox| store.insert(sandbox))).await {
+            stored.unwrap();
+        }
+    }
+    let later = SystemTime::now() + Duration::from_secs(60);
+    let counts = join_all((0..3).map(|_| store.forget_gone(later))).await;
+    let forgotten: u64 = counts.into_iter().map(|count| count.unwrap()).sum();
+    assert!(forgotten >= all.len() as u64, "{forgotten}");
+    for sandbox in [&all[0], &all[all.len() - 1]] {
+        assert_eq!(store.get(sandbox.id).await.unwrap(), None);
+    }
+    assert_eq!(store.forget_gone(later).await.unwrap(), 0);
 }

@@ -2,7 +2,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use model::{ApiKey, KeyId, Quota, Team, TeamId, TemplateId};
 
-use super::join_all;
+use super::{ODD_TEXTS, join_all};
 use crate::store::{StoreError, TeamStore};
 
 /// A team.
@@ -124,4 +124,24 @@ pub async fn the_seed_stays(store: &dyn TeamStore) {
     let first = seeds[0].as_ref().unwrap();
     assert_eq!(first.expose().len(), 32);
     assert!(seeds.iter().all(|seed| seed.as_ref().unwrap() == first));
+}
+
+/// What users call teams and keys comes back as it was, however odd it is, and is nobody else's name.
+pub async fn names_of_teams_and_keys_hold_every_character(store: &dyn TeamStore) {
+    let marker = TemplateId::random();
+    for text in ODD_TEXTS {
+        let name = format!("{marker}{text}");
+        assert_eq!(store.team_by_slug(&name).await.unwrap(), None);
+        assert_eq!(store.key_by_hash(&name).await.unwrap(), None);
+        let team = team(&name);
+        store.insert_team(&team).await.unwrap();
+        assert_eq!(store.team_by_slug(&name).await.unwrap().as_ref(), Some(&team));
+        let mut key = key(team.id, &name);
+        key.name = text.to_owned();
+        store.insert_key(&key).await.unwrap();
+        assert_eq!(store.keys(team.id).await.unwrap(), [key.clone()]);
+        key.name = format!("{text}{text}");
+        store.rename_key(team.id, key.id, &key.name).await.unwrap();
+        assert_eq!(store.key_by_hash(&name).await.unwrap(), Some((key, team)));
+    }
 }

@@ -5,7 +5,7 @@ use model::{
     BuildId, Memory, MiB, SandboxId, Settings, StartCommand, TeamId, Template, TemplateId, TemplateOrigin,
 };
 
-use super::join_all;
+use super::{ODD_TEXTS, join_all};
 use crate::store::{StoreError, TemplateStore};
 
 /// A template of a team with one name.
@@ -195,4 +195,20 @@ pub async fn of_many_writers_of_one_template_one_wins(store: &dyn TemplateStore)
     }
     let stored = store.get(first.id).await.unwrap().unwrap();
     assert_eq!(won, [stored.build_count]);
+}
+
+/// A name is found by exactly its own text, however odd that is.
+pub async fn a_template_name_holds_every_character(store: &dyn TemplateStore) {
+    let team = TeamId::random();
+    for name in ODD_TEXTS {
+        assert_eq!(store.named(team, name).await.unwrap(), None);
+        let template = Template {
+            public: true,
+            ..template(team, name)
+        };
+        store.insert(&template).await.unwrap();
+        assert_eq!(store.named(team, name).await.unwrap(), Some(template.clone()));
+        store.promoted(name).await.unwrap().unwrap();
+    }
+    assert_eq!(store.list(team).await.unwrap().len(), ODD_TEXTS.len());
 }

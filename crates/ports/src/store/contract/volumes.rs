@@ -2,6 +2,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use model::{MiB, TeamId, Volume, VolumeId};
 
+use super::ODD_TEXTS;
 use crate::store::StoreError;
 use crate::volumes::VolumeStore;
 
@@ -86,4 +87,15 @@ pub async fn a_removed_volume_leaves_its_name(store: &dyn VolumeStore) {
     assert_eq!(store.volume_named(team, "data").await.unwrap(), None);
     assert_eq!(store.volumes(team).await.unwrap(), [other]);
     store.insert_volume(&volume(team, "data")).await.unwrap();
+}
+
+/// A name is found by exactly its own text, however odd that is.
+pub async fn a_volume_name_holds_every_character(store: &dyn VolumeStore) {
+    let team = TeamId::random();
+    for name in ODD_TEXTS {
+        assert_eq!(store.volume_named(team, name).await.unwrap(), None);
+        let volume = volume(team, name);
+        store.insert_volume(&volume).await.unwrap();
+        assert_eq!(store.volume_named(team, name).await.unwrap(), Some(volume));
+    }
 }

@@ -1,0 +1,1 @@
+ports::store_contract!(where_installed crate::server::fresh());

@@ -1,0 +1,6 @@
+//! Real services for tests.
+pub mod consul;
+pub mod nomad;
+pub mod postgres;
+mod program;
+pub mod redis;
