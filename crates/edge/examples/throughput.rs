@@ -179,6 +179,7 @@ async fn open_edge(service: SocketAddr) -> (SocketAddr, String) {
             node: NodeId::random(),
             execution: ExecutionId::random(),
         },
+        version: 1,
         envd_token: None,
         traffic_token: None,
         mask_host: None,

@@ -6,6 +6,8 @@ use async_trait::async_trait;
 use model::{Kind, MaskHost, SandboxId, Seat, Secret};
 use tokio::sync::broadcast;
 
+pub mod contract;
+
 /// Where a running sandbox is reached, and what its traffic must present.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
@@ -13,6 +15,9 @@ pub struct Route {
     pub sandbox: SandboxId,
     /// Where it runs.
     pub seat: Seat,
+    /// The version of the stored sandbox that says so. Of two routes of one sandbox the one with the greater version is the
+    /// newer, whichever comes first.
+    pub version: u64,
     /// envd's access token, for a secured sandbox: finds the sandbox of a signed URL (contract 1.1).
     pub envd_token: Option<Secret<String>>,
     /// The token that traffic to ports other than envd's must carry, for private ingress.
@@ -43,18 +48,29 @@ impl CatalogError {
     }
 }
 
-/// Who serves which sandbox right now.
+/// Who serves which sandbox right now. A cache: what is lost of it is published again by the reconcilers.
+///
+/// A catalog that is shared by processes gives each a copy, which follows the others' changes within some milliseconds. While
+/// what is shared is away, a copy goes on answering what it knows, and whatever else is asked of it fails.
 #[async_trait]
 pub trait Catalog: Send + Sync {
-    /// Makes `route` visible to every edge, in place of any other route of the sandbox.
+    /// Makes `route` visible to every edge, in place of any older route of the sandbox: the newest version wins, and publishing
+    /// an older one changes nothing. Fails where not everybody is told; then this process finds it no more than others do.
     async fn publish(&self, route: Route) -> Result<(), CatalogError>;
-    /// Removes the route only while it still names `seat`, so a late withdraw cannot cut off a resumed sandbox.
+    /// Removes the route only while it still names `seat`, so a late withdraw cannot cut off a resumed sandbox. Where that
+    /// fails, this process does not find it any more, and others are told as soon as they can be.
     async fn withdraw(&self, sandbox: SandboxId, seat: Seat) -> Result<(), CatalogError>;
-    /// The route of a sandbox. Read-your-writes within one process.
+    /// The route of a sandbox. Read-your-writes within one process. What another has published is found once its publish has
+    /// returned, where no route of the sandbox was known before, and else as soon as this process has heard of it.
     async fn find(&self, sandbox: SandboxId) -> Result<Option<Arc<Route>>, CatalogError>;
-    /// All routes, for the search by signature.
+    /// The route of a sandbox as everybody finds it, for whoever keeps the catalog whole. A process may go on to serve, for a
+    /// while, what the shared catalog has lost: [`Catalog::find`] tells of that, this does not.
+    async fn published(&self, sandbox: SandboxId) -> Result<Option<Arc<Route>>, CatalogError> {
+        self.find(sandbox).await
+    }
+    /// All routes that this process knows, for the search by signature.
     async fn all(&self) -> Result<Vec<Arc<Route>>, CatalogError>;
-    /// Changes from now on. A receiver that lags must read [`Catalog::all`] again.
+    /// Changes from now on, each once. A receiver that lags must read [`Catalog::all`] again.
     fn changes(&self) -> broadcast::Receiver<RouteChange>;
 }
 
@@ -83,11 +99,14 @@ const UNPOISONED: &str = "nothing panics while it holds the routes";
 impl Catalog for Memory {
     async fn publish(&self, route: Route) -> Result<(), CatalogError> {
         let route = Arc::new(route);
-        let old = self
-            .routes
-            .write()
-            .expect(UNPOISONED)
-            .insert(route.sandbox, Arc::clone(&route));
+        let old = {
+            let mut routes = self.routes.write().expect(UNPOISONED);
+            let old = routes.get(&route.sandbox);
+            if old.is_some_and(|old| old.version > route.version || **old == *route) {
+                return Ok(());
+            }
+            routes.insert(route.sandbox, Arc::clone(&route))
+        };
         if let Some(old) = old.filter(|old| old.seat != route.seat) {
             let _ = self.changes.send(RouteChange::Withdrawn(old.sandbox, old.seat));
         }
@@ -118,4 +137,16 @@ impl Catalog for Memory {
     fn changes(&self) -> broadcast::Receiver<RouteChange> {
         self.changes.subscribe()
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::Memory;
+
+    crate::catalog_contract!(async {
+        let catalog = Arc::new(Memory::default());
+        ((), Arc::clone(&catalog), catalog)
+    });
 }

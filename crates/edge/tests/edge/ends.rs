@@ -84,8 +84,12 @@ async fn a_flood_of_changes_loses_no_withdrawal() {
     }
     // More changes, in one go of one thread, than the catalog keeps for a slow reader.
     house.kill(&killed).await;
-    for _ in 0..5000 {
-        house.catalog.publish((*spared).clone()).await.unwrap();
+    for version in 2..5002 {
+        let again = ports::Route {
+            version,
+            ..(*spared).clone()
+        };
+        house.catalog.publish(again).await.unwrap();
     }
     assert!(chunk(&mut bodies[0]).await.expect("no clean end").is_err());
     let answer = send(house.address, bare(post(&spared, ENVD_PORT, "/"))).await;

@@ -75,6 +75,7 @@ impl House {
                 node: NodeId::random(),
                 execution: ExecutionId::random(),
             },
+            version: 1,
             envd_token: Some(Secret::new("envd-token".to_owned())),
             traffic_token: None,
             mask_host: None,
