@@ -8,8 +8,13 @@
 //! Blobs            bytes under names         (local disk; S3)
 //! Catalog          who serves which sandbox  (memory; Redis)
 //! Limits           rates of each team        (memory; Redis)
+//! Shares           what teams hold of their quotas (memory; Redis)
+//! Idempotency      what was answered to which key (memory; Redis)
 //! Bus              what has happened         (memory; Redis Streams)
+//! Queue            what is to be done later  (memory; Redis Streams)
 //! Fleet ── Node    orchestrator ──▶ a machine that runs sandboxes (in-process; RPC)
+//! ServiceDiscovery, Elections, Settings   who is there, who leads, what is set   (memory, a list; Consul)
+//! ResourceScheduler   who gets which resources where   (the machine; Nomad)
 //! Guest            edge ──▶ the ports inside a sandbox, through its node
 //! VolumeFiles      api ──▶ node              the files in volumes
 //! Runtime ── Machine   node ──▶ containers or microVMs
@@ -28,14 +33,19 @@ pub mod builds;
 pub mod bus;
 pub mod catalog;
 pub mod clock;
+pub mod discovery;
 pub mod fleet;
 pub mod guest;
+pub mod idempotency;
 pub mod limits;
 pub mod logs;
 pub mod manager;
 pub mod node;
+pub mod queue;
 pub mod root;
 pub mod runtime;
+pub mod scheduler;
+pub mod shares;
 pub mod step;
 pub mod store;
 pub mod templates;
@@ -48,13 +58,18 @@ pub use builds::BuildStore;
 pub use bus::{Bus, Happening};
 pub use catalog::{Catalog, CatalogError, Route, RouteChange};
 pub use clock::Clock;
+pub use discovery::{DiscoveryError, Elections, ServiceDiscovery, Settings};
 pub use fleet::Fleet;
 pub use guest::{DialError, Guest, Stream};
+pub use idempotency::{Idempotency, IdempotencyError};
 pub use limits::Limits;
 pub use logs::{Level, LogLine, LogQuery, MetricSample};
 pub use manager::{CreateSandbox, ManagerError, SandboxManager};
 pub use node::{Node, NodeError, NodeEvent};
+pub use queue::{Queue, QueueError};
 pub use runtime::{Machine, MachineSpec, Runtime, RuntimeError};
+pub use scheduler::{ResourceScheduler, ScheduleError};
+pub use shares::{Share, Shares};
 pub use store::{SandboxStore, StoreError, TeamStore, TemplateStore};
 pub use templates::{TemplateError, TemplateManager, VolumeError, VolumeManager};
 pub use volumes::{VolumeFiles, VolumeStore};
