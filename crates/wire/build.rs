@@ -3,16 +3,22 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PROTOS: [&str; 2] = ["process.proto", "filesystem.proto"];
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
-    if std::env::var_os("CARGO_FEATURE_ENVD").is_none() {
-        return Ok(());
+    if std::env::var_os("CARGO_FEATURE_ENVD").is_some() {
+        compile(&["process.proto", "filesystem.proto"], "envd")?;
     }
-    let descriptors =
-        PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).join("descriptors.bin");
-    std::fs::write(&descriptors, protox::compile(PROTOS, ["proto"])?.encode_to_vec())?;
+    if std::env::var_os("CARGO_FEATURE_NODE").is_some() {
+        compile(&["node.proto"], "cluster")?;
+    }
+    Ok(())
+}
+
+/// Makes `{into}.rs`, which has them all.
+fn compile(protos: &[&str], into: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
+    let descriptors = out.join(format!("{into}.bin"));
+    std::fs::write(&descriptors, protox::compile(protos, ["proto"])?.encode_to_vec())?;
     // The generator asks cargo to watch this file, which is newer than the run that makes it: cargo would compile the crate,
     // and all that use it, at every call.
     std::fs::File::options()
@@ -21,8 +27,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .set_modified(std::time::UNIX_EPOCH)?;
     connectrpc_build::Config::new()
         .descriptor_set(&descriptors)
-        .files(&PROTOS)
-        .include_file("envd.rs")
+        .files(protos)
+        .include_file(format!("{into}.rs"))
         .compile()?;
     Ok(())
 }

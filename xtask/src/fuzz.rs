@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::shell::{cache, cargo, command, root, run, target_dir};
 
-const TARGETS: [&str; 14] = [
+const TARGETS: [&str; 15] = [
     "host",
     "envelopes",
     "frames",
@@ -22,6 +22,7 @@ const TARGETS: [&str; 14] = [
     "mux",
     "module",
     "boot",
+    "dial",
 ];
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// As cargo-fuzz has it, without a sanitizer: there is no `unsafe` in what is fuzzed.

@@ -3,6 +3,7 @@
 //! ```text
 //! rest     bodies of the public API, with their OpenAPI schemas      (feature `rest`)
 //! envd     messages and services of the daemon in every sandbox     (feature `envd`)
+//! node     messages and services between a cluster's processes      (feature `node`)
 //! envelope     messages of a stream, cut out of its bytes            (feature `envd`)
 //! host     which sandbox and port a request is for
 //! status   the one place that turns a `Kind` into statuses
@@ -23,6 +24,8 @@ pub mod fuzz;
 pub mod host;
 pub mod host_calls;
 pub mod init;
+#[cfg(feature = "node")]
+pub mod node;
 #[cfg(feature = "rest")]
 pub mod rest;
 pub mod status;
