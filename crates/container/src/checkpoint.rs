@@ -1,4 +1,5 @@
-//! Copies of a machine that goes on: its disk and, where that can be had, its memory, at one instant.
+//! Copies of a machine that goes on: its disk and, where that can be had, its memory, at one instant. And of a disk that is kept
+//! for one that is no more.
 //!
 //! ```text
 //! write back, running ──▶ on record ──▶ stand ──▶ [memory] ──▶ write back the rest ──▶ clone ──▶ go on
@@ -13,10 +14,11 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use model::{BuildId, Memory, MiB};
+use model::{BuildId, Memory, MiB, SandboxId};
 use ports::RuntimeError;
 
 use crate::build::{Build, FORM, lineage};
+use crate::house::House;
 use crate::machine::Container;
 use crate::step::{At, Step};
 
@@ -42,37 +44,11 @@ impl Container {
             self.copy_disk(into).map(|()| Memory::None)
         });
         let kept = copied.and_then(|memory| {
-            failpoint::reach("container/disk-copied");
-            let partial = house.disks.copy_of(into);
-            // Beside memory it was, while that was written through.
-            if memory == Memory::None {
-                house.disks.settle(&partial)?;
-            }
-            let bytes = fs::metadata(&partial)
-                .at(format!("looking at {}", partial.display()))?
-                .len();
-            house.disks.finish(&partial, &house.disks.of_build(into))?;
-            failpoint::reach("container/copy-finished");
-            let sandbox = self.spec.sandbox;
-            let build = Build {
-                form: FORM,
-                lineage: lineage(&house.disks.copies_of(sandbox), Some((from, &over))),
-                overlays: over.overlays,
-                disk: Some(MiB(u32::try_from(bytes >> 20).unwrap_or(u32::MAX))),
-                memory,
-            };
-            house.builds.put(into, &build)?;
-            failpoint::reach("container/build-recorded");
-            if let Err(error) = house.disks.note_copy(sandbox, into) {
-                // The next one is brought to the blobs whole, and that is all.
-                tracing::debug!(%sandbox, error = &error as &dyn std::error::Error, "a copy is not noted");
-            }
+            house.finish_copy(self.spec.sandbox, into, (from, over), memory)?;
             Ok(memory)
         });
         if kept.is_err() {
-            let _ = fs::remove_file(house.disks.copy_of(into));
-            let _ = fs::remove_file(house.disks.of_build(into));
-            let _ = fs::remove_dir_all(&remembered);
+            house.drop_copy(into);
         }
         kept
     }
@@ -106,6 +82,70 @@ impl Container {
     pub(crate) fn copy_standing(&self, into: BuildId) -> Result<(), Step> {
         self.slot.write_back().at("writing a disk back")?;
         self.house.disks.clone_of(self.slot.number, into)
+    }
+}
+
+impl House {
+    /// Copies the disk that is kept for a sandbox into the build `into`. Nobody starts from it meanwhile.
+    pub(crate) fn copy_kept(&self, sandbox: SandboxId, into: BuildId) -> Result<(), RuntimeError> {
+        let _under_way = self.builds.begin(&[into]);
+        if self.builds.has(into) {
+            return Ok(());
+        }
+        if !self.disks.is_kept(sandbox) {
+            return Err(RuntimeError::NoDisk(sandbox));
+        }
+        self.disks.has_room()?;
+        let from = self.disks.over_of(sandbox).ok_or(RuntimeError::NoDisk(sandbox))?;
+        let over = self.builds.get(from)?.ok_or(RuntimeError::NoBuild(from))?;
+        let copied = self.disks.clone_kept(sandbox, into).map_err(Into::into);
+        let copied = copied.and_then(|()| self.finish_copy(sandbox, into, (from, over), Memory::None));
+        if copied.is_err() {
+            self.drop_copy(into);
+        }
+        copied
+    }
+
+    /// Makes a build of a copy of a sandbox's disk, which is over another build.
+    fn finish_copy(
+        &self,
+        sandbox: SandboxId,
+        into: BuildId,
+        (from, over): (BuildId, Build),
+        memory: Memory,
+    ) -> Result<(), RuntimeError> {
+        failpoint::reach("container/disk-copied");
+        let partial = self.disks.copy_of(into);
+        // Beside memory it was, while that was written through.
+        if memory == Memory::None {
+            self.disks.settle(&partial)?;
+        }
+        let bytes = fs::metadata(&partial)
+            .at(format!("looking at {}", partial.display()))?
+            .len();
+        self.disks.finish(&partial, &self.disks.of_build(into))?;
+        failpoint::reach("container/copy-finished");
+        let build = Build {
+            form: FORM,
+            lineage: lineage(&self.disks.copies_of(sandbox), Some((from, &over))),
+            overlays: over.overlays,
+            disk: Some(MiB(u32::try_from(bytes >> 20).unwrap_or(u32::MAX))),
+            memory,
+        };
+        self.builds.put(into, &build)?;
+        failpoint::reach("container/build-recorded");
+        if let Err(error) = self.disks.note_copy(sandbox, into) {
+            // The next one is brought to the blobs whole, and that is all.
+            tracing::debug!(%sandbox, error = &error as &dyn std::error::Error, "a copy is not noted");
+        }
+        Ok(())
+    }
+
+    /// Leaves nothing of a copy that came to nothing.
+    fn drop_copy(&self, into: BuildId) {
+        let _ = fs::remove_file(self.disks.copy_of(into));
+        let _ = fs::remove_file(self.disks.of_build(into));
+        let _ = fs::remove_dir_all(self.disks.memory_of_build(into));
     }
 }
 

@@ -240,16 +240,26 @@ impl Disks {
         symlink(over.to_string(), &note).at(format!("noting {}", note.display()))
     }
 
-    /// The builds that kept disks are over; `None` where that is not known of one, which an earlier Atoll kept.
+    /// The build that a kept disk is over; `None` where that is not known, of one which an earlier Atoll kept.
+    pub(crate) fn over_of(&self, sandbox: SandboxId) -> Option<BuildId> {
+        fs::read_link(self.kept_build(sandbox))
+            .ok()?
+            .to_str()?
+            .parse()
+            .ok()
+    }
+
+    /// The builds that kept disks are over, as [`Disks::over_of`] tells.
     pub(crate) fn kept_over(&self) -> Vec<Option<BuildId>> {
-        let over = |sandbox| {
-            fs::read_link(self.kept_build(sandbox))
-                .ok()?
-                .to_str()?
-                .parse()
-                .ok()
-        };
+        let over = |sandbox| self.over_of(sandbox);
         self.all_kept().into_iter().map(over).collect()
+    }
+
+    /// Copies the disk that is kept for a sandbox, to where it is to be a build's.
+    pub(crate) fn clone_kept(&self, sandbox: SandboxId, build: BuildId) -> Result<(), Step> {
+        let partial = self.copy_of(build);
+        let _ = fs::remove_file(&partial);
+        volume::clone(&self.kept(sandbox), &partial).at(format!("cloning the disk kept for {sandbox}"))
     }
 
     /// Says into which builds the disk of a sandbox was copied, whoever of its machines has it, or nobody.

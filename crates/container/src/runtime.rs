@@ -304,6 +304,16 @@ impl Runtime for Containers {
         self.house.assemble(build, record, given, images).await
     }
 
+    async fn copy_kept(&self, sandbox: SandboxId, into: BuildId) -> Result<(), RuntimeError> {
+        let house = Arc::clone(&self.house);
+        // It goes on when nobody waits for it any more.
+        let copying = self
+            .house
+            .work
+            .spawn_blocking(move || house.copy_kept(sandbox, into));
+        copying.await.map_err(panicked)?
+    }
+
     async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError> {
         let house = Arc::clone(&self.house);
         blocking(move || {

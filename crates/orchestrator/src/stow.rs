@@ -1,9 +1,12 @@
 //! What the blobs hold of builds, so that these outlive their node: where an operator wants that ([`Config::stow`]).
 //!
 //! What templates and snapshots name is brought there beside everything else, and noted when all of it is there. A build that
-//! is not where it is needed is brought back from there; that it is none the other's is told by the digest that was noted.
+//! is not where it is needed is brought back from there; that it is none the other's is told by the digest that was noted. In a
+//! fleet so are the disks of paused sandboxes, see [`pauses`].
 //!
 //! [`Config::stow`]: crate::Config::stow
+mod pauses;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +36,11 @@ const KIN_MAX: usize = 32;
 
 /// Held while builds are brought to the blobs, or these are swept.
 #[derive(Default)]
-pub(crate) struct Stowing(AsyncMutex<State>);
+pub(crate) struct Stowing {
+    builds: AsyncMutex<State>,
+    /// Held while disks of paused sandboxes are brought, which do not wait for builds: these may take hours.
+    pauses: AsyncMutex<pauses::Resting>,
+}
 
 #[derive(Default)]
 struct State {
@@ -71,7 +78,7 @@ impl Orchestrator {
         if !self.parts.config.stow {
             return Ok(0);
         }
-        let mut state = self.stowing.0.lock().await;
+        let mut state = self.stowing.builds.lock().await;
         let named = self.parts.templates.builds().await;
         let named: BTreeSet<BuildId> = named
             .map_err(failure::store("reading what is to be stowed"))?
@@ -125,7 +132,11 @@ impl Orchestrator {
 
     /// Brings beside everything else, unless that is under way.
     pub(crate) async fn stow_in_background(self: Arc<Self>) {
-        if self.stowing.0.try_lock().is_err() {
+        tokio::join!(self.stow_builds_in_background(), self.stow_pauses_in_background());
+    }
+
+    async fn stow_builds_in_background(&self) {
+        if self.stowing.builds.try_lock().is_err() {
             return;
         }
         if let Err(error) = self.stow_now().await {

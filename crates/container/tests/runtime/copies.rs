@@ -320,3 +320,75 @@ fn a_copy_into_no_room_or_of_a_dead_machine_leaves_nothing() {
         assert_eq!(std::fs::read_dir(dir).expect("a directory").count(), 0);
     });
 }
+
+/// A machine that goes on from the disk that was kept for another.
+fn kept_of(house: &House, machine: &Arc<dyn Machine>) -> MachineSpec {
+    MachineSpec {
+        sandbox: machine.sandbox(),
+        disk: DiskOrigin::Kept,
+        ..house.spec()
+    }
+}
+
+#[test]
+fn a_disk_that_is_kept_is_copied_and_stays_kept() {
+    with_house(async |house| {
+        let source = house.start().await;
+        run(&*source, "user", "echo kept > ~/file; sudo touch /usr/ours").await;
+        let earlier = copy(&source).await;
+        source.stop(Disk::Keep).await.expect("it stops");
+        let (sandbox, into) = (source.sandbox(), BuildId::random());
+        for again in 0..2 {
+            let copied = house.runtime.copy_kept(sandbox, into).await;
+            assert!(copied.is_ok(), "{again}: {copied:?}");
+        }
+        is_sound(house, into);
+        assert_eq!(house.runtime.memory_of(into).await, Memory::None);
+        assert_eq!(
+            house.runtime.kin_of(into).await,
+            [earlier],
+            "what is in the blobs of it is not brought again"
+        );
+        assert!(house.kept(sandbox).exists());
+        // Both go their own way, and each outlives the other.
+        let copied = begin(house, into).await;
+        let said = run(&*copied, "user", "cat ~/file; ls /usr/ours; echo copy > ~/file").await;
+        assert_eq!(said, "kept\n/usr/ours\n");
+        let again = house
+            .start_from(kept_of(house, &source))
+            .await
+            .expect("a machine");
+        assert_eq!(
+            run(&*again, "user", "cat ~/file; echo mine > ~/file").await,
+            "kept\n"
+        );
+        again.stop(Disk::Discard).await.expect("it stops");
+        house.runtime.discard(sandbox).await.expect("it is discarded");
+        let other = begin(house, into).await;
+        assert_eq!(run(&*other, "user", "cat ~/file").await, "kept\n");
+        assert_eq!(run(&*copied, "user", "cat ~/file").await, "copy\n");
+    });
+}
+
+#[test]
+fn a_disk_that_is_not_kept_is_not_copied_and_leaves_nothing() {
+    with_house(async |house| {
+        let machine = house.start().await;
+        let into = BuildId::random();
+        let copied = house.runtime.copy_kept(machine.sandbox(), into).await;
+        assert!(matches!(copied, Err(RuntimeError::NoDisk(_))), "{copied:?}");
+        assert!(!house.runtime.has_build(into).await);
+        machine.stop(Disk::Keep).await.expect("it stops");
+        // What is kept, and is no disk.
+        let kept = house.kept(machine.sandbox());
+        let whole = std::fs::metadata(&kept).expect("it is kept").len();
+        let blank = std::fs::File::create(&kept).expect("it is written");
+        blank.set_len(whole).expect("it is grown");
+        let copied = house.runtime.copy_kept(machine.sandbox(), into).await;
+        assert!(matches!(copied, Err(RuntimeError::Step { .. })), "{copied:?}");
+        let image = house.on_volume(&format!("builds/{into}.img"));
+        let left = std::fs::read_dir(image.parent().expect("its directory")).expect("the directory");
+        assert_eq!(left.count(), 0);
+        assert!(!house.runtime.has_build(into).await);
+    });
+}

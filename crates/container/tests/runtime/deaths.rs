@@ -6,14 +6,15 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use ports::MachineSpec;
+use model::BuildId;
 use ports::runtime::DiskOrigin;
+use ports::{MachineSpec, Runtime as _};
 
 use crate::house::{base_of_scenes, criu, eventually, scene, with_house_after};
 use crate::memory::{copied_from, copy, count, eventually_counts, resumed, start_counter};
 
 /// What the daemon dies at, and what it is doing then.
-const POINTS: [(&str, &str); 18] = [
+const POINTS: [(&str, &str); 21] = [
     ("hibernate", "container/hibernation-recorded"),
     ("hibernate", "container/hibernation-disk-copied"),
     ("hibernate", "container/hibernation-stands"),
@@ -25,6 +26,9 @@ const POINTS: [(&str, &str); 18] = [
     ("copy", "container/memory-written"),
     ("copy", "container/copy-finished"),
     ("copy", "container/build-recorded"),
+    ("copy of what is kept", "container/disk-copied"),
+    ("copy of what is kept", "container/copy-finished"),
+    ("copy of what is kept", "container/build-recorded"),
     ("resume", "container/disk-given"),
     ("resume", "container/process-recorded"),
     ("resume", "container/policy-in-force"),
@@ -97,6 +101,11 @@ fn a_scene() {
         match &*what {
             "hibernate" => machine.hibernate().await.expect("it hibernates"),
             "copy" => drop(copy(&machine).await),
+            "copy of what is kept" => {
+                machine.hibernate().await.expect("it hibernates");
+                let copied = house.runtime.copy_kept(machine.sandbox(), BuildId::random());
+                copied.await.expect("it is copied");
+            }
             _ => drop(house.start_from(spec).await.expect("a machine")),
         }
         // What goes on behind the answer.

@@ -503,3 +503,35 @@ fn another_daemon_finds_what_was_brought_back() {
         },
     );
 }
+
+#[test]
+fn the_disk_of_a_hibernated_machine_is_copied_and_its_memory_stays() {
+    with_memory(async |house| {
+        let machine = house.start().await;
+        start_counter(&*machine).await;
+        let before = count(&*machine).await;
+        machine.hibernate().await.expect("it hibernates");
+        let into = BuildId::random();
+        let copied = house.runtime.copy_kept(machine.sandbox(), into).await;
+        copied.expect("it is copied");
+        assert_eq!(house.runtime.memory_of(into).await, Memory::None);
+        let booted = house
+            .start_from(copied_from(house, into))
+            .await
+            .expect("a machine");
+        assert!(!booted.is_restored());
+        let left = count(&*booted).await;
+        assert!(
+            left.0 == before.0 && left.1 >= before.1,
+            "{left:?} after {before:?}"
+        );
+        assert_eq!(count(&*booted).await, left, "nothing counts there");
+        let again = house
+            .start_from(resumed(house, &machine))
+            .await
+            .expect("a machine");
+        assert!(again.is_restored());
+        assert_eq!(count(&*again).await.0, before.0);
+        eventually_counts(&*again, left.1).await;
+    });
+}
