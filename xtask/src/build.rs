@@ -20,6 +20,15 @@ pub(crate) fn benchmark() -> Result<(PathBuf, PathBuf)> {
     Ok((atoll.with_file_name("atoll-bench"), atoll))
 }
 
+/// Builds the programs, and places them in a directory.
+pub(crate) fn programs(out: &Path) -> Result<()> {
+    let atoll = release()?;
+    let bin = atoll.parent().context("a program lies in a directory")?;
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    place(bin, &IN_SANDBOXES, out)?;
+    place(bin, &["atoll", "atoll-launcher"], out)
+}
+
 fn release_with(more: &[&str]) -> Result<PathBuf> {
     let envd = envd()?;
     eprintln!("build: atoll");

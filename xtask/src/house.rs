@@ -162,11 +162,11 @@ fn spawn(atoll: &Path, dir: &Path, env: &BTreeMap<String, String>) -> Result<Chi
 }
 
 /// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn tail(log: &Path) -> String {
+pub(crate) fn tail(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().rev().take(40).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")

@@ -3,6 +3,7 @@
 //! ```text
 //! up      build, prepare the machine, start Atoll          setup ─▶ build ─▶ atoll up
 //! test    the whole test suite                             setup ─▶ check ─▶ rust ─▶ house ─▶ tally
+//! services  the services that the cluster's tests run beside Atoll, built from source
 //! criu    a CRIU for this clone, so that pauses and copies hold memory
 //! check   fmt, clippy, tidy (crate arrows, unsafe, docs), generated files, licences
 //! bench   the benchmark table                              setup ─▶ release build ─▶ testkit's bench
@@ -22,12 +23,14 @@ mod build;
 mod check;
 mod clients;
 mod criu;
+mod fleet;
 mod fuzz;
 mod generate;
 mod house;
 mod kernel;
 mod limits;
 mod nested;
+mod services;
 mod setup;
 mod shell;
 mod soak;
@@ -55,10 +58,18 @@ enum Chore {
         #[arg(allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Build the programs, and put them into a directory, as a machine has them.
+    Programs {
+        /// Which directory.
+        #[arg(long)]
+        out: std::path::PathBuf,
+    },
     /// Run the whole test suite, official SDKs included.
     Test(suite::Options),
     /// Get CRIU, so that pauses and copies hold memory: into this clone, nothing else is changed. Prints where it is.
     Criu,
+    /// Have the services that the cluster's tests run beside Atoll: builds Consul from source, once. Prints where they are.
+    Services,
     /// Run the static checks: fmt, clippy, tidy, generated files.
     Check,
     /// Print the benchmark table. Arguments go to the benchmark.
@@ -88,8 +99,10 @@ enum Chore {
 fn main() -> Result<()> {
     match Args::parse().chore {
         Chore::Up { rest } => up::run(&rest),
+        Chore::Programs { out } => build::programs(&out),
         Chore::Test(options) => suite::run(&options),
         Chore::Criu => criu::get().map(|program| println!("{}", program.display())),
+        Chore::Services => services::print(),
         Chore::Check => check::run().map(|tally| println!("{tally}")),
         Chore::Bench { rest } => bench::run(&rest),
         Chore::Fuzz(options) => fuzz::fuzz(&options),

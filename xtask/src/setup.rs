@@ -85,6 +85,21 @@ const TO_TEST: &[Need] = &[
         why: "gives the tests images to pull",
     },
     Need {
+        program: "pg_lsclusters",
+        package: "postgresql",
+        why: "is the database of the tests' fleet",
+    },
+    Need {
+        program: "redis-server",
+        package: "redis-server",
+        why: "is what the processes of the tests' fleet share",
+    },
+    Need {
+        program: "nsenter",
+        package: "util-linux",
+        why: "starts nodes of the tests' fleet in networks of their own",
+    },
+    Need {
         program: "e2fsck",
         package: "e2fsprogs",
         why: "checks cloned disks",

@@ -7,6 +7,7 @@
 //! js       official JavaScript SDK
 //! contract made-up requests to every operation of the served OpenAPI: no 5xx, nothing undescribed
 //! tls      both SDKs and @e2b/cli again, by E2B_DOMAIN alone: TLS, wildcard hosts
+//! cluster  a whole fleet: PostgreSQL, Redis, Consul, two of each role, three nodes; the SDKs, and what dies
 //! microvms the same with virtual machines as sandboxes: what their runtime does differently
 //! settings houses with settings of their own: traces, metrics, quotas
 //! crash    kill -9 at every step, restart, leaks, floods
@@ -22,10 +23,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::fleet::Fleet;
 use crate::house::House;
 use crate::shell::{cache, cargo, command, read, root};
 use crate::tally::{self, Tally};
-use crate::{bench, build, check, clients, criu, kernel, nested, setup};
+use crate::{bench, build, check, clients, criu, kernel, nested, services, setup};
 
 /// What to run.
 #[derive(Args)]
@@ -36,6 +38,9 @@ pub(crate) struct Options {
     /// Runs all tests of the SDKs against virtual machines too, which takes more than half an hour where they are emulated.
     #[arg(long)]
     whole: bool,
+    /// Only the ring `cluster`.
+    #[arg(long)]
+    cluster: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -46,6 +51,7 @@ enum Ring {
     Js,
     Contract,
     Tls,
+    Cluster,
     Microvms,
     Settings,
     Crash,
@@ -60,13 +66,14 @@ impl Ring {
     }
 }
 
-const ALL: [Ring; 11] = [
+const ALL: [Ring; 12] = [
     Ring::Check,
     Ring::Rust,
     Ring::Python,
     Ring::Js,
     Ring::Contract,
     Ring::Tls,
+    Ring::Cluster,
     Ring::Microvms,
     Ring::Settings,
     Ring::Crash,
@@ -92,7 +99,9 @@ const RESOLVER_ADDRESS: &str = "127.0.0.2";
 
 /// Runs the rings and prints the closing line; a failed test is an error after everything has run.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let rings = if options.only.is_empty() {
+    let rings = if options.cluster {
+        &[Ring::Cluster][..]
+    } else if options.only.is_empty() {
         &ALL[..]
     } else {
         &options.only
@@ -130,6 +139,7 @@ fn one(ring: Ring, options: &Options) -> Result<Tally> {
         Ring::Js => with_house("js", &[], javascript),
         Ring::Contract => with_house("contract", &[], contract),
         Ring::Tls => tls(),
+        Ring::Cluster => cluster(),
         Ring::Microvms => microvms(options.whole),
         Ring::Settings => own_houses(&["tests/e2e/settings", "-n", "2"]),
         Ring::Crash => {
@@ -302,6 +312,24 @@ fn tls() -> Result<Tally> {
         total += run_and_count("tls js", &mut with_resolver(&node_test(&env)?), tally::of_node)?;
         Ok(total)
     })
+}
+
+/// The SDKs against a whole fleet, and what becomes of it when parts of it die.
+fn cluster() -> Result<Tally> {
+    if !setup::is_root() {
+        eprintln!("SKIPPED: the cluster ring makes network namespaces: run it as root");
+        return Ok(Tally {
+            skipped: 1,
+            ..Tally::default()
+        });
+    }
+    let consul = services::consul()?;
+    let fleet = Fleet::start(&build::release()?, &consul)?;
+    let mut total = python(&["tests/e2e/python"], fleet.env())?;
+    total += javascript(fleet.env())?;
+    total += python(&["tests/e2e/cluster"], fleet.env())?;
+    fleet.down()?;
+    Ok(total)
 }
 
 /// The SDKs against sandboxes that are virtual machines.

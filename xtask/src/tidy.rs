@@ -42,6 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("artifact", &["model", "ports"]),
     ("sql", &["model", "ports"]),
     ("cluster", &["model", "ports"]),
+    ("rpc", &["model", "ports", "wire"]),
     ("sdk", &["wire", "model"]),
 ];
 

@@ -1,6 +1,7 @@
 //! Health and metrics, for machines that watch.
 use std::sync::{Arc, OnceLock};
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
@@ -9,10 +10,15 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::house::House;
+/// What may be ready.
+#[async_trait]
+pub(crate) trait Ready: Send + Sync {
+    /// Whether it can do what it is there for; if not, what keeps it.
+    async fn ready(&self) -> Result<(), &'static str>;
+}
 
-/// The house, once it is recovered and serves.
-pub(crate) type Opened = Arc<OnceLock<Arc<House>>>;
+/// What serves, once it is recovered.
+pub(crate) type Opened = Arc<OnceLock<Arc<dyn Ready>>>;
 
 /// Serves until `shutdown`: from before recovery on, so that whoever watches can tell a long recovery from a dead daemon.
 pub(crate) async fn serve(
@@ -36,9 +42,9 @@ pub(crate) async fn serve(
     }
 }
 
-async fn ready(house: Option<&Arc<House>>) -> Response {
-    let outcome = match house {
-        Some(house) => house.ready().await,
+async fn ready(opened: Option<&Arc<dyn Ready>>) -> Response {
+    let outcome = match opened {
+        Some(opened) => opened.ready().await,
         None => Err("what earlier daemons left is being recovered"),
     };
     match outcome {

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result};
 use model::{BuildId, Resources, Settings, Team, TeamId, Template, TemplateId, TemplateOrigin};
 use ports::{StoreError, TemplateStore};
+use sha2::{Digest as _, Sha256};
 
 use crate::control::{self, Remade, Request};
 use crate::machines::Machines;
@@ -26,6 +27,30 @@ pub(crate) async fn ensure(templates: &dyn TemplateStore, machines: &Machines, t
         import(machines, build).await?;
     }
     machines.prewarm(build, settings.resources.disk);
+    Ok(())
+}
+
+/// The build that is `base` in a fleet: each node makes it of its own programs, under the same name.
+pub(crate) fn of_fleet(cluster: &str) -> BuildId {
+    let digest = Sha256::digest(format!("atoll base of {cluster}"));
+    let bytes = std::array::from_fn(|at| digest[at]);
+    BuildId(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+}
+
+/// Makes the template of a fleet's build if there is none.
+pub(crate) async fn register(templates: &dyn TemplateStore, team: TeamId, build: BuildId) -> Result<()> {
+    match templates.named(team, NAME).await? {
+        Some(_) => Ok(()),
+        None => name(templates, team, build).await.map(drop),
+    }
+}
+
+/// Has a fleet's build on this node.
+pub(crate) async fn ensure_here(machines: &Machines, build: BuildId) -> Result<()> {
+    if !machines.runtime().has_build(build).await {
+        import(machines, build).await?;
+    }
+    machines.prewarm(build, Resources::default().disk);
     Ok(())
 }
 

@@ -164,6 +164,25 @@ pub(crate) fn print_env(settings: &Resolved, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// `atoll node-id`. A daemon that runs has one.
+pub(crate) fn print_node_id(settings: &Resolved, json: bool) -> Result<ExitCode> {
+    let id = match DataDir::is_held(&settings.data_dir)? {
+        true => fs::read_to_string(settings.data_dir.join("node-id"))
+            .context("the process that uses this data directory is no node")?
+            .trim()
+            .parse()
+            .context("node-id does not hold a node id")?,
+        false => DataDir::open(&settings.data_dir)?.node_id()?,
+    };
+    let _: NodeId = id;
+    if json {
+        out::json(&serde_json::json!({ "id": id.to_string() }))?;
+    } else {
+        out::line(id)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Prints what clients need, for a shell or as JSON.
 pub(crate) fn show(credentials: &Credentials, json: bool) -> Result<()> {
     if !json {

@@ -9,13 +9,16 @@ use crate::control::{self, Ended, Request};
 use crate::data::DataDir;
 use crate::house::House;
 use crate::settings::Resolved;
-use crate::{out, telemetry};
+use crate::{out, serve, telemetry};
 
 /// What a daemon needs to give back what it had prepared.
 const GONE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Ends everything: by the daemon where one runs, by ourselves where none does.
 pub(crate) fn run(settings: Resolved, json: bool) -> Result<ExitCode> {
+    if settings.cluster.is_some() {
+        return down_node(&settings, json);
+    }
     if !settings.data_dir.join("atoll.db").exists() {
         out::say(format_args!(
             "nothing was ever started in {}",
@@ -55,6 +58,36 @@ pub(crate) fn run(settings: Resolved, json: bool) -> Result<ExitCode> {
     }
     out::say(format_args!("ended {} sandboxes; all is given back", ended.ended));
     told(ended.ended, json)
+}
+
+/// Ends what a node of a fleet holds. Its daemon must not run: it would be asked for more.
+fn down_node(settings: &Resolved, json: bool) -> Result<ExitCode> {
+    if DataDir::is_held(&settings.data_dir)? {
+        bail!(
+            "the process of a fleet that uses {} runs: stop it first; its sandboxes live on until then",
+            settings.data_dir.display()
+        );
+    }
+    if !settings.data_dir.join("node").exists() {
+        out::say(format_args!(
+            "{} is no node's: there is nothing to be ended",
+            settings.data_dir.display()
+        ));
+        return told(0, json);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let _telemetry = telemetry::start(settings)?;
+        serve::end_node(settings, &DataDir::open(&settings.data_dir)?).await
+    })?;
+    let left = records_left(&settings.data_dir);
+    if left > 0 {
+        bail!(
+            "ended {ended} sandboxes, and {left} slots are not given back yet; `atoll down` once more gives them back"
+        );
+    }
+    out::say(format_args!("ended {ended} sandboxes; all is given back"));
+    told(ended, json)
 }
 
 fn told(ended: usize, json: bool) -> Result<ExitCode> {

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result};
 use api::{Api, ApiParts};
 use artifact::Images;
+use async_trait::async_trait;
 use edge::{Edge, EdgeParts};
 use model::{Team, TeamId};
 use node::LocalNode;
@@ -13,6 +14,7 @@ use ports::node::{HeldState, Node};
 use ports::{Blobs, Clock, SandboxManager, TeamStore};
 use sql::Sqlite;
 
+use crate::admin::Ready;
 use crate::control::{Ended, Remade, Status};
 use crate::data::{Credentials, DataDir};
 use crate::machines::Machines;
@@ -107,6 +109,8 @@ impl House {
             teams: Arc::clone(&store) as _,
             catalog: Arc::clone(&catalog) as _,
             limits: Arc::clone(&limits) as _,
+            shares: Arc::new(ports::shares::Memory::default()),
+            idempotency: Arc::new(ports::idempotency::Memory::default()),
             bus: Arc::new(ports::bus::Memory::default()),
             fleet: Arc::new(ports::fleet::Static::new(nodes)),
             clock: Arc::clone(&clock),
@@ -150,22 +154,6 @@ impl House {
             team: team.id,
             started_at: SystemTime::now(),
         })
-    }
-
-    /// Whether it can do what it is there for; if not, what keeps it.
-    pub(crate) async fn ready(&self) -> Result<(), &'static str> {
-        let known = tokio::time::timeout(READY_WITHIN, self.store.team(self.team)).await;
-        if !matches!(known, Ok(Ok(Some(_)))) {
-            return Err("the store does not answer");
-        }
-        let report = tokio::time::timeout(READY_WITHIN, self.node.report()).await;
-        if !matches!(report, Ok(Ok(_))) {
-            return Err("the node does not report");
-        }
-        match self.orchestrator.last_pass() {
-            Some(past) if past <= PASS_WITHIN => Ok(()),
-            _ => Err("the reconciler has not come to an end for long"),
-        }
     }
 
     /// What it is at.
@@ -236,6 +224,24 @@ impl House {
             .tls_listen
             .map(|_| tls::server_config(&self.settings))
             .transpose()
+    }
+}
+
+#[async_trait]
+impl Ready for House {
+    async fn ready(&self) -> Result<(), &'static str> {
+        let known = tokio::time::timeout(READY_WITHIN, self.store.team(self.team)).await;
+        if !matches!(known, Ok(Ok(Some(_)))) {
+            return Err("the store does not answer");
+        }
+        let report = tokio::time::timeout(READY_WITHIN, self.node.report()).await;
+        if !matches!(report, Ok(Ok(_))) {
+            return Err("the node does not report");
+        }
+        match self.orchestrator.last_pass() {
+            Some(past) if past <= PASS_WITHIN => Ok(()),
+            _ => Err("the reconciler has not come to an end for long"),
+        }
     }
 }
 

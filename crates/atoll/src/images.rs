@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use artifact::{Evicted, Imported};
+use artifact::{Evicted, Images, Imported};
+use ports::Runtime;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -97,33 +98,48 @@ impl House {
         })
     }
 
-    /// Removes layers that no build stands on, until all are within the bound.
     async fn evict(&self) -> Result<Evicted> {
-        // What becomes a build meanwhile was used within the last minutes, and stays for that.
-        let mut in_use: HashSet<PathBuf> = HashSet::new();
-        let runtime = self.machines.runtime();
-        for build in runtime.builds().await {
-            in_use.extend(runtime.layers_of(build).await);
-        }
-        let bytes_max = self.settings.image_cache_mib << 20;
-        self.images
-            .evict(bytes_max, in_use)
-            .await
-            .context("unused layers of images could not be removed")
+        evict(
+            &self.images,
+            &*self.machines.runtime(),
+            self.settings.image_cache_mib,
+        )
+        .await
     }
+}
 
-    /// Evicts layers now and then, until it is told to stop.
-    pub(crate) async fn evict_until(self: Arc<Self>, stop: CancellationToken) {
-        let mut ticks = tokio::time::interval(PERIOD);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            match stop.run_until_cancelled(self.evict()).await {
-                Some(Ok(evicted)) if evicted.layers > 0 => {
-                    tracing::info!(?evicted, "unused layers of images are removed");
-                }
-                Some(Err(error)) => tracing::warn!("{error:#}"),
-                Some(Ok(_)) | None => {}
+/// Removes layers that no build stands on, until all are within the bound.
+async fn evict(images: &Images, runtime: &dyn Runtime, cache_mib: u64) -> Result<Evicted> {
+    // What becomes a build meanwhile was used within the last minutes, and stays for that.
+    let mut in_use: HashSet<PathBuf> = HashSet::new();
+    for build in runtime.builds().await {
+        in_use.extend(runtime.layers_of(build).await);
+    }
+    images
+        .evict(cache_mib << 20, in_use)
+        .await
+        .context("unused layers of images could not be removed")
+}
+
+/// Evicts layers now and then, until it is told to stop.
+pub(crate) async fn evict_until(
+    images: Images,
+    runtime: Arc<dyn Runtime>,
+    cache_mib: u64,
+    stop: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        match stop
+            .run_until_cancelled(evict(&images, &*runtime, cache_mib))
+            .await
+        {
+            Some(Ok(evicted)) if evicted.layers > 0 => {
+                tracing::info!(?evicted, "unused layers of images are removed");
             }
+            Some(Err(error)) => tracing::warn!("{error:#}"),
+            Some(Ok(_)) | None => {}
         }
     }
 }

@@ -74,7 +74,9 @@ impl Machines {
     pub(crate) fn volume_files(&self) -> Arc<dyn VolumeFiles> {
         match self {
             Self::Containers(containers) => Arc::clone(containers) as _,
-            Self::Qemu(..) | Self::Firecracker(..) => Arc::new(NoVolumes(self.runtime().name())),
+            Self::Qemu(..) | Self::Firecracker(..) => {
+                Arc::new(NoVolumes(format!("the {} runtime", self.runtime().name())))
+            }
         }
     }
 

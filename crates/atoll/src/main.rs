@@ -13,9 +13,11 @@
 
 mod admin;
 mod base;
+mod ca;
 mod client;
 mod control;
 mod data;
+mod dev;
 mod doctor;
 mod down;
 mod gc;
@@ -25,8 +27,10 @@ mod image;
 mod images;
 mod kernel;
 mod machines;
+mod migrate;
 mod no_volumes;
 mod out;
+mod serve;
 mod settings;
 mod status;
 mod tasks;
@@ -89,6 +93,8 @@ struct Arguments {
 enum Command {
     /// Starts everything on this machine, and serves until it is told to stop. Sandboxes outlive it.
     Up(Settings),
+    /// Serves as a process of a fleet, with the roles that are named, until it is told to stop. Sandboxes outlive it.
+    Serve(serve::Options),
     /// Ends all sandboxes, and the daemon if it runs, and frees all that they held.
     Down(Settings),
     /// Says what the daemon is at.
@@ -97,6 +103,24 @@ enum Command {
     Doctor(Settings),
     /// Removes what nothing needs: builds, uploads, results of steps, layers of images beyond their bound.
     Gc(Settings),
+    /// Brings the database to the schema of this program.
+    Migrate(Settings),
+    /// Makes the default team of a fleet's database, where there is none, and a key of it, which is printed.
+    Bootstrap {
+        #[command(flatten)]
+        settings: Settings,
+        /// What the key is called.
+        #[arg(long, default_value = "default")]
+        name: String,
+    },
+    /// Certificates by which the processes of a fleet know each other.
+    #[command(subcommand)]
+    Ca(ca::Command),
+    /// Prints the id of this machine as a node, which its certificate names; makes one where there is none.
+    NodeId(Settings),
+    /// Fleets on this machine, to be looked at and tested.
+    #[command(subcommand)]
+    Dev(dev::Command),
     /// What microVMs boot from.
     #[command(subcommand)]
     Guest(guest::Command),
@@ -176,6 +200,12 @@ fn run(Arguments { command, json }: Arguments) -> anyhow::Result<ExitCode> {
     }
     match command {
         Command::Up(settings) => up::run(settings.resolve()?, json),
+        Command::Serve(options) => serve::run(options),
+        Command::Migrate(settings) => migrate::run(&settings.resolve()?, json),
+        Command::Bootstrap { settings, name } => migrate::bootstrap(&settings.resolve()?, &name, json),
+        Command::Ca(command) => command.run(json),
+        Command::NodeId(settings) => data::print_node_id(&settings.resolve()?, json),
+        Command::Dev(command) => command.run(json),
         Command::Down(settings) => down::run(settings.resolve()?, json),
         Command::Status(settings) => status::run(&settings.resolve()?, json),
         Command::Doctor(settings) => doctor::run(&settings.resolve()?, json),

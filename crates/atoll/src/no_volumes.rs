@@ -1,19 +1,16 @@
-//! The volumes of a runtime that has none: refused by name.
+//! Volumes where there are none: refused by name.
 use async_trait::async_trait;
 use model::{MiB, VolumeId};
 use ports::VolumeFiles;
 use ports::blobs::ByteStream;
 use ports::volumes::{FileError, FileStat, Ownership};
 
-/// Of a runtime of this name.
-pub(crate) struct NoVolumes(pub(crate) &'static str);
+/// Of what does not have them: `the qemu runtime`, a fleet.
+pub(crate) struct NoVolumes(pub(crate) String);
 
 impl NoVolumes {
     fn refused<T>(&self) -> Result<T, FileError> {
-        Err(FileError::Invalid(format!(
-            "the {} runtime does not support volumes",
-            self.0
-        )))
+        Err(FileError::Invalid(format!("{} does not support volumes", self.0)))
     }
 }
 

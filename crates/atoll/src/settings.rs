@@ -1,5 +1,6 @@
 //! What can be set: by a flag, by `ATOLL_*`, by the configuration file, in this order.
 mod blobs;
+pub(crate) mod cluster;
 mod volumes;
 
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use model::{Quota, Secret};
 use serde::Deserialize;
 
 use self::blobs::BlobsSettings;
+use self::cluster::ClusterSettings;
 use self::volumes::VolumesSettings;
 
 const API_LISTEN: &str = "127.0.0.1:3000";
@@ -118,6 +120,9 @@ pub(crate) struct Settings {
     /// What volumes may hold: `[volumes]` of the file, and in it alone.
     #[arg(skip)]
     volumes: Option<VolumesSettings>,
+    /// What makes this process one of a fleet: `[cluster]` of the file, and in it alone.
+    #[arg(skip)]
+    cluster: Option<ClusterSettings>,
 }
 
 /// What sandboxes are.
@@ -172,6 +177,7 @@ pub(crate) struct Resolved {
     pub(crate) blobs: BlobsSettings,
     pub(crate) images: artifact::Policy,
     pub(crate) volumes: VolumesSettings,
+    pub(crate) cluster: Option<ClusterSettings>,
 }
 
 impl Settings {
@@ -242,6 +248,7 @@ impl Settings {
             blobs: self.blobs.or(file.blobs).unwrap_or_default(),
             images: self.images.or(file.images).unwrap_or_default(),
             volumes: self.volumes.or(file.volumes).unwrap_or_default(),
+            cluster: self.cluster.or(file.cluster),
             quota: self.quota.or(file.quota).unwrap_or_default(),
             admin_token: self.admin_token.or(file.admin_token).map(Secret::new),
         })
@@ -304,7 +311,7 @@ fn find_criu() -> Option<PathBuf> {
 }
 
 /// A program on the `PATH`.
-fn on_path(name: &str) -> Option<PathBuf> {
+pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
     let dirs = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&dirs)
         .map(|dir| dir.join(name))

@@ -12,7 +12,7 @@ use crate::data::DataDir;
 use crate::house::House;
 use crate::settings::Resolved;
 use crate::tasks::Tasks;
-use crate::{admin, control, data, out, telemetry};
+use crate::{admin, control, data, images, out, telemetry};
 
 /// Starts everything and serves until a signal, or `atoll down`.
 pub(crate) fn run(settings: Resolved, json: bool) -> Result<ExitCode> {
@@ -27,6 +27,10 @@ pub(crate) fn run(settings: Resolved, json: bool) -> Result<ExitCode> {
 }
 
 async fn serve(settings: Resolved, json: bool) -> Result<()> {
+    anyhow::ensure!(
+        settings.cluster.is_none(),
+        "the configuration has [cluster]: processes of a fleet are started by `atoll serve`"
+    );
     let telemetry = telemetry::start(&settings)?;
     let data = DataDir::open(&settings.data_dir)?;
     // Taken before anything is made, so that a port that is taken costs nothing.
@@ -52,8 +56,12 @@ async fn serve(settings: Resolved, json: bool) -> Result<()> {
     tasks.spawn("the watch over use", async move {
         stop.run_until_cancelled(node.watch_use()).await;
     });
-    let (evicting, stop) = (Arc::clone(&house), tasks.stop());
-    tasks.spawn("the eviction of images", evicting.evict_until(stop));
+    let (images, runtime) = (house.images.clone(), house.machines.runtime());
+    let cache_mib = house.settings.image_cache_mib;
+    tasks.spawn(
+        "the eviction of images",
+        images::evict_until(images, runtime, cache_mib, tasks.stop()),
+    );
     let stop = tasks.stop();
     tasks.spawn("the API", Arc::clone(&house.api).serve(api, stop));
     let stop = tasks.stop();
@@ -71,7 +79,7 @@ async fn serve(settings: Resolved, json: bool) -> Result<()> {
             tracing::error!("the control socket: {error:#}");
         }
     });
-    let _ = opened.set(Arc::clone(&house));
+    let _ = opened.set(Arc::clone(&house) as _);
     out::say(format_args!(
         "ready; API on {}, sandboxes on {}",
         house.credentials.api_url, house.credentials.sandbox_url
@@ -94,14 +102,14 @@ async fn serve(settings: Resolved, json: bool) -> Result<()> {
     Ok(lasted.and(ended)?)
 }
 
-async fn listen(name: &str, address: SocketAddr) -> Result<TcpListener> {
+pub(crate) async fn listen(name: &str, address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}; --{name}-listen takes another address"))
 }
 
 /// Each sandbox holds a few descriptors, each connection two.
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(

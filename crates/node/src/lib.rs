@@ -6,6 +6,7 @@
 //!   │         ├─▶ history, lines   metrics and log, bounded
 //!   ├─▶ build                      templates, each built in a sandbox of its own that nobody else knows of
 //!   ├─▶ stow                       builds in the blobs, where they outlive the node
+//!   ├─▶ admission                  whether new sandboxes are taken, as an operator wants it
 //!   └─▶ recover                    adopting what earlier daemons left
 //! guest                            connections into sandboxes, for the edge
 //! ```
@@ -15,6 +16,7 @@
 //! the one it was meant for.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod build;
 mod envd;
 mod guest;

@@ -11,13 +11,16 @@ use model::{BuildId, ExecutionId, KillReason, Memory, MiB, NetworkPolicy, NodeId
 use ports::blobs::ByteStream;
 use ports::builds::{BuildError, BuildOrder, BuildTalk, Built};
 use ports::logs::{LogLine, LogQuery, MetricSample};
-use ports::node::{HeldState, Node, NodeError, NodeEvent, Order, PauseOutcome, Report};
+use ports::node::{
+    Draining, HeldState, Node, NodeError, NodeEvent, Order, OrderOrigin, PauseOutcome, Report,
+};
 use ports::root::Changes;
 use ports::runtime::DiskSpace;
 use ports::{Blobs, Clock, Runtime};
 use tokio::sync::broadcast;
 use tracing::Instrument as _;
 
+use crate::admission::Admission;
 use crate::build::{ImageSource, InUse, fault};
 use crate::envd;
 use crate::history::EVERY;
@@ -44,6 +47,7 @@ pub struct LocalNode {
     config: Config,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) journal: Journal,
+    admission: Admission,
     pub(crate) clock: Arc<dyn Clock>,
     sandboxes: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
     /// Sandboxes whose entries are not understood: what there is of them is kept for people to look at.
@@ -84,10 +88,12 @@ impl LocalNode {
         clock: Arc<dyn Clock>,
     ) -> std::io::Result<Arc<Self>> {
         let journal = Journal::open(&config.data)?;
+        let admission = Admission::open(&config.data)?;
         Ok(Arc::new_cyclic(|this| Self {
             config,
             runtime,
             journal,
+            admission,
             clock,
             sandboxes: Mutex::default(),
             unreadable: Mutex::default(),
@@ -247,6 +253,14 @@ impl LocalNode {
         })
     }
 
+    /// Whether an order is carried out, as the operator wants it. What is here goes on, and so does what was begun.
+    fn takes(&self, order: &Order) -> bool {
+        let is_begun = |sandbox: Arc<Sandbox>| sandbox.now().entry.order.execution == order.execution;
+        self.admission.accepts()
+            || order.origin != OrderOrigin::Fresh
+            || self.find(order.sandbox).is_some_and(is_begun)
+    }
+
     fn shared(&self) -> Result<Arc<Self>, NodeError> {
         self.this.upgrade().ok_or(NodeError::Busy("ending"))
     }
@@ -300,6 +314,9 @@ impl Node for LocalNode {
     #[tracing::instrument(level = "debug", name = "node.start", skip_all, fields(node = %self.config.id, sandbox = %order.sandbox, execution = %order.execution))]
     async fn start(&self, order: Order) -> Result<(), NodeError> {
         let node = self.shared()?;
+        if !self.takes(&order) {
+            return Err(self.admission.refusal());
+        }
         see_through(async move {
             let _counted = Counted::new(&node);
             node.bring_up(order).await
@@ -363,6 +380,37 @@ impl Node for LocalNode {
         let node = self.shared()?;
         let digest = digest.to_owned();
         see_through(async move { node.fetch(build, &digest).await }).await
+    }
+
+    #[tracing::instrument(level = "debug", name = "node.copy_paused", skip_all, fields(node = %self.config.id, %sandbox, %snapshot))]
+    async fn copy_paused(&self, sandbox: SandboxId, snapshot: BuildId) -> Result<(), NodeError> {
+        let node = self.shared()?;
+        see_through(async move { node.copy_pause(sandbox, snapshot).await }).await
+    }
+
+    async fn say(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        level: ports::Level,
+        line: &str,
+    ) -> Result<(), NodeError> {
+        let sandbox = self.find(sandbox).ok_or(NodeError::Unknown)?;
+        if sandbox.now().entry.order.execution != execution {
+            return Err(NodeError::Unknown);
+        }
+        sandbox.lines().say(SystemTime::now(), level, line.to_owned());
+        Ok(())
+    }
+
+    async fn set_accepts(&self, accepts: bool) -> Result<(), NodeError> {
+        tracing::info!(accepts, "whether new sandboxes are taken is set");
+        self.admission.set_accepts(accepts)
+    }
+
+    async fn drain(&self, how: Draining) -> Result<(), NodeError> {
+        tracing::info!(?how, "it is to be emptied");
+        self.admission.drain(how)
     }
 
     async fn sweep_stowed(&self, living: &[String]) -> Result<u64, NodeError> {
@@ -479,7 +527,8 @@ impl Node for LocalNode {
             disk_available: disk_mib(disk.free_bytes),
             slots_ready: self.runtime.slots_ready(),
             starting: self.starting.load(Ordering::Relaxed),
-            accepts: true,
+            accepts: self.admission.accepts(),
+            draining: self.admission.draining(),
         })
     }
 

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::failure;
 use crate::locks::Locked;
 use crate::orchestrator::Orchestrator;
+use crate::quota::share;
 
 /// Writers of one sandbox are few: an operation, a kill, an event of its node and the reconciler. Losing this often means
 /// that something writes in a loop.
@@ -113,8 +114,14 @@ impl Orchestrator {
             Err(error) => return Err(failure::store("storing the sandbox")(error)),
         };
         match (before.phase.seat(), after.phase.seat()) {
-            (Some(old), None) => self.ledger.release(old.execution),
-            (Some(old), Some(new)) if old != new => self.ledger.hand_on(old.execution, new.execution),
+            (Some(old), None) => {
+                self.placement.freed(old.node, before.resources);
+                self.parts.shares.release(share(before, old.execution)).await;
+            }
+            (Some(old), Some(new)) if old != new => {
+                let held = share(before, old.execution);
+                self.parts.shares.hand_on(held, new.execution).await;
+            }
             _ => {}
         }
         self.writes.send_modify(|count| *count += 1);

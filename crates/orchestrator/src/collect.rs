@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use model::recipe::Recipe;
-use model::{BuildId, Phase, Sandbox};
+use model::{BuildId, Origin, Phase, Sandbox};
 use ports::{ManagerError, Node};
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -23,6 +23,9 @@ use crate::uses::Moment;
 pub(crate) const PERIOD: Duration = failpoint::margin(Duration::from_secs(120));
 /// What is younger than this, as far as was seen, is not collected.
 const GRACE: Duration = failpoint::margin(Duration::from_secs(60));
+/// Where other processes share the store, nobody here knows what they have in hand: what they hold back for longer is collected.
+/// Between reading a name and storing its use, and between making a build and storing its name, lie milliseconds.
+const GRACE_SHARED: Duration = Duration::from_secs(600);
 /// Builds that are over of which the record and the log are kept, of each template: the newest. Beside them those that tags
 /// name.
 const RECORDS_MAX: u32 = 50;
@@ -64,6 +67,12 @@ struct Seen {
 fn named_by(sandbox: &Sandbox) -> impl Iterator<Item = BuildId> {
     let copy = match sandbox.phase {
         Phase::Snapshotting { into, .. } => Some(into),
+        // The copy of its disk that it is resumed from where its node is not. When it runs again it names what it runs from.
+        Phase::Paused { snapshot, .. } => Some(snapshot),
+        Phase::Starting {
+            from: Origin::Snapshot { build, .. },
+            ..
+        } => Some(build),
         _ => None,
     };
     [sandbox.build].into_iter().chain(copy)
@@ -107,8 +116,13 @@ impl Orchestrator {
         for build in all.difference(&named) {
             unnamed.entry(*build).or_insert(Seen { at: now, moment });
         }
+        let grace = if self.parts.config.shared {
+            GRACE_SHARED
+        } else {
+            GRACE
+        };
         let is_ripe = |seen: &Seen| {
-            now.duration_since(seen.at).is_ok_and(|age| age >= GRACE) && self.uses.ended_before(seen.moment)
+            now.duration_since(seen.at).is_ok_and(|age| age >= grace) && self.uses.ended_before(seen.moment)
         };
         let ripe = unnamed.iter().filter(|(_, seen)| is_ripe(seen));
         let ripe: Vec<_> = ripe.map(|(build, _)| *build).collect();

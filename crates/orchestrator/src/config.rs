@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use model::MiB;
 
+use crate::placement::Overcommit;
+
 /// What an operator may set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
@@ -17,6 +19,17 @@ pub struct Config {
     pub steps_kept_for: Duration,
     /// Whether the blobs are to hold what templates and snapshots are, so that these outlive their node.
     pub stow: bool,
+    /// Whether other processes work on the same store. Then what one of them may be at is left to it for a while, and
+    /// builds are claimed before they are run.
+    pub shared: bool,
+    /// Whether this process carries builds through, or leaves that to others.
+    pub runs_builds: bool,
+    /// What may be promised on a node of those that are shared: see [`placement::Overcommit`].
+    ///
+    /// [`placement::Overcommit`]: crate::placement::Overcommit
+    pub overcommit: Overcommit,
+    /// How long a node may be gone from the fleet until what ran on it is given up.
+    pub node_lost_after: Duration,
 }
 
 impl Default for Config {
@@ -29,6 +42,10 @@ impl Default for Config {
             steps_kept_max: 1000,
             steps_kept_for: Duration::from_secs(30 * 24 * 3600),
             stow: false,
+            shared: false,
+            runs_builds: true,
+            overcommit: Overcommit::default(),
+            node_lost_after: Duration::from_secs(60),
         }
     }
 }

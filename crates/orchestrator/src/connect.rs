@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::orchestrator::Orchestrator;
 use crate::quota::check_life;
-use crate::resume::Wish;
+use crate::resume::{Wish, WithoutHome};
 use crate::timeout::{Move, end_of_run};
 
 /// How long a connect waits for a pause or a resume under way: less than the minute after which the SDKs give up.
@@ -55,6 +55,9 @@ impl Orchestrator {
                 mode,
                 remember: true,
                 auto_pause: None,
+                // Whoever connects wants to work on in it, and has no other way to it: most clients do not know how to ask for
+                // less. What they lose is what they would after a restart of the machine, and the sandbox's log tells it.
+                without_home: WithoutHome::Boot,
             };
             let resumed = self.bring_back(sandbox, wish).await?;
             return Ok(Connected::Resumed(self.tokens().await?.grant(resumed)));

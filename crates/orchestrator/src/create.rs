@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use model::{
-    BuildId, ExecutionId, Lifecycle, Memory, NetworkPolicy, Origin, Phase, Sandbox, SandboxId, Seat,
+    BuildId, ExecutionId, Kind, Lifecycle, Memory, NetworkPolicy, Origin, Phase, Sandbox, SandboxId, Seat,
     Settings, Team, TeamId, TemplateId, VolumeMount,
 };
 use ports::manager::Granted;
@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use crate::bring_up::{Flow, NotUp};
 use crate::failure;
-use crate::idempotency::First;
+use crate::idempotency::{First, Ticket};
 use crate::orchestrator::Orchestrator;
-use crate::placement::Refusals;
+use crate::placement::Wish;
 use crate::quota::check_life;
 use crate::resolve::Resolved;
 use crate::timeout::whole_micros;
@@ -29,20 +29,21 @@ impl Orchestrator {
     ) -> Result<Granted, ManagerError> {
         let ticket = match request.idempotency.take() {
             None => None,
-            Some((key, digest)) => match self.replies.begin(team, key, digest)? {
+            Some((key, digest)) => match self.begin_once(team, &key, digest).await? {
                 First::Go(ticket) => Some(ticket),
                 First::Done(id) => return self.granted_before(id).await,
             },
         };
         let began = Instant::now();
-        let created = self.create_fresh(team, &request).await;
+        let fresh = self.create_fresh(team, &request);
+        let created = Ticket::keep_during(ticket.as_ref(), fresh).await;
         // Within the span, which knows the ids.
         let created = created.inspect_err(failure::logged(team, None));
         let outcome = if created.is_ok() { "ok" } else { "failed" };
         metrics::histogram!("atoll_sandbox_create_seconds", "outcome" => outcome).record(began.elapsed());
         let sandbox = created?;
         if let Some(ticket) = ticket {
-            ticket.answer(sandbox.id);
+            ticket.answer(sandbox.id).await;
         }
         Ok(self.tokens().await?.grant(sandbox))
     }
@@ -68,19 +69,64 @@ impl Orchestrator {
         Flow::Create.stage("claim", self.take_start(&team)).await?;
         let (volumes, _mounting) = self.mounts_of(team.id, &request.volumes).await?;
         let design = Design::of(resolved, volumes, request);
-        let mut refusals = Refusals::default();
-        let fleet = self.parts.fleet.nodes().borrow().clone();
-        for node in self.turn.candidates(&fleet) {
+        let mut search = self.placement.search(Wish {
+            build: Some(design.build),
+            ..Wish::new(team.id, design.settings.resources)
+        });
+        while let Some(place) = search.next_node() {
+            let Some(node) = self.parts.fleet.node(place.node()) else {
+                search.failed(place);
+                continue;
+            };
             match self.create_on(Flow::Create, node.as_ref(), &team, &design).await {
                 Ok(sandbox) => {
+                    place.keep();
                     self.count_spawn(&sandbox);
                     return Ok(sandbox);
                 }
-                Err((_, NotUp::Node(NodeError::Full { what, .. }))) => refusals.count(what),
+                Err((id, NotUp::Node(error))) => match elsewhere(&error, self.parts.config.shared) {
+                    Some(Elsewhere::Full(what)) => search.refused(place, what),
+                    Some(Elsewhere::Lacks) => {
+                        search.lacking(place, "what it starts from");
+                        if let Some(sandbox) = self.create_where_it_lies(&team, &design).await? {
+                            return Ok(sandbox);
+                        }
+                    }
+                    Some(Elsewhere::Away) => search.failed(place),
+                    None => return Err(NotUp::Node(error).public(id)),
+                },
                 Err((id, error)) => return Err(error.public(id)),
             }
         }
-        Err(refusals.no_capacity())
+        Err(search.no_capacity())
+    }
+
+    /// An attempt where its build lies, which was made a moment ago and is not in the blobs yet; `None` where no node has it, or
+    /// the one that has it is full.
+    async fn create_where_it_lies(
+        &self,
+        team: &Team,
+        design: &Design,
+    ) -> Result<Option<Sandbox>, ManagerError> {
+        let (held, _) = self.builds_on_nodes().await;
+        for (node, builds) in held {
+            if !builds.contains(&design.build) {
+                continue;
+            }
+            self.placement.fetched(node.id(), design.build);
+            match self.create_on(Flow::Create, node.as_ref(), team, design).await {
+                Ok(sandbox) => {
+                    self.count_spawn(&sandbox);
+                    return Ok(Some(sandbox));
+                }
+                Err((id, NotUp::Node(error))) if elsewhere(&error, true).is_none() => {
+                    return Err(NotUp::Node(error).public(id));
+                }
+                Err((_, NotUp::Node(_))) => {}
+                Err((id, error)) => return Err(error.public(id)),
+            }
+        }
+        Ok(None)
     }
 
     /// One attempt on one node. Each is a sandbox of its own: clients see only the one that came up.
@@ -102,7 +148,7 @@ impl Orchestrator {
         span.record("sandbox", id.as_str())
             .record("execution", at.execution.as_str())
             .record("node", tracing::field::display(at.node));
-        let claim = self.ledger.claim(at.execution, team, sandbox.resources);
+        let claim = self.claim(at.execution, team, sandbox.resources).await;
         let claim = claim.map_err(failed)?;
         let _locked = self.locks.lock(id).await;
         let order = self.order(&sandbox, at, OrderOrigin::Fresh, sandbox.end_at);
@@ -128,6 +174,28 @@ impl Orchestrator {
                 tracing::debug!(%template, %error, "a spawn was not counted");
             }
         });
+    }
+}
+
+/// Why another node may do what one did not.
+#[derive(Debug, PartialEq, Eq)]
+enum Elsewhere {
+    /// It is out of something.
+    Full(&'static str),
+    /// It has not got what is started from, and the blobs have not got it either.
+    Lacks,
+    /// It is not to be reached.
+    Away,
+}
+
+/// Whether a start that failed on one node is worth a try on another. Where there are others: what one node lacks another may
+/// have.
+fn elsewhere(error: &NodeError, shared: bool) -> Option<Elsewhere> {
+    match error {
+        NodeError::Full { what, .. } => Some(Elsewhere::Full(what)),
+        NodeError::NoBuild(_) if shared => Some(Elsewhere::Lacks),
+        error if shared && error.kind() == Kind::Unavailable => Some(Elsewhere::Away),
+        _ => None,
     }
 }
 
@@ -199,6 +267,7 @@ impl Design {
             settings: self.settings.clone(),
             volumes: self.volumes.clone(),
             kept: Memory::None,
+            moving: None,
             network: self.network.clone(),
             secure: self.secure,
             envd_unresponsive_at_pause: false,

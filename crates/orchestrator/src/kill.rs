@@ -11,6 +11,7 @@ use crate::change::apply;
 use crate::failure;
 use crate::nodes::{KILL_MAX, within};
 use crate::orchestrator::Orchestrator;
+use crate::quota::share;
 
 /// Sandboxes that [`Orchestrator::down`] ends at once: enough to keep a small machine busy, few enough for it to answer.
 const DOWN_AT_ONCE: usize = 16;
@@ -54,7 +55,8 @@ impl Orchestrator {
         self.withdraw(id, at).await;
         let Ok(node) = self.node(at.node) else {
             // Its node is away. The kill is recorded, and carried out when the node is there again.
-            self.ledger.release(at.execution);
+            let share = share(&killing, at.execution);
+            self.parts.shares.release(share).await;
             return Ok(());
         };
         within(KILL_MAX, "the kill", node.kill(id, why))

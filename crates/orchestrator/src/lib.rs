@@ -47,7 +47,6 @@ mod news;
 mod nodes;
 mod orchestrator;
 mod pause;
-mod placement;
 mod quota;
 mod reconcile;
 mod resolve;
@@ -55,6 +54,7 @@ mod restart;
 mod resume;
 mod root;
 mod routes;
+mod sight;
 mod snapshot;
 mod stow;
 mod telemetry;
@@ -66,6 +66,7 @@ mod volume;
 mod wake;
 
 pub mod bootstrap;
+pub mod placement;
 
 pub use collect::Collected;
 pub use config::Config;

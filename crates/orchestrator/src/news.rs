@@ -88,8 +88,11 @@ impl Orchestrator {
                 team,
                 sandbox,
                 execution,
-                what,
-                details,
+                what: what.into(),
+                details: details
+                    .into_iter()
+                    .map(|(name, value)| (name.into(), value))
+                    .collect(),
             })
             .await;
     }

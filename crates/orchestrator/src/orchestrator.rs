@@ -1,10 +1,10 @@
 use std::sync::{Arc, Mutex, Weak};
 use std::time::SystemTime;
 
-use model::{Kind, TeamId, TemplateId};
+use model::{Kind, ProcessId, TeamId, TemplateId};
 use ports::{
-    Blobs, BuildStore, Bus, Catalog, Clock, Fleet, Limits, ManagerError, SandboxStore, TeamStore,
-    TemplateStore, VolumeFiles, VolumeStore,
+    Blobs, BuildStore, Bus, Catalog, Clock, Fleet, Idempotency, Limits, ManagerError, SandboxStore, Shares,
+    TeamStore, TemplateStore, VolumeFiles, VolumeStore,
 };
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, RwLock, Semaphore, watch};
 use tokio::time::Instant;
@@ -13,10 +13,8 @@ use tracing::Instrument;
 
 use crate::collect::Unnamed;
 use crate::config::Config;
-use crate::idempotency::Replies;
 use crate::locks::Locks;
-use crate::placement::Turn;
-use crate::quota::Ledger;
+use crate::placement::Placement;
 use crate::template::building::Building;
 use crate::tokens::Tokens;
 use crate::uses::Uses;
@@ -42,6 +40,10 @@ pub struct Parts {
     pub catalog: Arc<dyn Catalog>,
     /// Rates.
     pub limits: Arc<dyn Limits>,
+    /// What teams hold of their quotas.
+    pub shares: Arc<dyn Shares>,
+    /// What was answered to which idempotency key.
+    pub idempotency: Arc<dyn Idempotency>,
     /// Who wants to know.
     pub bus: Arc<dyn Bus>,
     /// The nodes.
@@ -63,10 +65,12 @@ pub struct Orchestrator {
     pub(crate) team_locks: Locks<TeamId>,
     /// Builds that this process has under way.
     pub(crate) building: Arc<Building>,
-    /// What teams hold.
-    pub(crate) ledger: Arc<Ledger>,
-    /// Whose turn it is to be asked first.
-    pub(crate) turn: Turn,
+    /// Builds that other processes have under way, as far as they were heard.
+    pub(crate) heard: crate::template::claim::Heard,
+    /// This life of this process.
+    pub(crate) process: ProcessId,
+    /// Which node is asked to take what.
+    pub(crate) placement: Arc<Placement>,
     /// Operations that have builds in hand.
     pub(crate) uses: Arc<Uses>,
     /// What nothing names, as the last collection found it.
@@ -77,14 +81,16 @@ pub struct Orchestrator {
     pub(crate) uploading: RwLock<()>,
     /// Volumes that sandboxes are about to have.
     pub(crate) mounts: Arc<Mounts>,
-    /// What was answered to which idempotency key.
-    pub(crate) replies: Arc<Replies>,
     /// Moves with every write of a sandbox, for those who wait for one.
     pub(crate) writes: watch::Sender<u64>,
     /// Wakes the reconciler before its tick.
     pub(crate) nudge: Notify,
     /// Which sandboxes the reconciler missed on their nodes, and how often in a row.
     pub(crate) absent: crate::reconcile::Absent,
+    /// What other processes may be at.
+    pub(crate) others: crate::reconcile::Others,
+    /// Nodes that are gone from the fleet.
+    pub(crate) away: crate::reconcile::Away,
     /// Operations under way.
     pub(crate) tasks: TaskTracker,
     /// What every start takes one of; closed when nothing is to be started any more.
@@ -100,29 +106,34 @@ impl Orchestrator {
     /// [`Orchestrator::run`].
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self {
+        let placement = Placement::new(crate::sight::policy(&parts.config), rand::random());
+        let orchestrator = Arc::new_cyclic(|me| Self {
+            placement,
             parts,
             locks: Locks::default(),
             template_locks: Locks::default(),
             building: Arc::default(),
-            ledger: Arc::default(),
-            turn: Turn::default(),
+            heard: Default::default(),
+            process: ProcessId::random(),
             uses: Arc::default(),
             unnamed: Unnamed::default(),
             stowing: Default::default(),
             uploading: RwLock::default(),
             mounts: Arc::default(),
             team_locks: Locks::default(),
-            replies: Arc::default(),
             writes: watch::Sender::new(0),
             nudge: Notify::new(),
             absent: Default::default(),
+            others: Default::default(),
+            away: Default::default(),
             tasks: TaskTracker::new(),
             starts: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             passed: Mutex::default(),
             tokens: OnceCell::new(),
             me: me.clone(),
-        })
+        });
+        orchestrator.see_fleet();
+        orchestrator
     }
 
     /// Runs an operation to its end, whether or not the caller waits for it: a client that hangs up in the middle of a

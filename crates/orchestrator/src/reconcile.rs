@@ -2,7 +2,9 @@
 //!
 //! The store is read before the nodes are asked, and a verdict is carried out under the sandbox's lock, if that is free,
 //! and on the version that was read: if anything moved in between, the verdict is void and the next pass sees again.
+mod away;
 mod carry_out;
+mod others;
 mod verdict;
 
 use std::collections::{HashMap, HashSet};
@@ -11,17 +13,19 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
-use model::{KillReason, NodeId, OnTimeout, Phase, Sandbox, SandboxId, State};
+use model::{KillReason, NodeId, OnTimeout, Origin, Phase, Sandbox, SandboxId, State};
 use ports::node::Held;
 use ports::{ManagerError, Node, Route};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::away::Away;
+pub(crate) use self::others::Others;
 use self::verdict::{Verdict, verdict};
 use crate::failure;
 use crate::nodes::{WORD_MAX, within};
 use crate::orchestrator::Orchestrator;
-use crate::quota::counted;
+use crate::quota::{counted, share};
 use crate::{collect, stow};
 
 /// A difference is settled within this time; what operations and events settle by themselves needs no pass.
@@ -69,10 +73,32 @@ fn home(phase: Phase) -> Option<NodeId> {
     }
 }
 
-/// Whether a sandbox would be over by now, if its node were there to end it.
+/// Whether it is on a node, and is to stay there.
+fn runs(phase: Phase) -> bool {
+    phase.seat().is_some() && !matches!(phase, Phase::Killing { .. })
+}
+
+/// Whether a sandbox would be over by now, if its node were there to end it. The end of one that is being resumed is that of
+/// its last run.
 fn is_over(sandbox: &Sandbox, now: SystemTime) -> bool {
-    let runs = sandbox.phase.seat().is_some() && !matches!(sandbox.phase, Phase::Killing { .. });
-    runs && sandbox.end_at <= now && sandbox.lifecycle.on_timeout == OnTimeout::Kill
+    let is_resuming = given_up(sandbox.phase) == Verdict::NotStarted;
+    runs(sandbox.phase)
+        && !is_resuming
+        && sandbox.end_at <= now
+        && sandbox.lifecycle.on_timeout == OnTimeout::Kill
+}
+
+/// What becomes of a sandbox whose node does not come back in time. One that was being resumed there is paused as it was
+/// before: whoever paused it was told that it can be resumed.
+fn given_up(phase: Phase) -> Verdict {
+    match phase {
+        // A restart is named after its own execution: nothing else is left of that.
+        Phase::Starting {
+            at,
+            from: Origin::Snapshot { build, .. },
+        } if build.0 != at.execution.0 => Verdict::NotStarted,
+        _ => Verdict::Lost(KillReason::NodeLost),
+    }
 }
 
 /// Carries out a few at a time; how many of them were of effect.
@@ -97,11 +123,11 @@ impl Orchestrator {
             .live()
             .await
             .map_err(failure::store("reading the sandboxes"))?;
-        // Nobody ends anything yet, so nothing is looked up again.
-        for sandbox in &live {
-            if let Some(at) = counted(sandbox) {
-                self.ledger.hold(at.execution, sandbox.team, sandbox.resources);
-            }
+        // Where this process is alone nobody ends anything yet, so nothing is looked up again.
+        if !self.parts.config.shared {
+            let held = |sandbox: &Sandbox| counted(sandbox).map(|at| share(sandbox, at.execution));
+            let shares: Vec<_> = live.iter().filter_map(held).collect();
+            self.parts.shares.hold(&shares).await;
         }
         let settled = self.pass().await?;
         self.make_unmade_volumes().await?;
@@ -116,7 +142,15 @@ impl Orchestrator {
         let (mut collected, mut stowed) = (Instant::now(), Instant::now());
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        if self.parts.config.shared {
+            self.tasks.spawn(Arc::clone(&self).watch_fleet(shutdown.clone()));
+        }
+        if self.parts.config.shared && self.parts.config.runs_builds {
+            self.tasks
+                .spawn(Arc::clone(&self).look_for_builds(shutdown.clone()));
+        }
         loop {
+            self.see_fleet();
             self.hear_all(&fleet.borrow_and_update().clone(), &mut heard, &shutdown);
             tokio::select! {
                 biased;
@@ -131,7 +165,9 @@ impl Orchestrator {
                     tracing::error!(error = &error as &dyn std::error::Error, "a pass of the reconciler failed");
                 },
             }
-            if let Err(error) = self.care_for_builds().await {
+            if self.parts.config.runs_builds
+                && let Err(error) = self.care_for_builds().await
+            {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
                     "builds were not looked after"
@@ -146,12 +182,23 @@ impl Orchestrator {
                 self.tasks.spawn(Arc::clone(&self).stow_in_background());
             }
         }
+        self.end_operations().await;
+    }
+
+    /// Carries out what clients ask for until `shutdown`, and leaves the rest to other processes; then lets operations under
+    /// way end.
+    pub async fn serve(self: Arc<Self>, shutdown: CancellationToken) {
+        Arc::clone(&self).watch_fleet(shutdown).await;
+        self.end_operations().await;
+    }
+
+    async fn end_operations(&self) {
         self.building.close();
         self.tasks.close();
         if tokio::time::timeout(GRACE, self.tasks.wait()).await.is_err() {
             tracing::warn!(
                 operations = self.tasks.len(),
-                "operations are cut short; the next start settles them"
+                "operations are cut short; the reconciler settles them"
             );
         }
     }
@@ -195,9 +242,14 @@ impl Orchestrator {
         self.gauge(&live);
         let known: Known = live.iter().map(|sandbox| (sandbox.id, sandbox.phase)).collect();
         let seats = known.values().filter_map(Phase::seat);
-        self.ledger.prune(&seats.map(|seat| seat.execution).collect());
+        let seated = seats.map(|seat| seat.execution).collect();
+        self.prune_shares(&seated).await;
         self.hold_stored(&live).await?;
         self.withdraw_stale(&known).await;
+        self.others.keep(&known);
+        let named = known.values().filter_map(|phase| home(*phase)).collect();
+        let there: HashSet<NodeId> = fleet.iter().map(|node| node.id()).collect();
+        let gone = self.away.note(&named, &there, self.parts.config.node_lost_after);
 
         let mut differences = Vec::new();
         for sandbox in live {
@@ -205,8 +257,9 @@ impl Orchestrator {
                 continue;
             };
             let Some(held) = reports.get(&node) else {
-                if !fleet.iter().any(|there| there.id() == node) && is_over(&sandbox, self.now()) {
-                    let lost = Verdict::Lost(KillReason::NodeLost);
+                let is_given_up = gone.contains(&node) && self.parts.config.shared && runs(sandbox.phase);
+                if is_given_up || !there.contains(&node) && is_over(&sandbox, self.now()) {
+                    let lost = given_up(sandbox.phase);
                     differences.push(self.settle(lost, sandbox, None).boxed());
                 }
                 continue;
@@ -283,10 +336,24 @@ impl Orchestrator {
         if self.is_patient(sandbox, verdict) {
             return None;
         }
+        // Asked always, so that its time is measured from the first sight on.
+        if self.parts.config.shared && self.others.may_be_at(sandbox, Instant::now()) {
+            return None;
+        }
         match verdict {
             Verdict::Wait => None,
+            // Its node has lost it, and the blobs hold its disk: it is resumed from there.
+            Verdict::Lost(_) if self.is_held_by_blobs(sandbox.phase).await => None,
             Verdict::Agreed => self.differs(sandbox, held).await.then_some(verdict),
             verdict => Some(verdict),
+        }
+    }
+
+    /// Whether a paused sandbox needs nothing of its node. Where that cannot be said it is not given up.
+    async fn is_held_by_blobs(&self, phase: Phase) -> bool {
+        match phase {
+            Phase::Paused { snapshot, .. } => self.is_stowed(snapshot).await.unwrap_or(true),
+            _ => false,
         }
     }
 
@@ -350,8 +417,9 @@ impl Orchestrator {
         let (Phase::Running { at }, Some(held)) = (sandbox.phase, held) else {
             return false;
         };
-        let route = self.parts.catalog.find(sandbox.id).await;
-        let routed = route.is_ok_and(|route| route.is_some_and(|route| route.seat == at));
+        let route = self.parts.catalog.published(sandbox.id).await;
+        // A catalog that is away cannot be told anything either.
+        let routed = route.map_or(true, |route| route.is_some_and(|route| route.seat == at));
         !routed || held.order.deadline != sandbox.end_at || held.order.network != sandbox.network
     }
 
@@ -391,9 +459,18 @@ impl Orchestrator {
         let Ok(routes) = self.parts.catalog.all().await else {
             return;
         };
-        let stale = |route: &&Arc<Route>| known.get(&route.sandbox).and_then(Phase::seat) != Some(route.seat);
+        // A route stands before it is stored that its sandbox runs.
+        let stands = |phase: Phase, route: &Route| {
+            phase.seat() == Some(route.seat)
+                && (phase.is_routable() || matches!(phase, Phase::Starting { .. }))
+        };
+        let stale = |route: &&Arc<Route>| {
+            !known
+                .get(&route.sandbox)
+                .is_some_and(|phase| stands(*phase, route))
+        };
         for route in routes.iter().filter(stale) {
-            let runs = |sandbox: Sandbox| sandbox.phase.seat() == Some(route.seat);
+            let runs = |sandbox: Sandbox| stands(sandbox.phase, route);
             if self
                 .stored(route.sandbox)
                 .await

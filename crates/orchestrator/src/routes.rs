@@ -17,6 +17,7 @@ impl Orchestrator {
         let route = Route {
             sandbox: sandbox.id,
             seat,
+            version: sandbox.version,
             envd_token: tokens.envd(sandbox),
             traffic_token: tokens.traffic(sandbox),
             mask_host: sandbox.network.mask_host.clone(),

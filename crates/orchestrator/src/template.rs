@@ -16,6 +16,7 @@
 //! - Nothing of a registry's credentials is stored of a build that is over.
 pub(crate) mod building;
 mod change;
+pub(crate) mod claim;
 mod delete;
 mod log;
 mod manager;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::orchestrator::Orchestrator;
 use crate::quota::life_max;
-use crate::resume::Wish;
+use crate::resume::{Wish, WithoutHome};
 use crate::tokens::Tokens;
 
 /// How long traffic is held while a sandbox is on its way into or out of a pause (contract 1.6).
@@ -130,6 +130,8 @@ impl Orchestrator {
             mode: PauseMode::Full,
             remember: false,
             auto_pause: None,
+            // Nobody is there to be asked: a page that is served by what boots is worth more than one that is not.
+            without_home: WithoutHome::Boot,
         };
         self.bring_back(sandbox, wish).await?;
         Ok(())

@@ -39,7 +39,7 @@ async fn a_created_sandbox_runs_and_is_routed_with_its_tokens() {
     assert_eq!(order.env["A"], "mine");
     assert_eq!(world.orchestrator.get(world.team.id, id).await.unwrap(), granted);
     let happening = happenings.recv().await.unwrap();
-    assert_eq!((happening.what, happening.sandbox), ("sandbox.created", id));
+    assert_eq!((&*happening.what, happening.sandbox), ("sandbox.created", id));
     world.assert_agreed().await;
 }
 

@@ -10,6 +10,11 @@ use crate::node::Node;
 pub trait Fleet: Send + Sync {
     /// All nodes, now and as they change.
     fn nodes(&self) -> watch::Receiver<Vec<Arc<dyn Node>>>;
+    /// What a node fails together with: a room, a rack. Empty where that is not known.
+    fn zone(&self, id: NodeId) -> String {
+        let _ = id;
+        String::new()
+    }
     /// One node.
     fn node(&self, id: NodeId) -> Option<Arc<dyn Node>> {
         self.nodes().borrow().iter().find(|node| node.id() == id).cloned()

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use model::{
-    Kind, Lifecycle, NetworkPolicy, PauseMode, Sandbox, SandboxId, Secret, State, TeamId, TemplateRef,
+    Kind, Lifecycle, NetworkPolicy, NodeId, PauseMode, Sandbox, SandboxId, Secret, State, TeamId, TemplateRef,
 };
 
 use crate::logs::{LogLine, LogQuery, MetricSample};
@@ -160,6 +160,53 @@ pub trait SandboxManager: Send + Sync {
     async fn logs(&self, team: TeamId, id: SandboxId, query: LogQuery) -> Result<Vec<LogLine>, ManagerError>;
     /// The nodes and what they hold, for operators.
     async fn nodes(&self) -> Result<Vec<crate::node::Report>, ManagerError>;
+    /// Tells a node whether it gets new sandboxes, and whether it is to be emptied. It remembers.
+    async fn set_node(&self, node: NodeId, wish: NodeWish) -> Result<(), ManagerError> {
+        let _ = (node, wish);
+        Err(ManagerError::Invalid(
+            "this server has no nodes that could be told".to_owned(),
+        ))
+    }
+    /// How far the emptying of a node is; `None` where it is not to be emptied.
+    async fn drained(&self, node: NodeId) -> Result<Option<Drained>, ManagerError> {
+        let _ = node;
+        Ok(None)
+    }
+}
+
+/// What an operator wants of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeWish {
+    /// It takes new sandboxes.
+    Ready,
+    /// It takes none, and keeps what it has.
+    Cordoned,
+    /// It takes none, and is emptied: until this time from now on what cannot be moved is waited for.
+    Draining {
+        /// How long.
+        within: Duration,
+        /// Whether what is there then, and cannot be moved, is killed.
+        kills: bool,
+    },
+}
+
+/// How far the emptying of a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// What could not be moved by then is not waited for any longer.
+    pub deadline: SystemTime,
+    /// Whether it is killed then.
+    pub kills: bool,
+    /// Sandboxes that something is under way with, or that are next.
+    pub moving: usize,
+    /// Sandboxes that are waited for.
+    pub waiting: usize,
+    /// Sandboxes that it keeps, past the deadline.
+    pub left: usize,
+    /// Paused ones that can be resumed without it.
+    pub carried: usize,
+    /// Whether nothing more is done: it may be taken away, with the loss of what is left.
+    pub is_over: bool,
 }
 
 /// Why a client's wish was not fulfilled. `Display` is what the client is told; it holds no inner cause.
@@ -168,6 +215,9 @@ pub enum ManagerError {
     /// No such sandbox for this team.
     #[error("Sandbox \"{0}\" doesn't exist or you don't have access to it")]
     NotFound(SandboxId),
+    /// No such node in the fleet.
+    #[error("node {0} does not exist")]
+    NoNode(NodeId),
     /// No such template for this team; another team's private one is none, for nobody else sees it.
     #[error("template '{0}' not found")]
     NoTemplate(String),
@@ -277,7 +327,7 @@ impl ManagerError {
     pub fn kind(&self) -> Kind {
         use ManagerError as E;
         match self {
-            E::NotFound(_) | E::NoTemplate(_) | E::NoTag { .. } => Kind::NotFound,
+            E::NotFound(_) | E::NoNode(_) | E::NoTemplate(_) | E::NoTag { .. } => Kind::NotFound,
             E::AlreadyPaused(_)
             | E::AlreadyRunning(_)
             | E::Busy { .. }

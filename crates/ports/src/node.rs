@@ -119,6 +119,15 @@ pub enum HeldState {
     Stopping,
 }
 
+/// How a node is to be emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draining {
+    /// What could not be moved by then is not waited for any longer.
+    pub deadline: SystemTime,
+    /// Whether what is there then, and cannot be moved, is killed; else the node keeps it.
+    pub kills: bool,
+}
+
 /// A node's heartbeat.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
@@ -148,6 +157,8 @@ pub struct Report {
     pub starting: u32,
     /// Whether it takes new sandboxes.
     pub accepts: bool,
+    /// How it is to be emptied, where it is: it takes no new ones then.
+    pub draining: Option<Draining>,
 }
 
 /// A machine that runs sandboxes. All calls are idempotent for the same execution: repeating one that was carried out
@@ -200,6 +211,36 @@ pub trait Node: Send + Sync {
     async fn fetch_build(&self, build: BuildId, digest: &str) -> Result<(), NodeError> {
         let _ = (build, digest);
         Err(NodeError::unsupported("bringing builds from the blobs"))
+    }
+    /// Copies the disk of a sandbox that is paused under the name `snapshot` into a build of that name, which can be brought
+    /// elsewhere and started from: its machines boot. It stays paused, with all that its pause kept. [`NodeError::Unknown`] and
+    /// [`NodeError::Busy`]: it is not paused under this name any more. [`NodeError::Refused`]: its runtime cannot.
+    async fn copy_paused(&self, sandbox: SandboxId, snapshot: BuildId) -> Result<(), NodeError> {
+        let _ = (sandbox, snapshot);
+        Err(NodeError::unsupported("copying the disk of a paused sandbox"))
+    }
+    /// Tells the owner of an execution something, in its log. A node that cannot says nothing.
+    async fn say(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        level: crate::logs::Level,
+        line: &str,
+    ) -> Result<(), NodeError> {
+        let _ = (sandbox, execution, level, line);
+        Ok(())
+    }
+    /// Whether it takes new sandboxes from now on, also after a restart of its daemon: see [`Report::accepts`]. What it holds
+    /// goes on, and it is not to be emptied, or not any more.
+    async fn set_accepts(&self, accepts: bool) -> Result<(), NodeError> {
+        let _ = accepts;
+        Err(NodeError::unsupported("being closed for new sandboxes"))
+    }
+    /// Takes no new sandboxes from now on, and says in its reports that it is to be emptied, also after a restart of its daemon.
+    /// Others do that: see [`Report::draining`].
+    async fn drain(&self, how: Draining) -> Result<(), NodeError> {
+        let _ = how;
+        Err(NodeError::unsupported("being emptied"))
     }
     /// Removes from the blobs what builds needed that none of these digests is of; returns how many blobs that were.
     async fn sweep_stowed(&self, living: &[String]) -> Result<u64, NodeError> {

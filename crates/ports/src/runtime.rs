@@ -242,6 +242,13 @@ pub trait Runtime: Send + Sync {
         let _ = (build, record, given, images);
         Err(self.cannot("taking builds from elsewhere"))
     }
+    /// Makes the build `into` of the disk that is kept for a sandbox; that one, and the memory beside it, stay as they are, and
+    /// nobody starts from them meanwhile. What is copied is durable when this returns. One that is there already is no error.
+    /// [`RuntimeError::NoDisk`]: none is kept.
+    async fn copy_kept(&self, sandbox: SandboxId, into: BuildId) -> Result<(), RuntimeError> {
+        let _ = (sandbox, into);
+        Err(self.cannot("copies of disks that are kept"))
+    }
     /// How a runtime refuses what it does not offer.
     fn cannot(&self, what: &str) -> RuntimeError {
         RuntimeError::Unsupported {

@@ -1,4 +1,5 @@
-//! A copy of a sandbox that runs, for others to start from.
+//! A copy of a sandbox that runs, for others to start from; and of the disk of one that is paused, for itself to start from where
+//! its node is not.
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -53,5 +54,41 @@ impl LocalNode {
             .lines()
             .say(SystemTime::now(), ports::Level::Info, what.to_owned());
         Ok(copied)
+    }
+
+    /// Copies the disk of a sandbox that is paused under this name into a build of the name. A resume that comes meanwhile waits
+    /// for its turn.
+    pub(crate) async fn copy_pause(
+        self: &Arc<Self>,
+        id: SandboxId,
+        snapshot: BuildId,
+    ) -> Result<(), NodeError> {
+        if !self.runtime.capabilities().portable_builds {
+            return Err(NodeError::Refused(format!(
+                "the {} runtime does not support taking builds elsewhere",
+                self.runtime.name()
+            )));
+        }
+        let sandbox = self.find(id).ok_or(NodeError::Unknown)?;
+        let _turn = sandbox.turn.lock().await;
+        match sandbox.state() {
+            HeldState::Paused(paused, _) if paused == snapshot => {}
+            state => return Err(NodeError::Busy(name(state))),
+        }
+        let mut claim = self.in_use.claim();
+        claim.add(snapshot);
+        // Asked again by somebody who did not hear the answer.
+        if self.runtime.has_build(snapshot).await {
+            return Ok(());
+        }
+        let copied = match sandbox.machine() {
+            Some(machine) if machine.ended().borrow().is_some() || !machine.is_frozen() => {
+                // It died, or was to be stopped: whoever drives it puts its disk away.
+                return Err(NodeError::Busy("being put away"));
+            }
+            Some(machine) => machine.checkpoint(snapshot, false).await.map(drop),
+            None => self.runtime.copy_kept(id, snapshot).await,
+        };
+        copied.map_err(failed("copying the disk of a paused sandbox"))
     }
 }

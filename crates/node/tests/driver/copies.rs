@@ -193,6 +193,7 @@ async fn a_deadline_and_whoever_dials_wait_until_a_copy_is_taken() {
         envd_token: None,
         traffic_token: None,
         mask_host: None,
+        version: 1,
     };
     let dial = world.node.dial(&route, ENVD_PORT);
     assert!(

@@ -1,4 +1,5 @@
 //! The drivers of sandboxes, over a runtime that fails where it is told to and a journal that can be taken away.
+mod admission;
 mod builds;
 mod copies;
 mod ends;

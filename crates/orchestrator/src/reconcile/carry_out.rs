@@ -10,6 +10,7 @@ use crate::failure;
 use crate::nodes::{WORD_MAX, within};
 use crate::orchestrator::Orchestrator;
 use crate::pause::{kept_at_least, paused, pausing};
+use crate::quota::share;
 use crate::timeout::whole_micros;
 
 impl Orchestrator {
@@ -44,6 +45,7 @@ impl Orchestrator {
             Verdict::Pausing(into, mode) => {
                 let edit = |sandbox: &mut Sandbox| {
                     sandbox.phase = pausing(sandbox.phase, into, mode).map_err(failure::refused(id))?;
+                    sandbox.build = held.map_or(sandbox.build, |held| held.order.build);
                     Ok(())
                 };
                 self.unroute_if(&sandbox, self.edit(&sandbox, edit).await?).await
@@ -52,6 +54,7 @@ impl Orchestrator {
                 let edit = |sandbox: &mut Sandbox| {
                     sandbox.phase = paused(sandbox.phase, into, mode).map_err(failure::refused(id))?;
                     sandbox.kept = kept_at_least(mode);
+                    sandbox.build = held.map_or(sandbox.build, |held| held.order.build);
                     if let Some(outcome) = held.and_then(|held| held.pause) {
                         sandbox.kept = outcome.memory;
                         sandbox.envd_unresponsive_at_pause = outcome.envd_unresponsive;
@@ -144,6 +147,8 @@ impl Orchestrator {
                 sandbox.end_at = held.order.deadline;
                 sandbox.lifecycle = held.order.lifecycle;
                 sandbox.envd_unresponsive_at_pause = false;
+                // Another than before, where it was resumed on another node.
+                sandbox.build = held.order.build;
             }
             Ok(())
         };
@@ -169,7 +174,8 @@ impl Orchestrator {
             node: home,
             execution,
         };
-        let is_new = self.ledger.hold(execution, sandbox.team, sandbox.resources);
+        let share = share(&sandbox, execution);
+        let is_new = !self.parts.shares.hold(&[share]).await.is_empty();
         let resuming = self
             .edit(&sandbox, |sandbox| apply(sandbox, Event::Resume(at, mode)))
             .await;
@@ -178,7 +184,7 @@ impl Orchestrator {
             not_resuming => {
                 // A client's own resume may have claimed it meanwhile.
                 if is_new {
-                    self.ledger.release(execution);
+                    self.parts.shares.release(share).await;
                 }
                 not_resuming.map(|_| false)
             }

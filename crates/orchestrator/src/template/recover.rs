@@ -1,8 +1,10 @@
 //! Builds that nobody is at: those of a process that died are run again, and those that nobody starts are given up.
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use model::{Build, BuildStatus};
 use ports::ManagerError;
+use tokio_util::sync::CancellationToken;
 
 use super::change::failed;
 use crate::failure;
@@ -10,6 +12,9 @@ use crate::orchestrator::Orchestrator;
 
 /// A client starts what it registered when its uploads are done: each has an hour (contract 4.1).
 const WAITING_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// How often is looked for builds that another process has stored: that is how long they wait for their start.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What is to be done about a build that is not over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,14 +34,30 @@ fn care(build: &Build, is_under_way: bool, now: SystemTime) -> Care {
 }
 
 impl Orchestrator {
+    /// Looks for builds that other processes have stored, until `shutdown`. Where there are none, it need not.
+    pub(crate) async fn look_for_builds(self: Arc<Self>, shutdown: CancellationToken) {
+        while shutdown
+            .run_until_cancelled(tokio::time::sleep(LOOK))
+            .await
+            .is_some()
+        {
+            if let Err(error) = self.care_for_builds().await {
+                let error = &error as &dyn std::error::Error;
+                tracing::debug!(error, "it was not looked for builds; it is tried again");
+            }
+        }
+    }
+
     /// Runs what is stored as building and has no task, and gives up what was not started in time.
     pub(crate) async fn care_for_builds(&self) -> Result<(), ManagerError> {
         let unfinished = self.parts.builds.unfinished_builds().await;
         let unfinished = unfinished.map_err(failure::store("reading the builds"))?;
+        self.heard.keep(&unfinished);
         let mut building = 0_u32;
         for build in unfinished {
             building += u32::from(build.status == BuildStatus::Building);
-            match care(&build, self.building.has(build.id), self.now()) {
+            let is_under_way = self.building.has(build.id) || self.is_anothers(&build);
+            match care(&build, is_under_way, self.now()) {
                 Care::None => {}
                 Care::Run => self.run_again(build).await?,
                 Care::GiveUp => {

@@ -122,6 +122,7 @@ impl Orchestrator {
             resources,
             recipe: None,
             node: None,
+            runner: None,
             created_at: now,
             updated_at: now,
             finished_at: None,

@@ -20,6 +20,7 @@ use super::names::shown;
 use super::shelf::Shelf;
 use crate::failure;
 use crate::orchestrator::Orchestrator;
+use crate::placement::Wish;
 use crate::timeout::whole_micros;
 use crate::uses::Use;
 
@@ -60,17 +61,29 @@ impl Orchestrator {
             return;
         };
         let me = self.arc();
-        let (id, team, template) = (build.id, build.team, build.template);
+        let (id, team, template, runner) = (build.id, build.team, build.template, build.runner);
         let span = tracing::info_span!("template.build", build = %id, %team, %template);
         let task = async move {
             let began = Instant::now();
             let using = Arc::new(me.uses.begin());
-            if let Err(error) = me.carry_out_build((team, id), &running, &using).await {
+            match me.claim_build(id, runner).await {
+                Ok(true) => {}
+                // Another process has it, or it is over; or the store is away, and it is looked at again.
+                Ok(false) | Err(_) => return,
+            }
+            let outcome = tokio::select! {
+                outcome = me.carry_out_build((team, id), &running, &using) => outcome,
+                () = me.keep_build(id, running.cancel()) => return,
+            };
+            if let Err(error) = outcome {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(
                     error,
                     "the end of a build was not stored; the reconciler goes on with it"
                 );
+            }
+            if me.building.is_closed() {
+                me.release_build(id).await;
             }
             metrics::histogram!("atoll_template_build_seconds").record(began.elapsed());
         };
@@ -166,9 +179,19 @@ impl Orchestrator {
         let recipe = build.recipe.clone();
         let recipe = recipe.ok_or_else(|| NotBuilt::Failed(failed(None, "the build has no recipe")))?;
         let base = self.base_of(build.team, &recipe, using).await?;
-        let fleet = self.parts.fleet.nodes().borrow().clone();
-        let Some(node) = self.turn.candidates(&fleet).into_iter().next() else {
-            return Err(NotBuilt::Fault(failed(None, "there is no node that builds")));
+        let mut search = self.placement.search(Wish {
+            build: base.as_ref().map(|base| base.build),
+            ..Wish::new(build.team, build.resources)
+        });
+        let place = search.next_node();
+        let node = place
+            .as_ref()
+            .and_then(|place| self.parts.fleet.node(place.node()));
+        let Some(node) = node else {
+            return Err(NotBuilt::Fault(failed(
+                None,
+                "there is no node that can build it now",
+            )));
         };
         let at = node.id();
         let note = |build: &mut Build| {
@@ -321,6 +344,10 @@ impl Orchestrator {
         }
         self.end_build(build.id, BuildStatus::Ready).await?;
         failpoint::reach("orchestrator/build-ready");
+        if self.parts.config.shared {
+            // Other nodes have it from there, and are asked for it soon.
+            self.tasks.spawn(self.arc().stow_in_background());
+        }
         tracing::info!("a template is built");
         metrics::counter!("atoll_template_builds_total", "outcome" => "ready").increment(1);
         Ok(())

@@ -35,7 +35,9 @@ impl Orchestrator {
         let started = self.edit_build(id, edit).await?;
         let started = started.ok_or(TemplateError::NoBuild(id))?;
         failpoint::reach("orchestrator/building-stored");
-        self.run_build(&started);
+        if self.parts.config.runs_builds {
+            self.run_build(&started);
+        }
         self.cancel_others(template, id).await?;
         Ok(())
     }

@@ -11,7 +11,7 @@ use model::{
 };
 use ports::builds::{BuildError, BuildLine, BuildOrder, BuildTalk, Built, CachedStep};
 use ports::logs::Level;
-use ports::node::{Held, HeldState, Order, OrderOrigin, PauseOutcome, Report};
+use ports::node::{Draining, Held, HeldState, Order, OrderOrigin, PauseOutcome, Report};
 use ports::runtime::Capabilities;
 use ports::{LogLine, LogQuery, MetricSample, Node, NodeError, NodeEvent};
 use tokio::sync::{Semaphore, broadcast};
@@ -35,8 +35,12 @@ struct Inner {
     removed: BTreeSet<BuildId>,
     /// What was there, and is to be had again from the blobs.
     lost: BTreeSet<BuildId>,
-    /// What the blobs hold, by its digest.
-    stowed: BTreeMap<String, BuildId>,
+    /// What the blobs hold, by its digest: the same for all nodes that are made beside one another.
+    stowed: Blobs,
+    /// Whether it starts from nothing but what it has.
+    is_strict: bool,
+    /// What owners were told.
+    said: Vec<(SandboxId, ExecutionId, String)>,
     /// What builds are akin to.
     kin: BTreeMap<BuildId, Vec<BuildId>>,
     /// Beside what builds were brought to the blobs.
@@ -49,9 +53,15 @@ struct Inner {
     broken_upload: Option<String>,
     /// What it was told to build.
     build_orders: Vec<BuildOrder>,
+    /// Whether it takes nothing new.
+    is_closed: bool,
+    /// How it is to be emptied.
+    draining: Option<Draining>,
     /// What was used after it was removed, or removed while it was used.
     wrongs: Vec<String>,
 }
+
+type Blobs = Arc<Mutex<BTreeMap<String, BuildId>>>;
 
 impl Default for FakeNode {
     fn default() -> Self {
@@ -85,6 +95,26 @@ impl Gate {
 }
 
 impl FakeNode {
+    /// Another node that has nothing, and reaches the same blobs.
+    pub(crate) fn beside(other: &Self) -> Self {
+        let node = Self::default();
+        let stowed = Arc::clone(&other.inner().stowed);
+        let mut inner = node.inner();
+        inner.stowed = stowed;
+        inner.is_strict = true;
+        drop(inner);
+        node
+    }
+
+    /// What the owner of an execution was told.
+    pub(crate) fn said(&self, id: SandboxId, execution: ExecutionId) -> Vec<String> {
+        let inner = self.inner();
+        let said = inner.said.iter();
+        said.filter(|(of, by, _)| (*of, *by) == (id, execution))
+            .map(|(.., line)| line.clone())
+            .collect()
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap()
     }
@@ -128,7 +158,7 @@ impl FakeNode {
 
     /// What the blobs hold.
     pub(crate) fn stowed(&self) -> BTreeSet<BuildId> {
-        self.inner().stowed.values().copied().collect()
+        self.inner().stowed.lock().unwrap().values().copied().collect()
     }
 
     /// Says what a build is akin to.
@@ -260,6 +290,10 @@ impl Node for FakeNode {
     }
 
     async fn start(&self, order: Order) -> Result<(), NodeError> {
+        let lacks = |inner: &Inner| inner.is_strict && !inner.builds.contains(&order.build);
+        if order.origin == OrderOrigin::Fresh && lacks(&self.inner()) {
+            return Err(NodeError::NoBuild(order.build));
+        }
         let entered = self.enter("start").await;
         let mut inner = self.inner();
         if order.origin == OrderOrigin::Fresh && inner.removed.contains(&order.build) {
@@ -280,6 +314,12 @@ impl Node for FakeNode {
             .is_some_and(|held| held.order.execution == order.execution && held.state == HeldState::Running)
         {
             return Ok(());
+        }
+        if order.origin == OrderOrigin::Fresh && inner.is_closed {
+            return Err(NodeError::Full {
+                what: "places: it is cordoned",
+                retry_after: None,
+            });
         }
         let there = match (order.origin, held.map(|held| (held.order.execution, held.state))) {
             (OrderOrigin::Fresh, None) => true,
@@ -330,6 +370,20 @@ impl Node for FakeNode {
             held.pause = Some(outcome);
         })?;
         Ok(outcome)
+    }
+
+    async fn set_accepts(&self, accepts: bool) -> Result<(), NodeError> {
+        self.enter("set_accepts").await?;
+        let mut inner = self.inner();
+        (inner.is_closed, inner.draining) = (!accepts, None);
+        Ok(())
+    }
+
+    async fn drain(&self, how: Draining) -> Result<(), NodeError> {
+        self.enter("drain").await?;
+        let mut inner = self.inner();
+        (inner.is_closed, inner.draining) = (true, Some(how));
+        Ok(())
     }
 
     async fn checkpoint(
@@ -437,14 +491,42 @@ impl Node for FakeNode {
             return Err(NodeError::NoBuild(build));
         }
         let digest = format!("of {build}");
-        inner.stowed.insert(digest.clone(), build);
+        inner.stowed.lock().unwrap().insert(digest.clone(), build);
         Ok(digest)
+    }
+
+    async fn copy_paused(&self, sandbox: SandboxId, snapshot: BuildId) -> Result<(), NodeError> {
+        self.enter("copy_paused").await?;
+        let mut inner = self.inner();
+        match inner.held.get(&sandbox).map(|held| held.state) {
+            None => return Err(NodeError::Unknown),
+            Some(HeldState::Paused(paused, _)) if paused == snapshot => {}
+            Some(_) => return Err(NodeError::Busy("something else")),
+        }
+        inner.builds.insert(snapshot);
+        Ok(())
+    }
+
+    async fn say(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        _: Level,
+        line: &str,
+    ) -> Result<(), NodeError> {
+        self.enter("say").await?;
+        let mut inner = self.inner();
+        let held = inner.held.get(&sandbox).ok_or(NodeError::Unknown)?;
+        assert_eq!(held.order.execution, execution);
+        inner.said.push((sandbox, execution, line.to_owned()));
+        Ok(())
     }
 
     async fn fetch_build(&self, build: BuildId, digest: &str) -> Result<(), NodeError> {
         self.enter("fetch_build").await?;
         let mut inner = self.inner();
-        if inner.stowed.get(digest) != Some(&build) {
+        let found = inner.stowed.lock().unwrap().get(digest).copied();
+        if found != Some(build) {
             inner
                 .wrongs
                 .push(format!("fetched {build} by {digest}, which is not there"));
@@ -457,7 +539,8 @@ impl Node for FakeNode {
 
     async fn sweep_stowed(&self, living: &[String]) -> Result<u64, NodeError> {
         self.enter("sweep_stowed").await?;
-        let stowed = &mut self.inner().stowed;
+        let stowed = Arc::clone(&self.inner().stowed);
+        let mut stowed = stowed.lock().unwrap();
         let before = stowed.len();
         stowed.retain(|digest, _| living.contains(digest));
         Ok((before - stowed.len()) as u64)
@@ -555,7 +638,8 @@ impl Node for FakeNode {
             disk_available: MiB(512),
             slots_ready: 0,
             starting: 0,
-            accepts: true,
+            accepts: !self.inner().is_closed,
+            draining: self.inner().draining,
         })
     }
 

@@ -14,12 +14,12 @@ use ports::blobs::ByteStream;
 use ports::builds::{
     BuildError, BuildLine, BuildOrder, BuildStore, BuildTalk, Built, CachedStep, LinesQuery,
 };
-use ports::node::{Order, PauseOutcome, Report};
+use ports::node::{Draining, Order, PauseOutcome, Report};
 use ports::store::SandboxQuery;
 use ports::volumes::{FileError, FileStat, Ownership};
 use ports::{
-    LogLine, LogQuery, MetricSample, Node, NodeError, NodeEvent, SandboxStore, StoreError, TemplateStore,
-    VolumeFiles, VolumeStore,
+    Level, LogLine, LogQuery, MetricSample, Node, NodeError, NodeEvent, SandboxStore, StoreError,
+    TemplateStore, VolumeFiles, VolumeStore,
 };
 use tokio::sync::broadcast;
 
@@ -433,6 +433,26 @@ impl Node for Fused<dyn Node> {
     }
     async fn fetch_build(&self, build: BuildId, digest: &str) -> Result<(), NodeError> {
         self.fuse.node(self.part.fetch_build(build, digest)).await
+    }
+    async fn copy_paused(&self, sandbox: SandboxId, snapshot: BuildId) -> Result<(), NodeError> {
+        self.fuse.node(self.part.copy_paused(sandbox, snapshot)).await
+    }
+    async fn set_accepts(&self, accepts: bool) -> Result<(), NodeError> {
+        self.fuse.node(self.part.set_accepts(accepts)).await
+    }
+    async fn drain(&self, how: Draining) -> Result<(), NodeError> {
+        self.fuse.node(self.part.drain(how)).await
+    }
+    async fn say(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        level: Level,
+        line: &str,
+    ) -> Result<(), NodeError> {
+        self.fuse
+            .node(self.part.say(sandbox, execution, level, line))
+            .await
     }
     async fn sweep_stowed(&self, living: &[String]) -> Result<u64, NodeError> {
         self.fuse.node(self.part.sweep_stowed(living)).await

@@ -10,15 +10,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use model::{
-    Lifecycle, NetworkPolicy, OnTimeout, PauseMode, Phase, Sandbox, SandboxId, Team, TeamId, Template,
+    Lifecycle, NetworkPolicy, NodeId, OnTimeout, PauseMode, Phase, Sandbox, SandboxId, Team, TeamId, Template,
 };
 use orchestrator::{Config, Orchestrator, Parts};
 use ports::manager::Granted;
 use ports::node::HeldState;
 use ports::store::contract;
 use ports::{
-    BuildStore, Catalog, Clock, CreateSandbox, ManagerError, Node, Route, SandboxManager, SandboxStore,
-    TeamStore, TemplateStore, VolumeStore, blobs, bus, catalog, fleet, limits,
+    BuildStore, Catalog, Clock, CreateSandbox, Fleet, ManagerError, Node, Route, SandboxManager,
+    SandboxStore, TeamStore, TemplateStore, VolumeStore, blobs, bus, catalog, limits,
 };
 
 pub(crate) use fake_files::FakeFiles;
@@ -41,6 +41,26 @@ impl Clock for Hands {
     }
 }
 
+/// The nodes that are there, as tests say.
+#[derive(Default)]
+pub(crate) struct Nodes(tokio::sync::watch::Sender<Vec<Arc<dyn Node>>>);
+
+impl Nodes {
+    pub(crate) fn are(&self, nodes: Vec<Arc<dyn Node>>) {
+        self.0.send_replace(nodes);
+    }
+
+    fn leaves(&self, id: NodeId) {
+        self.0.send_modify(|nodes| nodes.retain(|node| node.id() != id));
+    }
+}
+
+impl Fleet for Nodes {
+    fn nodes(&self) -> tokio::sync::watch::Receiver<Vec<Arc<dyn Node>>> {
+        self.0.subscribe()
+    }
+}
+
 /// All stores in one.
 pub(crate) trait Stores: SandboxStore + TemplateStore + TeamStore + 'static {}
 impl<T: SandboxStore + TemplateStore + TeamStore + 'static> Stores for T {}
@@ -58,6 +78,7 @@ pub(crate) struct World {
     pub(crate) blobs: Arc<blobs::Memory>,
     pub(crate) bus: Arc<bus::Memory>,
     pub(crate) clock: Arc<Hands>,
+    pub(crate) fleet: Arc<Nodes>,
     bare: Bare,
     pub(crate) team: Team,
     pub(crate) base: Template,
@@ -76,11 +97,27 @@ struct Bare {
     bus: Arc<bus::Memory>,
     clock: Arc<Hands>,
     config: Config,
+    /// Nodes beside the one.
+    others: Vec<Arc<FakeNode>>,
 }
 
 impl Bare {
     /// The parts of a process, which dies when the fuse burns through.
-    fn parts(&self, catalog: &Arc<catalog::Memory>, node: &Arc<FakeNode>, fuse: Option<Arc<Fuse>>) -> Parts {
+    fn parts(
+        &self,
+        catalog: &Arc<catalog::Memory>,
+        node: &Arc<FakeNode>,
+        fleet: &Arc<Nodes>,
+        fuse: Option<Arc<Fuse>>,
+    ) -> Parts {
+        let nodes = [node].into_iter().chain(&self.others);
+        let nodes = nodes.map(|node| -> Arc<dyn Node> {
+            match &fuse {
+                Some(fuse) => Arc::new(Fused::new(node.clone() as Arc<dyn Node>, fuse.clone())),
+                None => node.clone(),
+            }
+        });
+        fleet.are(nodes.collect());
         let mut parts = Parts {
             sandboxes: self.sandboxes.clone(),
             templates: self.templates.clone(),
@@ -91,14 +128,14 @@ impl Bare {
             blobs: self.blobs.clone(),
             catalog: catalog.clone(),
             limits: Arc::new(limits::Memory::default()),
+            shares: Arc::new(ports::shares::Memory::default()),
+            idempotency: Arc::new(ports::idempotency::Memory::default()),
             bus: self.bus.clone(),
-            fleet: Arc::new(fleet::Static::new(vec![node.clone() as Arc<dyn Node>])),
+            fleet: fleet.clone(),
             clock: self.clock.clone(),
             config: self.config,
         };
         if let Some(fuse) = fuse {
-            let node: Arc<dyn Node> = Arc::new(Fused::new(node.clone() as Arc<dyn Node>, fuse.clone()));
-            parts.fleet = Arc::new(fleet::Static::new(vec![node]));
             parts.sandboxes = Arc::new(Fused::new(parts.sandboxes, fuse.clone()));
             parts.templates = Arc::new(Fused::new(parts.templates, fuse.clone()));
             parts.builds = Arc::new(Fused::new(parts.builds, fuse.clone()));
@@ -153,10 +190,13 @@ impl World {
             bus: Arc::default(),
             clock,
             config: Config::default(),
+            others: Vec::new(),
         };
         let catalog = Arc::new(catalog::Memory::default());
-        let orchestrator = Orchestrator::new(bare.parts(&catalog, &node, None));
+        let fleet = Arc::new(Nodes::default());
+        let orchestrator = Orchestrator::new(bare.parts(&catalog, &node, &fleet, None));
         Self {
+            fleet,
             orchestrator,
             store: bare.sandboxes.clone(),
             templates: bare.templates.clone(),
@@ -186,7 +226,30 @@ impl World {
     /// when it burns through.
     pub(crate) fn reborn(&mut self, fuse: Option<Arc<Fuse>>) {
         self.catalog = Arc::new(catalog::Memory::default());
-        self.orchestrator = Orchestrator::new(self.bare.parts(&self.catalog, &self.node, fuse));
+        // Of its own: the one before may be at something still.
+        self.fleet = Arc::default();
+        let parts = self.bare.parts(&self.catalog, &self.node, &self.fleet, fuse);
+        self.orchestrator = Orchestrator::new(parts);
+    }
+
+    /// Another node beside the one, under a new process.
+    pub(crate) fn add_node(&mut self) -> Arc<FakeNode> {
+        let node = Arc::new(FakeNode::beside(&self.node));
+        self.bare.others.push(node.clone());
+        self.reborn(None);
+        node
+    }
+
+    /// A node is away.
+    pub(crate) fn leaves(&self, node: &FakeNode) {
+        self.fleet.leaves(node.id());
+    }
+
+    /// All nodes are there.
+    pub(crate) fn all_are_there(&self) {
+        let nodes = [&self.node].into_iter().chain(&self.bare.others);
+        self.fleet
+            .are(nodes.map(|node| node.clone() as Arc<dyn Node>).collect());
     }
 
     /// The same stores and node under a new process that is set otherwise.

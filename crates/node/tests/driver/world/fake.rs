@@ -65,6 +65,8 @@ struct State {
     /// Of kept disks: programs that ran.
     memories: BTreeMap<SandboxId, Vec<String>>,
     is_durable: bool,
+    /// Whether builds stay where they are.
+    is_rooted: bool,
     builds: BTreeMap<BuildId, Content>,
     script: VecDeque<(&'static str, Fault)>,
     steps: Vec<&'static str>,
@@ -163,6 +165,11 @@ impl Runtime {
             state: Mutex::default(),
             guest: Script::default(),
         })))
+    }
+
+    /// Builds stay where they are, from now on.
+    pub(crate) fn set_rooted(&self) {
+        self.0.state().is_rooted = true;
     }
 
     /// Memory can be written down from now on, or not any more.
@@ -301,14 +308,15 @@ impl ports::Runtime for Runtime {
     }
 
     fn capabilities(&self) -> Capabilities {
+        let state = self.0.state();
         Capabilities {
-            durable_memory: self.0.state().is_durable,
+            durable_memory: state.is_durable,
             freeze: true,
             own_kernel: false,
             network: true,
             volumes: true,
             roots: true,
-            portable_builds: true,
+            portable_builds: !state.is_rooted,
         }
     }
 
@@ -423,6 +431,16 @@ impl ports::Runtime for Runtime {
             true => Memory::Durable,
             false => Memory::None,
         }
+    }
+
+    async fn copy_kept(&self, sandbox: SandboxId, into: BuildId) -> Result<(), RuntimeError> {
+        self.0.step("copy kept", None).await?;
+        let mut state = self.0.state();
+        if !state.disks.contains(&sandbox) {
+            return Err(RuntimeError::NoDisk(sandbox));
+        }
+        assert_eq!(state.builds.insert(into, Content::default()), None);
+        Ok(())
     }
 
     async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError> {
