@@ -17,6 +17,7 @@ mod ca;
 mod client;
 mod control;
 mod data;
+mod deploy;
 mod dev;
 mod doctor;
 mod down;
@@ -118,6 +119,9 @@ enum Command {
     Ca(ca::Command),
     /// Prints the id of this machine as a node, which its certificate names; makes one where there is none.
     NodeId(Settings),
+    /// Writes what starts a fleet's processes.
+    #[command(subcommand)]
+    Deploy(deploy::Command),
     /// Fleets on this machine, to be looked at and tested.
     #[command(subcommand)]
     Dev(dev::Command),
@@ -205,6 +209,7 @@ fn run(Arguments { command, json }: Arguments) -> anyhow::Result<ExitCode> {
         Command::Bootstrap { settings, name } => migrate::bootstrap(&settings.resolve()?, &name, json),
         Command::Ca(command) => command.run(json),
         Command::NodeId(settings) => data::print_node_id(&settings.resolve()?, json),
+        Command::Deploy(command) => command.run(json),
         Command::Dev(command) => command.run(json),
         Command::Down(settings) => down::run(settings.resolve()?, json),
         Command::Status(settings) => status::run(&settings.resolve()?, json),

@@ -76,7 +76,7 @@ def test_what_ran_on_a_lost_node_is_given_up_and_ended_when_it_is_back(fleet, fr
     there = running() - before
     assert there > 0, f"chance has put none of {len(made)} on it"
     with fleet.cut_off(lost):
-        # Ten seconds until it is missed, twenty until what it ran is given up, and a pass of the reconciler.
+        # Ten seconds until it is missed, fifteen until what it ran is given up, and a pass of the reconciler.
         eventually(lambda: sum(gone(fleet, one) for one in made) == there, "they are given up", 90)
         left = [one for one in made if not gone(fleet, one)]
         assert all(answers(sandbox, "here") for sandbox in left)

@@ -195,7 +195,7 @@ impl Layout {
             "ca": self.identities().join("ca.pem"),
             "certificate": identity(".pem"),
             "key": identity("-key.pem"),
-            "node_lost_after_seconds": 20,
+            "node_lost_after_seconds": 15,
             // All nodes are one machine, which has what each of them says that it has.
             "overcommit": { "cpu": 64.0, "memory": 4.0 },
             "consul": { "address": format!("http://{}", self.consul) },
