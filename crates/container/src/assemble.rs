@@ -179,6 +179,10 @@ impl House {
 
     fn finish_assembly(&self, id: BuildId, build: &Build, coming: &[Coming]) -> Result<(), RuntimeError> {
         for part in coming {
+            if part.image == PartImage::Own {
+                let uppers = build.overlays.iter().map(|overlay| overlay.upper.as_str());
+                self.disks.forget_origins(&part.partial, uppers)?;
+            }
             self.disks.finish(&part.partial, &part.finished)?;
         }
         self.builds.put(id, build)?;

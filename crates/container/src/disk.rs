@@ -1,4 +1,6 @@
 //! Writable disks: an ext4 image for each sandbox, with a size that `df` inside tells truly and no write gets past.
+mod moved;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;

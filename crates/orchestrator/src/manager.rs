@@ -156,6 +156,13 @@ impl SandboxManager for Orchestrator {
     }
 
     async fn nodes(&self) -> Result<Vec<Report>, ManagerError> {
-        Ok(self.reports().await)
+        let mut reports = self.reports().await;
+        if self.parts.config.shared {
+            // Volumes are one machine's, so a fleet offers none.
+            for report in &mut reports {
+                report.capabilities.volumes = false;
+            }
+        }
+        Ok(reports)
     }
 }

@@ -34,3 +34,9 @@ export async function call(method, path, expected) {
   if (!expected.includes(answer.status)) throw new Error(`${method} ${path}: ${answer.status} ${text}`)
   return text
 }
+
+/** Whether the machines of this server cannot do something, as they say themselves. */
+export async function lacks(what) {
+  const nodes = JSON.parse(await call('GET', '/nodes', [200]))
+  return nodes.some((node) => !node.capabilities[what])
+}

@@ -5,6 +5,7 @@ Where the house is comes from E2B_API_URL, E2B_SANDBOX_URL (or E2B_DOMAIN) and E
 
 import asyncio
 import inspect
+import os
 import pathlib
 import sys
 import time
@@ -54,7 +55,11 @@ async def until(condition, what="the condition"):
 def pytest_runtest_setup(item):
     for what in (mark.args[0] for mark in item.iter_markers("needs")):
         for node in call("GET", "/nodes"):
-            can = node["capabilities"] | {"sharedKernel": not node["capabilities"]["ownKernel"]}
+            can = node["capabilities"] | {
+                "sharedKernel": not node["capabilities"]["ownKernel"],
+                # Commands that speak to the daemon of this machine, which a fleet has not got.
+                "ownDaemon": "ATOLL_CLUSTER" not in os.environ,
+            }
             if not can[what]:
                 pytest.skip(f"the {node['runtime']} runtime has no {what}")
 

@@ -108,6 +108,7 @@ def test_keys_are_made_once_and_revoked():
     with pytest.raises(Exception, match="401|[Uu]nauthorized|API key"):
         Sandbox.list(api_key=key).next_items()
 
+@pytest.mark.needs("ownDaemon")
 
 def test_the_house_describes_itself():
     assert json.loads(run(ATOLL, "status", "--json").stdout)
@@ -194,6 +195,7 @@ def test_changes_are_told_against_a_snapshot(fresh, name):
     finally:
         run(ATOLL, "sandbox", "kill", made)
 
+@pytest.mark.needs("ownDaemon")
 
 def test_what_is_no_image_is_not_imported(tmp_path):
     (tmp_path / "not.tar").write_bytes(b"nothing like that")
@@ -215,6 +217,7 @@ def test_a_volume_is_filled_and_emptied(tmp_path):
     finally:
         assert run(ATOLL, "volume", "delete", volume).returncode == 0
 
+@pytest.mark.needs("ownDaemon")
 
 def test_what_nothing_needs_is_collected():
     removed = document("gc")
@@ -222,6 +225,7 @@ def test_what_nothing_needs_is_collected():
     assert removed["silentNodes"] == 0
     assert "uploads" in run(ATOLL, "gc").stdout
 
+@pytest.mark.needs("ownDaemon")
 
 def test_the_base_template_is_made_anew():
     before = next(template for template in document("template", "list") if "base" in template["names"] + template["aliases"])

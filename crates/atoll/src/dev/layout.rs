@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use model::{NodeId, Secret};
+use model::{BuildId, NodeId, Secret};
 use rpc::ca::{Authority, AuthorityError};
 use rpc::identity::Identity;
 use serde_json::json;
@@ -21,6 +21,8 @@ const NET: [u8; 3] = [10, 213, 0];
 /// Of nodes: it is the same on each of them.
 const RPC_PORT: u16 = 5008;
 const ADMIN_PORT: u16 = 3003;
+/// The API that knows operators: to keys it does not show the nodes, and the other one does.
+const OPERATED: &str = "api-2";
 /// A fleet for looking at lives no longer.
 const CERTIFIED_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -58,6 +60,8 @@ pub(super) struct Layout {
     pub(super) postgres: SocketAddr,
     pub(super) redis: SocketAddr,
     pub(super) consul: SocketAddr,
+    /// What operators show the API that knows them.
+    admin_token: String,
     criu: Option<PathBuf>,
     runtime: String,
 }
@@ -87,6 +91,7 @@ impl Layout {
             redis: free(LOOPBACK)?,
             // Reached from the nodes, which have no agent of their own here.
             consul: SocketAddr::new(gateway.into(), 8500),
+            admin_token: BuildId::random().to_string(),
             criu: options.criu.clone(),
             runtime: options.runtime.clone(),
             dir,
@@ -177,6 +182,9 @@ impl Layout {
                 "edge_listen"
             };
             top.insert(key.to_owned(), listen.to_string().into());
+        }
+        if member.name == OPERATED {
+            top.insert("admin_token".to_owned(), self.admin_token.clone().into());
         }
         if member.role == Role::Node {
             // The admin listener is on the bridge, which is this machine's own.
@@ -274,6 +282,7 @@ impl Layout {
             "apiUrl": credentials.api_url,
             "sandboxUrl": credentials.sandbox_url,
             "apiKey": credentials.api_key.expose(),
+            "adminToken": self.admin_token,
             "postgres": self.postgres,
             "redis": self.redis,
             "consul": self.consul,

@@ -41,6 +41,11 @@ impl Network {
         ip(&format!("link add {BRIDGE} type bridge"))?;
         ip(&format!("addr add {}/24 dev {BRIDGE}", layout.gateway))?;
         ip(&format!("link set {BRIDGE} up"))?;
+        // Nodes reach what this machine reaches, and answers come back to them by whichever link they come.
+        for link in [BRIDGE, "default"] {
+            let forwarding = format!("/proc/sys/net/ipv4/conf/{link}/forwarding");
+            std::fs::write(&forwarding, "1").with_context(|| format!("cannot write {forwarding}"))?;
+        }
         for node in &layout.nodes {
             add(node, &layout.gateway.to_string())?;
         }

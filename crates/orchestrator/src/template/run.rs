@@ -3,11 +3,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::recipe::{Base, Context, Recipe};
-use model::{Build, BuildFailure, BuildId, BuildStatus, BuildStep, Settings, TeamId, Template, TemplateRef};
+use model::{
+    Build, BuildFailure, BuildId, BuildStatus, BuildStep, NodeId, Settings, TeamId, Template, TemplateRef,
+};
 use ports::builds::{BuildBase, BuildError, BuildOrder, BuildTalk, Built};
 use ports::logs::Level;
 use ports::store::find_template;
 use ports::{ManagerError, Node};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -179,8 +182,10 @@ impl Orchestrator {
         let recipe = build.recipe.clone();
         let recipe = recipe.ok_or_else(|| NotBuilt::Failed(failed(None, "the build has no recipe")))?;
         let base = self.base_of(build.team, &recipe, using).await?;
+        let fleet = self.parts.fleet.nodes().borrow().clone();
         let mut search = self.placement.search(Wish {
             build: base.as_ref().map(|base| base.build),
+            home: workshop(build.team, fleet.iter().map(|node| node.id())),
             ..Wish::new(build.team, build.resources)
         });
         let place = search.next_node();
@@ -382,6 +387,18 @@ impl Orchestrator {
     }
 }
 
+/// Where a team's builds are best made: where those before them were, whose steps are kept there. The same for as long as that node
+/// is there, and spread over the teams (rendezvous hashing).
+fn workshop(team: TeamId, nodes: impl Iterator<Item = NodeId>) -> Option<NodeId> {
+    let weight = |node: &NodeId| {
+        let mut hasher = Sha256::new();
+        hasher.update(team.0.as_bytes());
+        hasher.update(node.0.as_bytes());
+        hasher.finalize()
+    };
+    nodes.max_by_key(weight)
+}
+
 fn not_built(error: BuildError) -> NotBuilt {
     match error {
         BuildError::Recipe(failure) => NotBuilt::Failed(failure),
@@ -436,5 +453,27 @@ fn settings(build: &Build, built: Built, created_at: std::time::SystemTime) -> S
         start: built.start,
         memory: built.memory,
         created_at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_team_s_builds_are_made_where_those_before_them_were_while_that_node_is_there() {
+        let nodes: Vec<_> = (0..8).map(|_| NodeId::random()).collect();
+        let teams: Vec<_> = (0..64).map(|_| TeamId::random()).collect();
+        let of = |team: TeamId, nodes: &[NodeId]| workshop(team, nodes.iter().copied());
+        for team in &teams {
+            let first = of(*team, &nodes).unwrap();
+            let gone: Vec<_> = nodes.iter().copied().filter(|node| *node != nodes[0]).collect();
+            if first != nodes[0] {
+                assert_eq!(of(*team, &gone), Some(first));
+            }
+        }
+        let used: std::collections::HashSet<_> = teams.iter().map(|team| of(*team, &nodes)).collect();
+        assert!(used.len() > 4, "they are spread: {}", used.len());
+        assert_eq!(of(teams[0], &[]), None);
     }
 }

@@ -1,0 +1,123 @@
+"""A node is closed, emptied and opened again, and nothing of anybody's is lost."""
+
+import contextlib
+
+import pytest
+from e2b import SandboxException
+from fleet import eventually
+
+#: The API that knows operators.
+OPERATED = 1
+
+
+@contextlib.contextmanager
+def told(fleet, node, status, **how):
+    """Tells a node something, and opens it again in the end."""
+    path = f"/nodes/{node['identity']}"
+    fleet.call("POST", path, {"status": status, **how}, expect=204, api=OPERATED)
+    try:
+        # Every API asks the nodes, and is told the same.
+        for api in range(len(fleet.apis)):
+            assert fleet.held(api)[node["identity"]]["status"] == status
+        yield
+    finally:
+        fleet.call("POST", path, {"status": "ready"}, expect=204, api=OPERATED)
+
+
+def drain_of(fleet, node):
+    return fleet.call("GET", f"/nodes/{node['identity']}", api=OPERATED)["drain"]
+
+
+def on(fleet, node):
+    return set(fleet.call("GET", f"/nodes/{node['identity']}", api=OPERATED)["sandboxes"])
+
+
+def made_on(fleet, fresh, node, **kwargs):
+    """A sandbox on a certain node: chance puts one there soon."""
+    for _ in range(30):
+        sandbox = fresh(**kwargs)
+        if sandbox.sandbox_id in on(fleet, node):
+            return sandbox
+        fleet.kill(sandbox.sandbox_id)
+    raise AssertionError(f"chance puts nothing on {node['name']}")
+
+
+def reads(fleet, sandbox, path):
+    """What a file holds, through a new connection; what stands in the way now may be over in a moment."""
+    with contextlib.suppress(SandboxException):
+        return fleet.connect(sandbox.sandbox_id, timeout=300).files.read(path)
+    return None
+
+
+def test_a_cordoned_node_gets_nothing_new_and_keeps_what_it_has(fleet, fresh):
+    node = fleet.nodes[0]
+    kept = made_on(fleet, fresh, node)
+    with told(fleet, node, "cordoned"):
+        before = on(fleet, node)
+        for api in range(len(fleet.apis)):
+            for _ in range(4):
+                fresh(api=api)
+        assert on(fleet, node) == before
+        assert kept.commands.run("echo here").stdout == "here\n"
+        # What it holds goes on: also after a pause, and after its daemon died.
+        kept.pause()
+        kept = fleet.connect(kept.sandbox_id)
+        fleet.die(node["name"])
+        eventually(lambda: fleet.is_ready(node["name"]), "the node is back", 60)
+        eventually(lambda: fleet.held().get(node["identity"], {}).get("status") == "cordoned", "it remembers", 60)
+        eventually(lambda: reads(fleet, kept, "/etc/hostname"), "it is reached", 60)
+    made_on(fleet, fresh, node)
+
+
+def test_a_drained_node_is_emptied_and_nothing_is_lost(fleet, fresh):
+    node = fleet.nodes[1]
+    agrees = {"on_timeout": "pause", "auto_resume": False}
+    moves = made_on(fleet, fresh, node, lifecycle=agrees)
+    paused = made_on(fleet, fresh, node)
+    for sandbox in (moves, paused):
+        sandbox.files.write("/home/user/kept", "kept")
+    paused.pause()
+    # Nothing is waited for: all of it is moved with its disk.
+    with told(fleet, node, "draining", withinSeconds=0):
+        eventually(lambda: drain_of(fleet, node)["isOver"], "it is empty", 120)
+        drain = drain_of(fleet, node)
+        assert (drain["left"], drain["waiting"], drain["moving"]) == (0, 0, 0), drain
+        assert drain["carried"] >= 1, drain
+        assert reads(fleet, moves, "/home/user/kept") == "kept"
+        eventually(lambda: moves.sandbox_id not in on(fleet, node), "nothing of it is left behind", 30)
+        assert reads(fleet, paused, "/home/user/kept") == "kept"
+        eventually(lambda: paused.sandbox_id not in on(fleet, node), "it is resumed elsewhere", 30)
+
+
+def test_a_drain_is_carried_out_though_its_orchestrators_die(fleet, fresh):
+    node = fleet.nodes[2]
+    made = [made_on(fleet, fresh, node) for _ in range(3)]
+    for sandbox in made:
+        sandbox.files.write("/home/user/kept", sandbox.sandbox_id)
+    with told(fleet, node, "draining", withinSeconds=0):
+        for name in ("orchestrator-1", "orchestrator-2"):
+            fleet.die(name)
+        fleet.settle()
+        eventually(lambda: drain_of(fleet, node)["isOver"], "it is empty", 240)
+        for sandbox in made:
+            kept = eventually(lambda sandbox=sandbox: reads(fleet, sandbox, "/home/user/kept"), "it is reached", 60)
+            assert kept == sandbox.sandbox_id
+
+
+def test_what_has_time_is_waited_for_until_an_operator_thinks_better_of_it(fleet, fresh):
+    node = fleet.nodes[0]
+    sandbox = made_on(fleet, fresh, node)
+    pid = sandbox.commands.run("sleep 1000", background=True).pid
+    with told(fleet, node, "draining", withinSeconds=3600, kill=True):
+        eventually(lambda: drain_of(fleet, node)["waiting"] >= 1, "it is waited for")
+        assert sandbox.commands.run("echo here").stdout == "here\n"
+    assert pid in [process.pid for process in sandbox.commands.list()]
+
+
+@pytest.mark.parametrize("status", ["unhealthy", "connecting", "closed", ""])
+def test_a_status_that_cannot_be_set_is_refused(fleet, status):
+    path = f"/nodes/{fleet.nodes[0]['identity']}"
+    fleet.call("POST", path, {"status": status}, expect=400, api=OPERATED)
+    fleet.call("POST", "/nodes/00000000-0000-4000-8000-000000000000", {"status": "ready"}, expect=404, api=OPERATED)
+    # A key is none of an operator's.
+    fleet.call("POST", path, {"status": "ready"}, expect=403, api=0)
