@@ -90,6 +90,8 @@ const MICROVM_ESCAPES: [&str; 3] = [
     "-k",
     "test_9 or test_10 or test_11",
 ];
+/// Tests of the SDKs, two files at a time: most of them wait for something that is not the processor.
+const SDK_TESTS: [&str; 5] = ["tests/e2e/python", "-n", "2", "--dist", "loadfile"];
 /// Tests of the crash ring beside which nothing else has its time.
 const ALONE: [&str; 2] = ["tests/e2e/crash/test_floods.py", "tests/e2e/crash/test_leaks.py"];
 /// Where names below `localhost` lead, whoever is asked (RFC 6761, section 6.3).
@@ -135,7 +137,7 @@ fn one(ring: Ring, options: &Options) -> Result<Tally> {
     match ring {
         Ring::Check => check::run(),
         Ring::Rust => rust(),
-        Ring::Python => with_house("python", &[], |env| python(&["tests/e2e/python"], env)),
+        Ring::Python => with_house("python", &[], |env| python(&SDK_TESTS, env)),
         Ring::Js => with_house("js", &[], javascript),
         Ring::Contract => with_house("contract", &[], contract),
         Ring::Tls => tls(),
@@ -307,7 +309,9 @@ fn tls() -> Result<Tally> {
         }
         env.insert("E2B_DOMAIN".into(), "atoll.localhost".into());
         env.insert("ATOLL_RESOLVER_ADDRESS".into(), RESOLVER_ADDRESS.into());
-        let python = pytest(&["tests/e2e/tls", "tests/e2e/python"], &env)?;
+        let mut tests = vec!["tests/e2e/tls"];
+        tests.extend(SDK_TESTS);
+        let python = pytest(&tests, &env)?;
         let mut total = run_and_count("tls", &mut with_resolver(&python), tally::of_pytest)?;
         total += run_and_count("tls js", &mut with_resolver(&node_test(&env)?), tally::of_node)?;
         Ok(total)
@@ -325,7 +329,7 @@ fn cluster() -> Result<Tally> {
     }
     let consul = services::consul()?;
     let fleet = Fleet::start(&build::release()?, &consul)?;
-    let mut total = python(&["tests/e2e/python"], fleet.env())?;
+    let mut total = python(&SDK_TESTS, fleet.env())?;
     total += javascript(fleet.env())?;
     total += python(&["tests/e2e/cluster"], fleet.env())?;
     fleet.down()?;

@@ -150,10 +150,13 @@ impl FromRequestParts<Arc<Api>> for Operator {
         }
         // A stranger is told no more than that he is one.
         Caller::from_request_parts(parts, api).await?;
-        Err(ApiError::new(
-            Kind::Forbidden,
-            "this is for operators: send the header X-Admin-Token",
-        ))
+        let words = match api.parts.admin_token {
+            Some(_) => "this is for operators: send the header X-Admin-Token",
+            None => {
+                "this is for operators, of whom this server knows none: set its admin_token, and send the header X-Admin-Token"
+            }
+        };
+        Err(ApiError::new(Kind::Forbidden, words))
     }
 }
 

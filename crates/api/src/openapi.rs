@@ -48,7 +48,7 @@ const ERRORS: [(&str, &str); 14] = [
         lifecycle::set_timeout, lifecycle::refresh, network::update,
         metrics::of_one, metrics::of_several, logs::v1, logs::v2,
         keys::teams, keys::list, keys::create, keys::rename, keys::delete,
-        nodes::list, nodes::get,
+        nodes::list, nodes::get, nodes::set_status,
         templates::list, templates::list_v2, templates::get, templates::alias, templates::change_v1, templates::change_v2,
         templates::delete, builds::register, builds::start, builds::status, builds::lines, uploads::link, uploads::put,
         tags::assign, tags::delete, tags::list, tags::count, tags::exists, tags::assignments, tags::groups,

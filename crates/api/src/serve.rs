@@ -65,7 +65,7 @@ impl Api {
             .route("/api-keys", get(keys::list).post(keys::create))
             .route("/api-keys/{apiKeyID}", patch(keys::rename).delete(keys::delete))
             .route("/nodes", get(nodes::list))
-            .route("/nodes/{nodeID}", get(nodes::get))
+            .route("/nodes/{nodeID}", get(nodes::get).post(nodes::set_status))
             .route(
                 "/templates",
                 get(templates::list).post(unsupported::missing(unsupported::OLD_BUILDS)),

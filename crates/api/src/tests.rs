@@ -7,11 +7,11 @@ use axum::body::Body;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use model::{
-    Memory as Kept, NetworkPolicy, Origin, PauseMode, Phase, Sandbox, SandboxId, Seat, State, TeamId,
+    Memory as Kept, NetworkPolicy, NodeId, Origin, PauseMode, Phase, Sandbox, SandboxId, Seat, State, TeamId,
     TemplateRef,
 };
-use ports::manager::{Connected, Granted, Page};
-use ports::node::Report;
+use ports::manager::{Connected, Drained, Granted, NodeWish, Page};
+use ports::node::{Draining, Report};
 use ports::store::{Memory, SandboxQuery, contract};
 use ports::templates::SnapshotInfo;
 use ports::{CreateSandbox, LogLine, LogQuery, ManagerError, MetricSample, TemplateStore as _};
@@ -38,6 +38,7 @@ struct Notes {
     logged: Mutex<Option<LogQuery>>,
     snapshots: Mutex<Vec<SnapshotInfo>>,
     created: Mutex<Option<CreateSandbox>>,
+    nodes: Mutex<Vec<Report>>,
 }
 
 impl Notes {
@@ -170,7 +171,34 @@ impl SandboxManager for Notes {
         Ok(Vec::new())
     }
     async fn nodes(&self) -> Result<Vec<Report>, ManagerError> {
-        Ok(Vec::new())
+        Ok(self.nodes.lock().unwrap().clone())
+    }
+    async fn set_node(&self, node: NodeId, wish: NodeWish) -> Result<(), ManagerError> {
+        let mut nodes = self.nodes.lock().unwrap();
+        let report = nodes.iter_mut().find(|report| report.node == node);
+        let report = report.ok_or(ManagerError::NoNode(node))?;
+        report.accepts = wish == NodeWish::Ready;
+        report.draining = match wish {
+            NodeWish::Draining { within, kills } => Some(Draining {
+                deadline: SystemTime::UNIX_EPOCH + within,
+                kills,
+            }),
+            _ => None,
+        };
+        Ok(())
+    }
+    async fn drained(&self, node: NodeId) -> Result<Option<Drained>, ManagerError> {
+        let nodes = self.nodes.lock().unwrap();
+        let report = nodes.iter().find(|report| report.node == node);
+        Ok(report.and_then(|report| report.draining).map(|how| Drained {
+            deadline: how.deadline,
+            kills: how.kills,
+            moving: 1,
+            waiting: 2,
+            left: 3,
+            carried: 4,
+            is_over: false,
+        }))
     }
 }
 
@@ -407,6 +435,61 @@ async fn operators_act_for_a_team_and_alone_see_nodes() {
     );
     // Where there is no operator, the one team sees the one node.
     assert_eq!(House::open(None).await.get("/nodes").await.status, 200);
+}
+
+#[tokio::test]
+async fn operators_alone_tell_nodes_what_to_take() {
+    let house = House::open(Some(ADMIN)).await;
+    let report = crate::nodes::tests::report();
+    let path = format!("/nodes/{}", report.node);
+    house.notes.nodes.lock().unwrap().push(report);
+    let send = async |method: &str, path: &str, body: Value| {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("x-admin-token", ADMIN)
+            .header("content-type", "application/json");
+        let body = if body.is_null() {
+            Body::empty()
+        } else {
+            Body::from(body.to_string())
+        };
+        house.send(request, body).await
+    };
+    let look = async || send("GET", &path, Value::Null).await.body;
+    assert_eq!(look().await["status"], "ready");
+    for status in ["cordoned", "draining", "cordoned", "ready"] {
+        let answer = send("POST", &path, json!({ "status": status })).await;
+        assert_eq!(answer.status, 204, "{status}");
+        let told = look().await;
+        assert_eq!(told["status"], status);
+        assert_eq!(told.get("drain").is_some(), status == "draining");
+        let listed = send("GET", "/nodes", Value::Null).await.body;
+        assert_eq!(listed[0]["status"], status);
+    }
+    let body = json!({ "status": "draining", "withinSeconds": 60, "kill": true });
+    assert_eq!(send("POST", &path, body).await.status, 204);
+    let expected = json!({
+        "deadline": "1970-01-01T00:01:00.000000Z", "kill": true, "moving": 1, "waiting": 2, "left": 3, "carried": 4, "isOver": false,
+    });
+    assert_eq!(look().await["drain"], expected);
+
+    let unknown = format!("/nodes/{}", NodeId::random());
+    let ready = json!({ "status": "ready" });
+    assert_eq!(send("POST", &unknown, ready.clone()).await.status, 404);
+    assert_eq!(send("POST", "/nodes/x", ready.clone()).await.status, 400);
+    for body in [
+        json!({}),
+        json!({ "status": 5 }),
+        json!({ "status": "unhealthy" }),
+    ] {
+        assert_eq!(send("POST", &path, body).await.status, 400);
+    }
+    assert_eq!(look().await["status"], "draining");
+    // A key is none of an operator's, with an admin token and without.
+    assert_eq!(house.ask("POST", &path, Some(ready.clone())).await.status, 403);
+    let house = House::open(None).await;
+    assert_eq!(house.ask("POST", &path, Some(ready)).await.status, 403);
 }
 
 #[tokio::test]

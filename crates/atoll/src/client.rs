@@ -6,6 +6,7 @@ mod dockerfile;
 mod export;
 pub(crate) mod key;
 mod logs;
+pub(crate) mod node;
 pub(crate) mod program;
 pub(crate) mod sandbox;
 mod signals;

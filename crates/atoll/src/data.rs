@@ -196,9 +196,26 @@ pub(crate) fn show(credentials: &Credentials, json: bool) -> Result<()> {
     }))
 }
 
+/// A variable of the environment that says something.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The API that an operator's command talks to. A server that knows no operators shows its nodes to its keys.
+pub(crate) fn operator() -> Result<sdk::Client> {
+    let Some(token) = variable("ATOLL_ADMIN_TOKEN") else {
+        let hint = "ATOLL_ADMIN_TOKEN is not set, which is what operators show a server";
+        return Ok(endpoint().context(hint)?.api()?);
+    };
+    let url = match variable("E2B_API_URL") {
+        Some(url) => url,
+        None => endpoint().context("E2B_API_URL is not set")?.api_url,
+    };
+    Ok(sdk::Client::of_operator(&url, &Secret::new(token))?)
+}
+
 /// The server that a client command talks to: what the environment names, else the one of the data directory.
 pub(crate) fn endpoint() -> Result<Endpoint> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let settings = Settings::default();
     let data_dir = variable("ATOLL_DATA_DIR").map_or_else(
         || settings.resolve().map(|settings| settings.data_dir),

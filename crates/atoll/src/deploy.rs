@@ -67,7 +67,8 @@ impl Command {
         let mut written = Vec::new();
         for file in files {
             let path = options.out.join(&file.name);
-            std::fs::write(&path, file.content).with_context(|| format!("cannot write {}", path.display()))?;
+            std::fs::write(&path, file.content)
+                .with_context(|| format!("cannot write {}", path.display()))?;
             written.push(path);
         }
         if json {

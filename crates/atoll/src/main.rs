@@ -4,7 +4,7 @@
 //! up ──▶ house ──▶ orchestrator, node, container, api, edge     every role, wired in one place
 //! down, status, gc, image ──▶ control                           a word with the running daemon
 //! env, tls, doctor, guest                                       what people need beside it
-//! sandbox, key, template, snapshot, volume ──▶ client           the API, from a terminal
+//! sandbox, key, template, snapshot, volume, node ──▶ client     the API, from a terminal
 //! ```
 //!
 //! **Invariants.** Only this crate reads the environment and chooses adapters. What a command was asked for goes to
@@ -156,6 +156,9 @@ enum Command {
     /// Volumes.
     #[command(subcommand)]
     Volume(client::volume::Command),
+    /// Machines that run sandboxes, for operators.
+    #[command(subcommand)]
+    Node(client::node::Command),
     /// Prints completions for a shell.
     Completions {
         /// For which.
@@ -227,6 +230,10 @@ fn run(Arguments { command, json }: Arguments) -> anyhow::Result<ExitCode> {
         Command::Template(command) => client(async move |endpoint| command.run(&endpoint, json).await),
         Command::Snapshot(command) => client(async move |endpoint| command.run(&endpoint, json).await),
         Command::Volume(command) => client(async move |endpoint| command.run(&endpoint, json).await),
+        Command::Node(command) => {
+            let api = data::operator()?;
+            on_runtime(async move { command.run(&api, json).await })
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "atoll", &mut script);
@@ -245,10 +252,14 @@ fn client(
     command: impl AsyncFnOnce(client::Endpoint) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
     let endpoint = data::endpoint()?;
+    on_runtime(command(endpoint))
+}
+
+fn on_runtime(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let code = runtime.block_on(command(endpoint));
+    let code = runtime.block_on(command);
     // A read of standard input that nobody waits for any more must not hold up the end.
     runtime.shutdown_background();
     code

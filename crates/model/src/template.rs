@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BuildId, Resources, SandboxId, TeamId, TemplateId};
+use crate::{BuildId, NodeId, Resources, SandboxId, TeamId, TemplateId};
 
 /// What runs in a template's sandboxes from the start on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub struct Settings {
     /// Whether its sandboxes begin with processes that run, or boot.
     #[serde(default)]
     pub memory: Memory,
+    /// Which node has that memory: elsewhere they boot. None where they boot anywhere, or there is one node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<NodeId>,
     /// When it was made.
     pub created_at: SystemTime,
 }
@@ -47,6 +50,7 @@ impl Default for Settings {
             workdir: None,
             start: None,
             memory: Memory::None,
+            home: None,
             created_at: SystemTime::UNIX_EPOCH,
         }
     }

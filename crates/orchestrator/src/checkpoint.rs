@@ -1,5 +1,5 @@
 //! A copy of a running sandbox, which goes on: the half that snapshots and forks share.
-use model::{BuildId, Event, Memory, Phase, Sandbox, SandboxId, Seat, TeamId};
+use model::{BuildId, Event, Memory, NodeId, Phase, Sandbox, SandboxId, Seat, TeamId};
 use ports::{ManagerError, NodeError};
 
 use crate::change::apply;
@@ -20,6 +20,14 @@ pub(crate) struct Copied {
     pub(crate) build: BuildId,
     /// How much of the source's memory is in it.
     pub(crate) memory: Memory,
+}
+
+impl Copied {
+    /// Which node has its memory, if there is any: the source's.
+    pub(crate) fn home(&self) -> Option<NodeId> {
+        let at = self.source.phase.seat().map(|seat| seat.node);
+        at.filter(|_| self.memory != Memory::None)
+    }
 }
 
 impl Orchestrator {

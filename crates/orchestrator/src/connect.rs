@@ -12,6 +12,8 @@ use crate::timeout::{Move, end_of_run};
 
 /// How long a connect waits for a pause or a resume under way: less than the minute after which the SDKs give up.
 const PATIENCE: Duration = Duration::from_secs(50);
+/// And for a move to another node: less, since it can be resumed where it is.
+const MOVE_PATIENCE: Duration = Duration::from_secs(20);
 /// A write of another process moves no channel here: look again this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -49,6 +51,12 @@ impl Orchestrator {
         mode: PauseMode,
     ) -> Result<Connected, ManagerError> {
         let (_locked, sandbox) = self.settled_by(team, id, deadline).await?;
+        if sandbox.is_moving() && Instant::now() + PATIENCE < deadline + MOVE_PATIENCE {
+            return Err(ManagerError::Busy {
+                id,
+                state: "being moved",
+            });
+        }
         if !sandbox.phase.is_routable() {
             let wish = Wish {
                 timeout,
@@ -58,6 +66,7 @@ impl Orchestrator {
                 // Whoever connects wants to work on in it, and has no other way to it: most clients do not know how to ask for
                 // less. What they lose is what they would after a restart of the machine, and the sandbox's log tells it.
                 without_home: WithoutHome::Boot,
+                is_move: false,
             };
             let resumed = self.bring_back(sandbox, wish).await?;
             return Ok(Connected::Resumed(self.tokens().await?.grant(resumed)));

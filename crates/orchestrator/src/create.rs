@@ -71,6 +71,7 @@ impl Orchestrator {
         let design = Design::of(resolved, volumes, request);
         let mut search = self.placement.search(Wish {
             build: Some(design.build),
+            home: design.settings.home,
             ..Wish::new(team.id, design.settings.resources)
         });
         while let Some(place) = search.next_node() {

@@ -42,6 +42,7 @@ fn design(copied: &Copied, timeout: Duration) -> Design {
         settings: Settings {
             resources: source.resources,
             memory: copied.memory,
+            home: copied.home(),
             ..source.settings
         },
         timeout,

@@ -12,6 +12,7 @@
 //!                                         ▲
 //!  NodeEvent ───────▶ hear                │        what nodes tell
 //!  tick, nudge ─────▶ reconcile ──────────┘        what nodes hold against what is stored
+//!              drain        nodes that are to be emptied
 //!              collect      what nothing names, and nobody has in hand (uses), is removed
 //! ```
 //!
@@ -34,6 +35,7 @@ mod collect;
 mod config;
 mod connect;
 mod create;
+mod drain;
 mod failure;
 mod fork;
 mod hear;

@@ -2,8 +2,8 @@
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use model::{NetworkPolicy, PauseMode, SandboxId, TeamId, TemplateRef};
-use ports::manager::{Connected, Granted, Page};
+use model::{NetworkPolicy, NodeId, PauseMode, SandboxId, TeamId, TemplateRef};
+use ports::manager::{Connected, Drained, Granted, NodeWish, Page};
 use ports::node::Report;
 use ports::root::{Changes, ExportedRoot};
 use ports::store::SandboxQuery;
@@ -164,5 +164,19 @@ impl SandboxManager for Orchestrator {
             }
         }
         Ok(reports)
+    }
+
+    async fn set_node(&self, node: NodeId, wish: NodeWish) -> Result<(), ManagerError> {
+        let told = self.detached(move |me| async move { me.set_admission(node, wish).await });
+        told.await.inspect_err(|error| {
+            if error.is_fault() {
+                let error = error as &dyn std::error::Error;
+                tracing::error!(%node, error, "a node was not told what an operator wants of it");
+            }
+        })
+    }
+
+    async fn drained(&self, node: NodeId) -> Result<Option<Drained>, ManagerError> {
+        self.how_drained(node).await
     }
 }

@@ -89,6 +89,8 @@ pub struct Orchestrator {
     pub(crate) absent: crate::reconcile::Absent,
     /// What other processes may be at.
     pub(crate) others: crate::reconcile::Others,
+    /// Nodes that are to be emptied.
+    pub(crate) drains: Arc<crate::drain::Drains>,
     /// Nodes that are gone from the fleet.
     pub(crate) away: crate::reconcile::Away,
     /// Operations under way.
@@ -125,6 +127,7 @@ impl Orchestrator {
             nudge: Notify::new(),
             absent: Default::default(),
             others: Default::default(),
+            drains: Default::default(),
             away: Default::default(),
             tasks: TaskTracker::new(),
             starts: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),

@@ -57,6 +57,29 @@ impl Orchestrator {
     ) -> Result<(), ManagerError> {
         let began = Instant::now();
         let (_locked, sandbox) = self.settled_now(team, id).await?;
+        if matches!(sandbox.phase, Phase::Paused { .. }) && sandbox.is_moving() {
+            // It would be resumed on another node in a moment, and is not, as its owner wants it so.
+            self.stay_paused(sandbox).await?;
+            return Ok(());
+        }
+        self.pause_settled(sandbox, mode, require_healthy, false).await?;
+        metrics::histogram!("atoll_sandbox_pause_seconds").record(began.elapsed());
+        Ok(())
+    }
+
+    /// Pauses one that is to go on on another node. The caller holds its lock.
+    pub(crate) async fn pause_to_move(&self, sandbox: Sandbox, mode: PauseMode) -> Result<(), ManagerError> {
+        self.pause_settled(sandbox, mode, false, true).await
+    }
+
+    async fn pause_settled(
+        &self,
+        sandbox: Sandbox,
+        mode: PauseMode,
+        require_healthy: bool,
+        is_move: bool,
+    ) -> Result<(), ManagerError> {
+        let id = sandbox.id;
         let at = match sandbox.phase {
             Phase::Running { at } => at,
             Phase::Paused { .. } => return Err(ManagerError::AlreadyPaused(id)),
@@ -74,7 +97,11 @@ impl Orchestrator {
         }
         let into = BuildId::random();
         let meant = self
-            .change(sandbox, |sandbox| apply(sandbox, Event::Pause(into, mode)))
+            .change(sandbox, |sandbox| {
+                apply(sandbox, Event::Pause(into, mode))?;
+                sandbox.moving = is_move.then_some(into);
+                Ok(())
+            })
             .await?;
         failpoint::reach("orchestrator/pausing-stored");
         self.withdraw(id, at).await;
@@ -90,7 +117,6 @@ impl Orchestrator {
                 return Err(self.not_paused_because(id, error).await);
             }
         }
-        metrics::histogram!("atoll_sandbox_pause_seconds").record(began.elapsed());
         Ok(())
     }
 

@@ -181,6 +181,9 @@ impl Orchestrator {
                 stowed = Instant::now();
                 self.tasks.spawn(Arc::clone(&self).stow_in_background());
             }
+            if self.parts.config.shared {
+                self.tasks.spawn(Arc::clone(&self).drain_in_background());
+            }
         }
         self.end_operations().await;
     }
@@ -231,6 +234,7 @@ impl Orchestrator {
         let fleet = self.parts.fleet.nodes().borrow().clone();
         let mut reports = Reports::new();
         for report in self.reports().await {
+            self.note_admission(&report);
             let held = report.held.into_iter().map(|held| (held.order.sandbox, held));
             reports.insert(report.node, held.collect());
         }

@@ -27,6 +27,8 @@ pub(crate) struct Wish {
     pub(crate) auto_pause: Option<bool>,
     /// What is done where its memory is wanted and the node that has it is away.
     pub(crate) without_home: WithoutHome,
+    /// Whether nobody asked for it: it was paused to be moved, and is resumed only while that is so.
+    pub(crate) is_move: bool,
 }
 
 /// What is done where memory is wanted that is on a node which is away, and the blobs hold the disk.
@@ -93,6 +95,7 @@ impl Orchestrator {
             auto_pause,
             // A resume asks for what was paused, so that it is told what is not there of it.
             without_home: WithoutHome::Refuse,
+            is_move: false,
         };
         let sandbox = self.bring_back(sandbox, wish).await?;
         Ok(self.tokens().await?.grant(sandbox))
@@ -115,6 +118,24 @@ impl Orchestrator {
         let team = self.team(paused.team).await?;
         check_life(&team.quota, wish.timeout)?;
         self.take_start(&team).await?;
+        let may_boot = wish.without_home == WithoutHome::Boot;
+        let is_to_leave = home.is_some()
+            && paused.volumes.is_empty()
+            && self.is_better_elsewhere(left.home, with_memory, may_boot, self.now())
+            && self.is_stowed(left.snapshot).await?;
+        let mut paused = paused;
+        if is_to_leave {
+            match self.bring_back_elsewhere(paused, left, &team, wish).await {
+                Ok(running) => {
+                    metrics::histogram!("atoll_sandbox_resume_seconds").record(began.elapsed());
+                    return Ok(running);
+                }
+                Err(error) => {
+                    tracing::debug!(sandbox = %id, error = &error as &dyn std::error::Error, "it is resumed at home, which is to be emptied");
+                    paused = self.still_paused(id, left).await?;
+                }
+            }
+        }
         let running = match home {
             Some(home) => {
                 let mode = if with_memory {
@@ -169,6 +190,7 @@ impl Orchestrator {
                 sandbox.lifecycle = sandbox.lifecycle.with_auto_pause(auto_pause);
             }
             sandbox.envd_unresponsive_at_pause = false;
+            sandbox.moving = None;
             if source == Source::Copy {
                 // Its disk is over this one from now on; what it was over before may not be where it is.
                 sandbox.build = left.snapshot;
@@ -185,7 +207,15 @@ impl Orchestrator {
         let order = self.order(&running, at, origin, end_at).await;
         let order = order.map_err(NotUp::Manager)?;
         let starting = self
-            .change(paused, |sandbox| apply(sandbox, Event::Resume(at, uses)))
+            .change(paused, |sandbox| {
+                if wish.is_move && !sandbox.is_moving() {
+                    return Err(ManagerError::Busy {
+                        id: sandbox.id,
+                        state: sandbox.phase.name(),
+                    });
+                }
+                apply(sandbox, Event::Resume(at, uses))
+            })
             .await
             .map_err(NotUp::Manager)?;
         claim.keep();

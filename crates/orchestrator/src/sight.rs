@@ -74,6 +74,7 @@ impl Orchestrator {
                     protocol: 1,
                 };
                 self.placement.report(id, Facts::of(&report, place), asked_at);
+                self.note_admission(&report);
             }
             // Who does not report for long gets nothing new.
             Err(error) => tracing::debug!(node = %id, %error, "a node did not report"),

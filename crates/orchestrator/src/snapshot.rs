@@ -130,6 +130,7 @@ impl Orchestrator {
         let settings = Settings {
             resources: source.resources,
             memory: copied.memory,
+            home: copied.home(),
             created_at: now,
             env,
             ..source.settings.clone()

@@ -32,6 +32,8 @@ enum Lead {
 fn lead(sandbox: &Sandbox) -> Lead {
     let wakes = |mode| sandbox.lifecycle.auto_resume && mode == PauseMode::Full;
     match sandbox.phase {
+        // It goes on on another node, in a moment.
+        Phase::Paused { .. } | Phase::Pausing { .. } if sandbox.is_moving() => Lead::Soon,
         Phase::Paused { mode, .. } if wakes(mode) => Lead::Resume,
         Phase::Pausing { mode, .. } if wakes(mode) => Lead::Soon,
         Phase::Paused { .. } | Phase::Pausing { .. } => Lead::Nowhere,
@@ -132,6 +134,7 @@ impl Orchestrator {
             auto_pause: None,
             // Nobody is there to be asked: a page that is served by what boots is worth more than one that is not.
             without_home: WithoutHome::Boot,
+            is_move: false,
         };
         self.bring_back(sandbox, wish).await?;
         Ok(())

@@ -15,6 +15,7 @@ use model::{
 use ports::blobs::{BlobError, ByteStream};
 use ports::builds::{BuildError, BuildLine, BuildShelf, BuildTalk, CachedStep};
 use ports::logs::Level;
+use ports::node::Draining;
 use ports::root::{Change, ChangeKind, Changes};
 use ports::volumes::FileKind;
 use ports::{LogQuery, Node, NodeError, NodeEvent};
@@ -92,6 +93,16 @@ async fn every_call_arrives_as_it_was_made_and_so_does_its_answer() {
     let deadline = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_800_000_000_000_000_001);
     remote.set_deadline(sandbox, execution, deadline).await.unwrap();
     expected.push(format!("set_deadline {sandbox} {execution} {deadline:?}"));
+
+    for accepts in [false, true] {
+        remote.set_accepts(accepts).await.unwrap();
+        expected.push(format!("set_accepts {accepts}"));
+    }
+    for kills in [false, true] {
+        let how = Draining { deadline, kills };
+        remote.drain(how).await.unwrap();
+        expected.push(format!("drain {how:?}"));
+    }
 
     let policy = NetworkPolicy {
         deny: vec!["10.0.0.0/8".parse().unwrap()],

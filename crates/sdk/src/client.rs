@@ -12,7 +12,7 @@ mod volumes;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, header};
+use http::{HeaderName, HeaderValue, Method, Request, header};
 use model::Secret;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
@@ -26,12 +26,13 @@ pub use builds::StatusQuery;
 pub use sandboxes::{Connected, ListQuery, LogsQuery};
 pub use snapshots::SnapshotsQuery;
 
-/// The API, with the rights of a key. Clones share connections.
+/// The API, with the rights of a key, or of an operator. Clones share connections.
 #[derive(Debug, Clone)]
 pub struct Client {
     base: BaseUrl,
     transport: Transport,
-    key: HeaderValue,
+    /// How it is shown who asks, and by what.
+    right: (HeaderName, HeaderValue),
 }
 
 /// A part of a long list.
@@ -49,11 +50,28 @@ impl Client {
     /// # Errors
     /// [`CallError::Address`], [`CallError::Unsendable`], and [`CallError::Authorities`] where TLS is asked for.
     pub fn new(api_url: &str, api_key: &Secret<String>) -> Result<Self, CallError> {
+        Self::by("x-api-key", header_value("API key", api_key.expose())?, api_url)
+    }
+
+    /// A client for the nodes behind the API at `api_url`, with the rights of an operator. What belongs to a team it does not
+    /// reach.
+    ///
+    /// # Errors
+    /// As of [`Client::new`].
+    pub fn of_operator(api_url: &str, admin_token: &Secret<String>) -> Result<Self, CallError> {
+        let token = header_value("admin token", admin_token.expose())?;
+        Self::by("x-admin-token", token, api_url)
+    }
+
+    fn by(name: &'static str, mut value: HeaderValue, api_url: &str) -> Result<Self, CallError> {
         let base = BaseUrl::parse(api_url)?;
         let transport = Transport::new(base.is_secure())?;
-        let mut key = header_value("API key", api_key.expose())?;
-        key.set_sensitive(true);
-        Ok(Self { base, transport, key })
+        value.set_sensitive(true);
+        Ok(Self {
+            base,
+            transport,
+            right: (HeaderName::from_static(name), value),
+        })
     }
 
     async fn get(&self, path: &str) -> Result<Answer, CallError> {
@@ -93,7 +111,8 @@ impl Client {
         *request.method_mut() = method;
         *request.uri_mut() = self.base.join(path);
         let headers = request.headers_mut();
-        headers.insert("x-api-key", self.key.clone());
+        let (name, value) = &self.right;
+        headers.insert(name, value.clone());
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         if has_body {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -23,7 +23,7 @@ pub use key::{CreatedKey, Key, KeyMask, NewKey, Team};
 pub use logs::{LogDirection, LogEntry, LogLevel, LogLine, Logs, LogsV2};
 pub use metrics::{SandboxMetric, SandboxesMetrics};
 pub use network::{NetworkConfig, NetworkUpdate};
-pub use node::{Capabilities, Node, NodeDetail};
+pub use node::{Capabilities, Node, NodeDetail, NodeDrain, NodeStatusChange};
 pub use object::Object;
 pub use root::{ExportedConfig, IMAGE_CONFIG, SandboxChange, SandboxChangeKind, SandboxChanges};
 pub use sandbox::{

@@ -10,7 +10,12 @@ const BRIDGE: &str = "atolldev0";
 /// The network. It is removed by [`Network::remove`], or by the next start.
 pub(super) struct Network {
     netns: Vec<String>,
+    /// Whether links that come up forwarded before: taken back at the end.
+    forwarded: String,
 }
+
+/// Whether links that come up forward.
+const FORWARDING: &str = "/proc/sys/net/ipv4/conf/default/forwarding";
 
 fn ip(arguments: &str) -> Result<()> {
     let output = Command::new("ip")
@@ -36,15 +41,17 @@ impl Network {
     pub(super) fn make(layout: &Layout) -> Result<Self> {
         let network = Self {
             netns: layout.nodes.iter().map(|node| node.netns.clone()).collect(),
+            forwarded: std::fs::read_to_string(FORWARDING)
+                .with_context(|| format!("cannot read {FORWARDING}"))?,
         };
         network.remove();
         ip(&format!("link add {BRIDGE} type bridge"))?;
         ip(&format!("addr add {}/24 dev {BRIDGE}", layout.gateway))?;
         ip(&format!("link set {BRIDGE} up"))?;
         // Nodes reach what this machine reaches, and answers come back to them by whichever link they come.
-        for link in [BRIDGE, "default"] {
-            let forwarding = format!("/proc/sys/net/ipv4/conf/{link}/forwarding");
-            std::fs::write(&forwarding, "1").with_context(|| format!("cannot write {forwarding}"))?;
+        let bridge = format!("/proc/sys/net/ipv4/conf/{BRIDGE}/forwarding");
+        for forwarding in [&bridge, FORWARDING] {
+            std::fs::write(forwarding, "1").with_context(|| format!("cannot write {forwarding}"))?;
         }
         for node in &layout.nodes {
             add(node, &layout.gateway.to_string())?;
@@ -58,6 +65,7 @@ impl Network {
             clear(&format!("netns del {netns}"));
         }
         clear(&format!("link del {BRIDGE}"));
+        let _ = std::fs::write(FORWARDING, &self.forwarded);
     }
 }
 

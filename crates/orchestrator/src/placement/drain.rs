@@ -20,6 +20,8 @@ pub enum Doing {
     Paused,
     /// It is paused, and can be resumed without this node.
     Carried,
+    /// It was paused to be moved, and can be resumed without this node.
+    Moving,
 }
 
 /// A sandbox of the node.
@@ -61,8 +63,34 @@ pub enum Step {
     Pause(SandboxId, PauseMode),
     /// Bring what its pause kept to where other nodes have it.
     Carry(SandboxId),
+    /// Resume it on another node: it ran until it was paused for that.
+    Resume(SandboxId),
     /// End it.
     Kill(SandboxId),
+}
+
+impl Step {
+    /// Which sandbox it is about.
+    #[must_use]
+    pub const fn sandbox(&self) -> SandboxId {
+        match self {
+            Self::Move(id, _) | Self::Pause(id, _) | Self::Carry(id) | Self::Resume(id) | Self::Kill(id) => {
+                *id
+            }
+        }
+    }
+
+    /// What it is, in a word.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Move(..) => "move",
+            Self::Pause(..) => "pause",
+            Self::Carry(_) => "carry",
+            Self::Resume(_) => "resume",
+            Self::Kill(_) => "kill",
+        }
+    }
 }
 
 /// What is to be done, as of one look.
@@ -107,6 +135,7 @@ fn turn(resident: &Resident, drain: &Drain, now: SystemTime) -> Turn {
     };
     match (resident.doing, resident.portable) {
         (Doing::Carried, _) => Turn::Done,
+        (Doing::Moving, _) => Turn::Now(Step::Resume(id)),
         (Doing::Changing, _) => Turn::UnderWay,
         (Doing::Paused, Some(_)) => Turn::Now(Step::Carry(id)),
         (Doing::Paused, None) if late => at_last(),
@@ -209,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_can_go_on_elsewhere_is_moved_and_the_rest_is_waited_for_until_the_deadline() {
-        use Doing::{Carried, Changing, Paused, Running};
+        use Doing::{Carried, Changing, Moving, Paused, Running};
         use PauseMode::{Filesystem, Full};
         let whole = resident(Running, Some(Full), 500);
         check(whole, until(100), step(Step::Move(whole.sandbox, Full)));
@@ -238,6 +267,10 @@ mod tests {
         check(paused, until(100), step(Step::Carry(paused.sandbox)));
         check(resident(Paused, None, 5), until(100), wait(100));
         check(resident(Carried, None, 5), until(100), Plan::default());
+        let moving = resident(Moving, None, 5);
+        for deadline in [10, 100] {
+            check(moving, until(deadline), step(Step::Resume(moving.sandbox)));
+        }
         check(
             resident(Changing, None, 5),
             until(10),
@@ -295,7 +328,7 @@ mod tests {
                     }
                 }
                 for step in plan.steps {
-                    let (Step::Move(id, _) | Step::Pause(id, _) | Step::Carry(id) | Step::Kill(id)) = step;
+                    let id = step.sandbox();
                     there
                         .iter_mut()
                         .filter(|it| it.sandbox == id)

@@ -70,7 +70,7 @@ fn freed(resident: &Resident, step: Step) -> Room {
             (goes, false)
         }
         Step::Kill(_) => (true, true),
-        Step::Carry(_) => (false, false),
+        Step::Carry(_) | Step::Resume(_) => (false, false),
     };
     Room {
         cpu: u64::from(resident.resources.cpu),
@@ -180,7 +180,7 @@ mod tests {
             .steps
             .iter()
             .map(|step| match step {
-                Step::Pause(id, _) | Step::Kill(id) | Step::Move(id, _) | Step::Carry(id) => *id,
+                step => step.sandbox(),
             })
             .collect();
         let expected: Vec<_> = expected.iter().map(|at| all[*at].sandbox).collect();

@@ -119,6 +119,28 @@ impl Orchestrator {
         Err(last)
     }
 
+    /// Boots on another node what was paused for that, to live for so long. The caller holds its lock. Where no node takes it, it is
+    /// paused as before.
+    pub(crate) async fn go_on_elsewhere(
+        &self,
+        paused: Sandbox,
+        timeout: Duration,
+    ) -> Result<Sandbox, ManagerError> {
+        let left = Left::of(&paused)?;
+        let wish = Wish {
+            timeout,
+            mode: PauseMode::Full,
+            remember: false,
+            auto_pause: None,
+            without_home: WithoutHome::Boot,
+            is_move: true,
+        };
+        let _start = self.begin_start()?;
+        self.check_elsewhere(&paused, left, wish).await?;
+        let team = self.team(paused.team).await?;
+        self.bring_back_elsewhere(paused, left, &team, wish).await
+    }
+
     /// Whether a node holds nothing of a sandbox. One that has an older pause of it is not asked before that is ended: it must
     /// not be taken for the newer one.
     async fn is_clear_of(&self, node: &dyn Node, id: SandboxId) -> bool {
@@ -135,17 +157,23 @@ impl Orchestrator {
     /// Says in its log what was left behind.
     async fn tell_owner(&self, node: &dyn Node, running: &Sandbox, left: Left) {
         let Some(at) = running.phase.seat() else { return };
+        let why = match self.parts.fleet.node(left.home) {
+            Some(_) => "is to be emptied",
+            None => "is away",
+        };
         let (level, line) = match left.kept {
             PauseMode::Full => (
                 Level::Warn,
-                "it booted from its disk, and ran its start command, on another node: its memory stayed on the node that it was paused on, which is away",
+                format!(
+                    "it booted from its disk, and ran its start command, on another node: its memory stayed on the node that it was paused on, which {why}"
+                ),
             ),
             PauseMode::Filesystem => (
                 Level::Info,
-                "it booted on another node: the one that it was paused on is away",
+                format!("it booted on another node: the one that it was paused on {why}"),
             ),
         };
-        let said = node.say(running.id, at.execution, level, line);
+        let said = node.say(running.id, at.execution, level, &line);
         if let Err(error) = within(WORD_MAX, "a word", said).await {
             tracing::debug!(sandbox = %running.id, error = &error as &dyn std::error::Error, "a sandbox's log does not say that it moved");
         }

@@ -126,6 +126,21 @@ impl Orchestrator {
         (tried, Ok(()))
     }
 
+    /// Has a node bring the disk of a pause now, unless it is there; nothing where it is not paused there any more.
+    pub(crate) async fn bring_pause(
+        &self,
+        node: &dyn Node,
+        id: SandboxId,
+    ) -> Result<Result<(), NodeError>, ManagerError> {
+        let Some((_, snapshot)) = self.stored(id).await?.and_then(|sandbox| pause_of(&sandbox)) else {
+            return Ok(Ok(()));
+        };
+        let stowed = self.parts.builds.stowed().await;
+        let stowed = stowed.map_err(failure::store("reading what is stowed"))?;
+        let brought = self.stow_pause(node, (id, snapshot), &stowed).await?;
+        Ok(brought.unwrap_or(Ok(())))
+    }
+
     /// Has a node bring one; `None` where there is nothing to bring any more.
     async fn stow_pause(
         &self,

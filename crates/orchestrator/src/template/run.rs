@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use model::recipe::{Base, Context, Recipe};
 use model::{
-    Build, BuildFailure, BuildId, BuildStatus, BuildStep, NodeId, Settings, TeamId, Template, TemplateRef,
+    Build, BuildFailure, BuildId, BuildStatus, BuildStep, Memory, NodeId, Settings, TeamId, Template,
+    TemplateRef,
 };
 use ports::builds::{BuildBase, BuildError, BuildOrder, BuildTalk, Built};
 use ports::logs::Level;
@@ -312,7 +313,10 @@ impl Orchestrator {
     ) -> Result<(), ManagerError> {
         // While this is held nobody cancels it, deletes its template, or starts another.
         let _locked = self.template_locks.lock(build.template).await;
-        let settings = built.map(|built| settings(build, built, whole_micros(self.now())));
+        // Noted when it was placed, after the caller has read it.
+        let placed = self.parts.builds.build(build.id).await;
+        let at = placed.ok().flatten().and_then(|build| build.node);
+        let settings = built.map(|built| settings(build, at, built, whole_micros(self.now())));
         log.say(Level::Info, Some(BuildStep::Finalize), "the template is ready")
             .await;
         let mut tries = 0;
@@ -444,7 +448,7 @@ fn base_from(base: &Template, reference: &TemplateRef) -> Result<BuildBase, NotB
 }
 
 /// What sandboxes of a build begin as.
-fn settings(build: &Build, built: Built, created_at: std::time::SystemTime) -> Settings {
+fn settings(build: &Build, at: Option<NodeId>, built: Built, created_at: std::time::SystemTime) -> Settings {
     Settings {
         resources: build.resources,
         env: built.context.env.into_iter().collect(),
@@ -452,6 +456,7 @@ fn settings(build: &Build, built: Built, created_at: std::time::SystemTime) -> S
         workdir: built.context.workdir,
         start: built.start,
         memory: built.memory,
+        home: at.filter(|_| built.memory != Memory::None),
         created_at,
     }
 }

@@ -617,6 +617,14 @@ impl Node for FakeNode {
 
     async fn report(&self) -> Result<Report, NodeError> {
         self.enter("report").await?;
+        let (held, is_closed, draining) = {
+            let inner = self.inner();
+            (
+                inner.held.values().cloned().collect(),
+                inner.is_closed,
+                inner.draining,
+            )
+        };
         Ok(Report {
             node: self.id,
             runtime: "fake".to_owned(),
@@ -630,16 +638,16 @@ impl Node for FakeNode {
                 portable_builds: true,
             },
             started_at: SystemTime::UNIX_EPOCH,
-            held: self.inner().held.values().cloned().collect(),
-            cpu_total: 2,
-            memory_total: MiB(1024),
-            memory_available: MiB(512),
-            disk_total: MiB(1024),
-            disk_available: MiB(512),
+            held,
+            cpu_total: 16,
+            memory_total: MiB(64 * 1024),
+            memory_available: MiB(32 * 1024),
+            disk_total: MiB(1024 * 1024),
+            disk_available: MiB(512 * 1024),
             slots_ready: 0,
             starting: 0,
-            accepts: !self.inner().is_closed,
-            draining: self.inner().draining,
+            accepts: !is_closed,
+            draining,
         })
     }
 

@@ -15,7 +15,7 @@ use model::{
 use ports::blobs::ByteStream;
 use ports::builds::{BuildError, BuildLine, BuildOrder, BuildTalk, Built, CachedStep};
 use ports::logs::Level;
-use ports::node::{Held, HeldState, Order, OrderOrigin, PauseOutcome, Report};
+use ports::node::{Draining, Held, HeldState, Order, OrderOrigin, PauseOutcome, Report};
 use ports::root::{Change, ChangeKind, Changes};
 use ports::runtime::Capabilities;
 use ports::volumes::FileKind;
@@ -176,8 +176,11 @@ impl FakeNode {
             disk_available: MiB(999_999),
             slots_ready: 7,
             starting: 3,
-            accepts: true,
-            draining: None,
+            accepts: false,
+            draining: Some(Draining {
+                deadline: SystemTime::UNIX_EPOCH + Duration::from_nanos(9_876_543_210_987_654_321 / 2),
+                kills: true,
+            }),
         }
     }
 }
@@ -389,6 +392,14 @@ impl Node for FakeNode {
 
     async fn kill(&self, sandbox: SandboxId, why: KillReason) -> Result<(), NodeError> {
         self.enter(format!("kill {sandbox} {why:?}")).await
+    }
+
+    async fn set_accepts(&self, accepts: bool) -> Result<(), NodeError> {
+        self.enter(format!("set_accepts {accepts}")).await
+    }
+
+    async fn drain(&self, how: Draining) -> Result<(), NodeError> {
+        self.enter(format!("drain {how:?}")).await
     }
 
     async fn set_deadline(

@@ -35,7 +35,8 @@ impl Client {
         *request.method_mut() = Method::GET;
         *request.uri_mut() = self.base.join(&format!("/sandboxes/{}/export", segment(sandbox)));
         let headers = request.headers_mut();
-        headers.insert("x-api-key", self.key.clone());
+        let (name, value) = &self.right;
+        headers.insert(name, value.clone());
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/x-tar"));
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let answer = self.transport.open(request, Some(LOOKED_WITHIN)).await?;

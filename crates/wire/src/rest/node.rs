@@ -8,7 +8,7 @@ pub struct Node {
     /// Its id.
     #[serde(rename = "nodeID")]
     pub node_id: String,
-    /// `ready` or `draining`.
+    /// `ready`, `cordoned` (it takes nothing new), or `draining` (and is to be emptied).
     pub status: String,
     /// Which kind of machine sandboxes are: `container`, `qemu`, `firecracker`.
     pub runtime: String,
@@ -68,4 +68,42 @@ pub struct NodeDetail {
     pub node: Node,
     /// Ids of the sandboxes that it holds: the team's, or all of them for an operator.
     pub sandboxes: Vec<String>,
+    /// How far its emptying is, where it is to be emptied and an operator asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<NodeDrain>,
+}
+
+/// How far the emptying of a node is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeDrain {
+    /// What could not be moved by then is not waited for any longer; RFC 3339.
+    pub deadline: String,
+    /// Whether it is killed then; else the node keeps it.
+    pub kill: bool,
+    /// Sandboxes that are being moved, or are next.
+    pub moving: usize,
+    /// Sandboxes that are waited for.
+    pub waiting: usize,
+    /// Sandboxes that it keeps, past the deadline.
+    pub left: usize,
+    /// Paused ones that can be resumed without it, by their disk.
+    pub carried: usize,
+    /// Whether nothing more is done: it may be taken away, with the loss of what is left.
+    pub is_over: bool,
+}
+
+/// Open a node for new sandboxes, close it, or have it emptied.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatusChange {
+    /// `ready`, `cordoned` or `draining`.
+    pub status: String,
+    /// With `draining`: for so many seconds sandboxes that cannot be moved are waited for; 3600 where it is not given, at most
+    /// 604800. Atoll's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within_seconds: Option<u64>,
+    /// With `draining`: whether what is there then, and cannot be moved, is killed; else the node keeps it. Atoll's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kill: Option<bool>,
 }

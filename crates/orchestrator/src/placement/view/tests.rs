@@ -57,8 +57,18 @@ fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+/// The usual, with disks that are promises too.
+fn strict() -> Policy {
+    let usual = Policy::default();
+    let overcommit = Overcommit {
+        disk: Ratio::ONE,
+        ..usual.overcommit
+    };
+    Policy { overcommit, ..usual }
+}
+
 fn fleet(nodes: u32, edit: impl Fn(u32, &mut Facts)) -> View {
-    let mut view = View::new(Policy::default(), 7);
+    let mut view = View::new(strict(), 7);
     for number in 0..nodes {
         let mut facts = facts();
         edit(number, &mut facts);
