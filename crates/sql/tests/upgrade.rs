@@ -163,6 +163,8 @@ async fn a_template_of_the_first_version_resolves_with_its_settings() {
             cwd: Some("/srv".to_owned()),
         }),
         memory: Memory::None,
+
+        home: None,
         created_at: UNIX_EPOCH + Duration::new(1_795_725_360, 5),
     };
     let one = "00000000-0000-4000-8000-000000000001".parse().unwrap();

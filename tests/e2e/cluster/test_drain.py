@@ -33,13 +33,18 @@ def on(fleet, node):
 
 
 def made_on(fleet, fresh, node, **kwargs):
-    """A sandbox on a certain node: chance puts one there soon."""
-    for _ in range(30):
-        sandbox = fresh(**kwargs)
-        if sandbox.sandbox_id in on(fleet, node):
-            return sandbox
-        fleet.kill(sandbox.sandbox_id)
-    raise AssertionError(f"chance puts nothing on {node['name']}")
+    """A sandbox on a certain node: those that are made before it are spread over the others."""
+    others = []
+    try:
+        for _ in range(30):
+            sandbox = fresh(**kwargs)
+            if sandbox.sandbox_id in on(fleet, node):
+                return sandbox
+            others.append(sandbox.sandbox_id)
+        raise AssertionError(f"nothing is put on {node['name']}")
+    finally:
+        for name in others:
+            fleet.kill(name)
 
 
 def reads(fleet, sandbox, path):
