@@ -205,7 +205,7 @@ fn variable(name: &str) -> Option<String> {
 pub(crate) fn operator() -> Result<sdk::Client> {
     let Some(token) = variable("ATOLL_ADMIN_TOKEN") else {
         let hint = "ATOLL_ADMIN_TOKEN is not set, which is what operators show a server";
-        return Ok(endpoint().context(hint)?.api()?);
+        return endpoint().context(hint)?.api();
     };
     let url = match variable("E2B_API_URL") {
         Some(url) => url,

@@ -266,7 +266,8 @@ async fn two_processes_that_empty_one_node_are_as_good_as_one() {
     let two = Arc::clone(&fleet.world.orchestrator);
     for _ in 0..3 {
         let (first, second) = tokio::join!(one.drain_now(), two.drain_now());
-        (first.unwrap(), second.unwrap());
+        first.unwrap();
+        second.unwrap();
     }
     two.settle_now().await.unwrap();
     for id in [ids[0], ids[1], ids[3]] {
