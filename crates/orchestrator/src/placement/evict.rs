@@ -179,9 +179,7 @@ mod tests {
         let ids: Vec<_> = evicted
             .steps
             .iter()
-            .map(|step| match step {
-                step => step.sandbox(),
-            })
+            .map(Step::sandbox)
             .collect();
         let expected: Vec<_> = expected.iter().map(|at| all[*at].sandbox).collect();
         assert_eq!((ids, evicted.is_enough), (expected, is_enough));
