@@ -176,11 +176,7 @@ mod tests {
 
     fn check(all: &[Resident], need: u64, policy: Eviction, expected: &[usize], is_enough: bool) {
         let evicted = plan(all, memory(need), &policy, at(1000));
-        let ids: Vec<_> = evicted
-            .steps
-            .iter()
-            .map(Step::sandbox)
-            .collect();
+        let ids: Vec<_> = evicted.steps.iter().map(Step::sandbox).collect();
         let expected: Vec<_> = expected.iter().map(|at| all[*at].sandbox).collect();
         assert_eq!((ids, evicted.is_enough), (expected, is_enough));
     }
