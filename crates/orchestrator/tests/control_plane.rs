@@ -3,17 +3,8 @@
 //!
 //! `ATOLL_TEST_PLANE_SEEDS` names the seeds: `200` for the first two hundred, `17..18` for one. A failure names its seed. What
 //! is left to chance follows the seed, but for ids, and for the order of things that happen at the same instant.
-mod control_plane {
-    pub(crate) mod clients;
-    #[path = "../world/fake_files.rs"]
-    #[allow(dead_code, reason = "volumes are of other tests")]
-    pub(crate) mod fake_files;
-    pub(crate) mod house;
-    pub(crate) mod laws;
-    pub(crate) mod line;
-    pub(crate) mod machine;
-    pub(crate) mod wire;
-}
+#[path = "control_plane/mod.rs"]
+mod control_plane;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
