@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::house::{free_port, tail};
-use crate::shell::cache;
 
 /// Services are made, and each node makes a volume and imports the base template.
 const READY_WITHIN: Duration = Duration::from_secs(300);
@@ -27,7 +26,8 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// Starts one, and waits until every process of it is ready.
     pub(crate) fn start(atoll: &Path, consul: &Path) -> Result<Fleet> {
-        let dir = cache().join("houses").join("cluster");
+        // PostgreSQL is run by another user, who must be able to come there.
+        let dir = std::env::temp_dir().join("atoll-cluster-of-tests");
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir)?;
         let mut command = Command::new(atoll);
