@@ -185,7 +185,7 @@ impl Copy {
     async fn ask(&self, sandbox: SandboxId) -> Result<Option<Arc<Route>>, Away> {
         let mut ask = redis::cmd("HGET");
         ask.arg(self.link.key("routes")).arg(sandbox.as_str());
-        let said: Option<String> = self.link.query(&ask).await?;
+        let said: Option<String> = self.link.look_up(&ask).await?;
         let Some(said) = said else { return Ok(None) };
         let standing = Standing::parse(sandbox, &said)?;
         let route = Arc::clone(&standing.route);

@@ -21,6 +21,8 @@ use super::{ANSWER_WITHIN, CONNECT_WITHIN, ConnectError, is_refusal};
 /// Waits between two attempts to open a line: the first, and the longest.
 const AGAIN_MIN: Duration = Duration::from_millis(50);
 const AGAIN_MAX: Duration = Duration::from_secs(1);
+/// How often a line is tried, so that one that broke while nobody asked is known before somebody does.
+const PROBE: Duration = Duration::from_secs(1);
 
 /// Why there is no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -116,6 +118,17 @@ impl Link {
     pub(super) async fn query<T: FromRedisValue>(&self, ask: &Cmd) -> Result<T, Away> {
         let (number, mut line) = self.line()?;
         self.judge(number, within(ask.query_async(&mut line)).await)
+    }
+
+    /// A question that changes nothing, asked once more on the next line where this one breaks: Redis may have died and be back
+    /// without anybody having asked meanwhile.
+    pub(super) async fn look_up<T: FromRedisValue>(&self, ask: &Cmd) -> Result<T, Away> {
+        match self.query(ask).await {
+            Err(Away::Failed(_)) => {}
+            answer => return answer,
+        }
+        let _ = tokio::time::timeout(ANSWER_WITHIN, self.up()).await;
+        self.query(ask).await
     }
 
     pub(super) async fn all<T: FromRedisValue>(&self, ask: &Pipeline) -> Result<T, Away> {
@@ -235,18 +248,29 @@ impl Inner {
         });
     }
 
+    /// Waits until the line is given up, for whatever reason; says why.
+    async fn lost(&self) -> Arc<str> {
+        let mut state = self.state.subscribe();
+        loop {
+            let (number, mut line) = match &*state.borrow_and_update() {
+                State::Down(why) => return Arc::clone(why),
+                State::Up(number, line) => (*number, line.clone()),
+            };
+            // The sender is in our hand: what changes is the line, or nothing does.
+            if tokio::time::timeout(PROBE, state.changed()).await.is_err() {
+                let answer: RedisResult<String> = within(redis::cmd("PING").query_async(&mut line)).await;
+                if let Err(error) = answer {
+                    self.give_up(number, &error);
+                }
+            }
+        }
+    }
+
     /// Opens the line whenever there is none.
     async fn keep(self: Arc<Self>) {
-        let mut state = self.state.subscribe();
         let mut number = 0;
         loop {
-            let down = state.wait_for(|state| matches!(state, State::Down(_))).await;
-            let Ok(why) = down.map(|state| match &*state {
-                State::Down(why) => Arc::clone(why),
-                State::Up(..) => "".into(),
-            }) else {
-                return;
-            };
+            let why = self.lost().await;
             let began = Instant::now();
             metrics::gauge!("atoll_redis_up").set(0.0);
             if number > 0 {

@@ -315,6 +315,30 @@ async fn a_redis_that_died_stops_nobody_and_is_used_again_when_it_is_there() {
 }
 
 #[tokio::test]
+async fn a_redis_that_died_while_nobody_asked_is_looked_up_in_all_the_same() {
+    let Some(mut server) = server() else { return };
+    let redis = process(&server).await;
+    for _ in 0..3 {
+        server.kill();
+        server.start_again().unwrap();
+        // Nobody has asked since, and nobody knows that the line broke.
+        let unknown = redis.catalog().find(SandboxId::random()).await;
+        assert!(unknown.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_line_that_broke_while_nobody_asked_is_opened_again_by_itself() {
+    let Some(mut server) = server() else { return };
+    let redis = process(&server).await;
+    server.kill();
+    server.start_again().unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let known = route(SandboxId::random(), 1);
+    redis.catalog().publish(known).await.unwrap();
+}
+
+#[tokio::test]
 async fn who_waits_for_work_is_told_that_redis_died() {
     let Some(mut server) = server() else { return };
     let redis = process(&server).await;
