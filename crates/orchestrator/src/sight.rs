@@ -79,6 +79,8 @@ impl Orchestrator {
             // Who does not report for long gets nothing new.
             Err(error) => tracing::debug!(node = %id, %error, "a node did not report"),
         }
+        // Of a node that is new here it is asked at once: until then it would look worse than all others.
+        let with_builds = with_builds || !self.placement.knows_builds(id);
         if with_builds && let Ok(builds) = within(WORD_MAX, "the list of builds", node.builds()).await {
             self.placement.holds(id, builds);
         }

@@ -66,6 +66,14 @@ impl Placement {
         self.view().holds(node, builds);
     }
 
+    /// Whether a build is known that the node holds: one that has only just joined, or come back, is known by none.
+    #[must_use]
+    pub fn knows_builds(&self, node: NodeId) -> bool {
+        let view = self.view();
+        view.slot(node)
+            .is_some_and(|slot| !view.members[slot].builds.is_empty())
+    }
+
     /// A node has one build more.
     pub fn fetched(&self, node: NodeId, build: BuildId) {
         self.view().fetched(node, build);

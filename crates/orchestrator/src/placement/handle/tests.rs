@@ -115,3 +115,17 @@ async fn nodes_are_known_as_the_fleet_says_and_kept_from_new_ones_as_operators_s
     placement.failed(nodes[0]);
     assert!(placement.look(View::is_empty));
 }
+
+#[tokio::test(start_paused = true)]
+async fn of_a_node_that_came_back_no_build_is_known_until_it_tells() {
+    let (placement, nodes) = fleet(2);
+    assert!(!placement.knows_builds(nodes[0]));
+    placement.holds(nodes[0], [model::BuildId::random()]);
+    assert!(placement.knows_builds(nodes[0]));
+    placement.fleet(&nodes[1..]);
+    assert!(!placement.knows_builds(nodes[0]));
+    placement.fleet(&nodes);
+    assert!(!placement.knows_builds(nodes[0]));
+    placement.fetched(nodes[0], model::BuildId::random());
+    assert!(placement.knows_builds(nodes[0]));
+}
