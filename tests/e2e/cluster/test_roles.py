@@ -1,8 +1,14 @@
 """Every API, edge and node is as good as any other."""
 
+import pathlib
+import re
+import urllib.request
+
 import pytest
 from e2b import NotFoundException, Sandbox, SandboxQuery, Template
 from fleet import eventually
+
+TELEMETRY = pathlib.Path(__file__).parents[3] / "docs/telemetry.md"
 
 
 def test_sandboxes_are_spread_over_the_nodes(fleet, fresh):
@@ -68,3 +74,13 @@ def test_metrics_and_logs_come_from_whichever_node(fleet, fresh):
         name = sandbox.sandbox_id
         eventually(lambda name=name: fleet.call("GET", f"/sandboxes/{name}/metrics", api=1), "there are metrics")
         assert "logs" in fleet.call("GET", f"/sandboxes/{name}/logs", api=1)
+
+
+def test_every_metric_of_a_fleet_is_documented(fleet, fresh):
+    assert fresh().commands.run("true").exit_code == 0
+    documented = set(re.findall(r"^\| `(atoll_\w+)` ", TELEMETRY.read_text(), re.MULTILINE))
+    for name, member in fleet.members.items():
+        with urllib.request.urlopen(f"http://{member['admin']}/metrics", timeout=30) as answer:
+            emitted = set(re.findall(r"^# TYPE (atoll_\w+) ", answer.read().decode(), re.MULTILINE))
+        assert emitted, name
+        assert emitted <= documented, f"{name}: {emitted - documented}"
