@@ -11,11 +11,14 @@ import urllib.error
 import urllib.request
 
 from e2b import Sandbox
+from e2b.exceptions import SandboxException, ServiceBusyException
 
 #: How long a process may take to be started again, and to be ready.
 READY_SECONDS = 60
 #: How long a condition may take to become true before a test calls it false.
 PATIENCE_SECONDS = 30.0
+#: The API that knows operators.
+OPERATED = 1
 
 
 def eventually(condition, what, seconds=PATIENCE_SECONDS):
@@ -85,6 +88,38 @@ class Fleet:
     def held(self, api=0):
         """What each node says that it holds: how many sandboxes, by the node's id."""
         return {node["nodeID"]: node for node in self.call("GET", "/nodes", api=api)}
+
+    # Nodes
+
+    def told(self, node, status, **how):
+        """Tells a node that it is `ready`, `cordoned` or `draining`."""
+        self.call("POST", f"/nodes/{node['identity']}", {"status": status, **how}, expect=204, api=OPERATED)
+
+    def on(self, node):
+        """What a node holds."""
+        return set(self.call("GET", f"/nodes/{node['identity']}", api=OPERATED)["sandboxes"])
+
+    def made_on(self, node, fresh, **kwargs):
+        """A sandbox on a certain node: no other takes any meanwhile."""
+        held = self.held()
+        closed = [one for one in self.nodes if one is not node and held[one["identity"]]["status"] == "ready"]
+
+        def made():
+            # What an API knows of the nodes may be two seconds old.
+            with contextlib.suppress(SandboxException, ServiceBusyException):
+                sandbox = fresh(**kwargs)
+                if sandbox.sandbox_id in self.on(node):
+                    return sandbox
+                self.kill(sandbox.sandbox_id)
+            return None
+
+        try:
+            for one in closed:
+                self.told(one, "cordoned")
+            return eventually(made, f"{node['name']} takes a sandbox")
+        finally:
+            for one in closed:
+                self.told(one, "ready")
 
     # Processes
 

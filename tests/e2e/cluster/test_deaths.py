@@ -65,23 +65,17 @@ def connected(fleet, name):
 
 
 def test_what_ran_on_a_lost_node_is_given_up_and_ended_when_it_is_back(fleet, fresh):
-    lost, made = fleet.nodes[2], []
-
-    def running():
-        return fleet.held().get(lost["identity"], {}).get("sandboxCount")
-
-    before = running()
-    while len(made) < 3 or (len(made) < 20 and running() == before):
-        made.append(fresh())
-    there = running() - before
-    assert there > 0, f"chance has put none of {len(made)} on it"
+    lost, other = fleet.nodes[2], fleet.nodes[0]
+    theirs = [fleet.made_on(lost, fresh) for _ in range(2)]
+    left = [fleet.made_on(other, fresh) for _ in range(2)]
     with fleet.cut_off(lost):
         # Ten seconds until it is missed, fifteen until what it ran is given up, and a pass of the reconciler.
-        eventually(lambda: sum(gone(fleet, one) for one in made) == there, "they are given up", 90)
-        left = [one for one in made if not gone(fleet, one)]
+        eventually(lambda: all(gone(fleet, one) for one in theirs), "they are given up", 90)
+        assert not any(gone(fleet, one) for one in left)
         assert all(answers(sandbox, "here") for sandbox in left)
         assert answers(fresh(), "new")
-    eventually(lambda: running() == 0, "nothing is left of what was given up", 60)
+    ids = {one.sandbox_id for one in theirs}
+    eventually(lambda: not ids & fleet.on(lost), "nothing is left of what was given up", 60)
 
 
 def gone(fleet, sandbox):

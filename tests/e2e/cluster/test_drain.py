@@ -4,47 +4,24 @@ import contextlib
 
 import pytest
 from e2b import SandboxException
-from fleet import eventually
-
-#: The API that knows operators.
-OPERATED = 1
+from fleet import OPERATED, eventually
 
 
 @contextlib.contextmanager
 def told(fleet, node, status, **how):
     """Tells a node something, and opens it again in the end."""
-    path = f"/nodes/{node['identity']}"
-    fleet.call("POST", path, {"status": status, **how}, expect=204, api=OPERATED)
+    fleet.told(node, status, **how)
     try:
         # Every API asks the nodes, and is told the same.
         for api in range(len(fleet.apis)):
             assert fleet.held(api)[node["identity"]]["status"] == status
         yield
     finally:
-        fleet.call("POST", path, {"status": "ready"}, expect=204, api=OPERATED)
+        fleet.told(node, "ready")
 
 
 def drain_of(fleet, node):
     return fleet.call("GET", f"/nodes/{node['identity']}", api=OPERATED)["drain"]
-
-
-def on(fleet, node):
-    return set(fleet.call("GET", f"/nodes/{node['identity']}", api=OPERATED)["sandboxes"])
-
-
-def made_on(fleet, fresh, node, **kwargs):
-    """A sandbox on a certain node: those that are made before it are spread over the others."""
-    others = []
-    try:
-        for _ in range(30):
-            sandbox = fresh(**kwargs)
-            if sandbox.sandbox_id in on(fleet, node):
-                return sandbox
-            others.append(sandbox.sandbox_id)
-        raise AssertionError(f"nothing is put on {node['name']}")
-    finally:
-        for name in others:
-            fleet.kill(name)
 
 
 def reads(fleet, sandbox, path):
@@ -56,13 +33,13 @@ def reads(fleet, sandbox, path):
 
 def test_a_cordoned_node_gets_nothing_new_and_keeps_what_it_has(fleet, fresh):
     node = fleet.nodes[0]
-    kept = made_on(fleet, fresh, node)
+    kept = fleet.made_on(node, fresh)
     with told(fleet, node, "cordoned"):
-        before = on(fleet, node)
+        before = fleet.on(node)
         for api in range(len(fleet.apis)):
             for _ in range(4):
                 fresh(api=api)
-        assert on(fleet, node) == before
+        assert fleet.on(node) == before
         assert kept.commands.run("echo here").stdout == "here\n"
         # What it holds goes on: also after a pause, and after its daemon died.
         kept.pause()
@@ -71,14 +48,14 @@ def test_a_cordoned_node_gets_nothing_new_and_keeps_what_it_has(fleet, fresh):
         eventually(lambda: fleet.is_ready(node["name"]), "the node is back", 60)
         eventually(lambda: fleet.held().get(node["identity"], {}).get("status") == "cordoned", "it remembers", 60)
         eventually(lambda: reads(fleet, kept, "/etc/hostname"), "it is reached", 60)
-    made_on(fleet, fresh, node)
+    fleet.made_on(node, fresh)
 
 
 def test_a_drained_node_is_emptied_and_nothing_is_lost(fleet, fresh):
     node = fleet.nodes[1]
     agrees = {"on_timeout": "pause", "auto_resume": False}
-    moves = made_on(fleet, fresh, node, lifecycle=agrees)
-    paused = made_on(fleet, fresh, node)
+    moves = fleet.made_on(node, fresh, lifecycle=agrees)
+    paused = fleet.made_on(node, fresh)
     for sandbox in (moves, paused):
         sandbox.files.write("/home/user/kept", "kept")
     paused.pause()
@@ -89,14 +66,14 @@ def test_a_drained_node_is_emptied_and_nothing_is_lost(fleet, fresh):
         assert (drain["left"], drain["waiting"], drain["moving"]) == (0, 0, 0), drain
         assert drain["carried"] >= 1, drain
         assert reads(fleet, moves, "/home/user/kept") == "kept"
-        eventually(lambda: moves.sandbox_id not in on(fleet, node), "nothing of it is left behind", 30)
+        eventually(lambda: moves.sandbox_id not in fleet.on(node), "nothing of it is left behind", 30)
         assert reads(fleet, paused, "/home/user/kept") == "kept"
-        eventually(lambda: paused.sandbox_id not in on(fleet, node), "it is resumed elsewhere", 30)
+        eventually(lambda: paused.sandbox_id not in fleet.on(node), "it is resumed elsewhere", 30)
 
 
 def test_a_drain_is_carried_out_though_its_orchestrators_die(fleet, fresh):
     node = fleet.nodes[2]
-    made = [made_on(fleet, fresh, node) for _ in range(3)]
+    made = [fleet.made_on(node, fresh) for _ in range(3)]
     for sandbox in made:
         sandbox.files.write("/home/user/kept", sandbox.sandbox_id)
     with told(fleet, node, "draining", withinSeconds=0):
@@ -111,7 +88,7 @@ def test_a_drain_is_carried_out_though_its_orchestrators_die(fleet, fresh):
 
 def test_what_has_time_is_waited_for_until_an_operator_thinks_better_of_it(fleet, fresh):
     node = fleet.nodes[0]
-    sandbox = made_on(fleet, fresh, node)
+    sandbox = fleet.made_on(node, fresh)
     pid = sandbox.commands.run("sleep 1000", background=True).pid
     with told(fleet, node, "draining", withinSeconds=3600, kill=True):
         eventually(lambda: drain_of(fleet, node)["waiting"] >= 1, "it is waited for")
