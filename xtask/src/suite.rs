@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -63,6 +64,11 @@ enum Ring {
 impl Ring {
     fn has_clients(&self) -> bool {
         !matches!(self, Ring::Check | Ring::Rust)
+    }
+
+    /// Whether Consul and its like are started in it.
+    fn has_services(&self) -> bool {
+        matches!(self, Ring::Rust | Ring::Cluster)
     }
 }
 
@@ -116,8 +122,25 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let mut total = Tally::default();
     let mut faults = Vec::new();
+    // Beside the first ring, which waits for others at times.
+    let mut services = rings
+        .iter()
+        .any(Ring::has_services)
+        .then(|| std::thread::spawn(services::have));
     for &ring in rings {
-        match one(ring, options) {
+        if let Some(building) = services.take_if(|_| ring.has_services()) {
+            // What could not be had was told, and whoever needs it says so.
+            let _ = building.join();
+        }
+        let began = Instant::now();
+        let outcome = one(ring, options);
+        let name = ring.to_possible_value().map(|value| value.get_name().to_owned());
+        eprintln!(
+            "test: {} took {} s",
+            name.unwrap_or_default(),
+            began.elapsed().as_secs()
+        );
+        match outcome {
             Ok(tally) => total += tally,
             Err(fault) => {
                 eprintln!("test: {fault:#}");
@@ -327,9 +350,12 @@ fn cluster() -> Result<Tally> {
             ..Tally::default()
         });
     }
-    let consul = services::consul()?;
-    let fleet = Fleet::start(&build::release()?, &consul)?;
-    let mut total = python(&SDK_TESTS, fleet.env())?;
+    let services = services::have();
+    let consul = services.consul.as_deref();
+    let consul = consul.context("there is no Consul, by which processes of a fleet find each other")?;
+    let mut total = services::check_jobs(&services)?;
+    let fleet = Fleet::start(&build::release()?, consul)?;
+    total += python(&SDK_TESTS, fleet.env())?;
     total += javascript(fleet.env())?;
     total += python(&["tests/e2e/cluster"], fleet.env())?;
     fleet.down()?;
