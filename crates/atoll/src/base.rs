@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
-use model::{BuildId, Resources, Settings, Team, TeamId, Template, TemplateId, TemplateOrigin};
+use model::{BuildId, ClusterName, Resources, Settings, Team, TeamId, Template, TemplateId, TemplateOrigin};
 use ports::{StoreError, TemplateStore};
 use sha2::{Digest as _, Sha256};
 
@@ -31,7 +31,7 @@ pub(crate) async fn ensure(templates: &dyn TemplateStore, machines: &Machines, t
 }
 
 /// The build that is `base` in a fleet: each node makes it of its own programs, under the same name.
-pub(crate) fn of_fleet(cluster: &str) -> BuildId {
+pub(crate) fn of_fleet(cluster: &ClusterName) -> BuildId {
     let digest = Sha256::digest(format!("atoll base of {cluster}"));
     let bytes = std::array::from_fn(|at| digest[at]);
     BuildId(uuid::Builder::from_custom_bytes(bytes).into_uuid())

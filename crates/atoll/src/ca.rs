@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
+use model::ClusterName;
 use rpc::ca::Authority;
 use rpc::identity::{Identity, Role};
 use serde_json::json;
@@ -22,7 +23,7 @@ pub(crate) enum Command {
         dir: PathBuf,
         /// The fleet's name: `cluster.name` of its configuration.
         #[arg(long)]
-        cluster: String,
+        cluster: ClusterName,
     },
     /// Issues a certificate: three files that a process is given. Issued again, it is renewed; a process reads them again by
     /// itself.

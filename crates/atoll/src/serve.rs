@@ -182,7 +182,7 @@ fn identity(cluster: &ClusterSettings, roles: &[Role]) -> Result<Tls> {
     let tls = Tls::open(files).context("[cluster] names certificates that cannot be used")?;
     let own = tls.identity();
     anyhow::ensure!(
-        own.cluster() == cluster.name,
+        *own.cluster() == cluster.name,
         "the certificate is one of the fleet {}, and cluster.name is {}",
         own.cluster(),
         cluster.name

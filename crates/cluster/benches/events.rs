@@ -35,7 +35,7 @@ async fn main() {
     let server = testkit::services::redis::Redis::start().expect("Redis starts");
     let config = Config {
         url: Secret::new(server.url()),
-        cluster: "bench".to_owned(),
+        cluster: "bench".parse().expect("it is a name"),
         ca: None,
         identity: None,
     };

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
-use model::Secret;
+use model::{ClusterName, Secret};
 use ports::discovery::{
     Candidacy, Check, DiscoveryError, Elections, Health, Instance, Members, Role, ServiceDiscovery, Settings,
     Settled, Standing, Values, check_id,
@@ -26,11 +26,12 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::peer::{Answer, Call, Peer, PeerError, told};
+use crate::peer::{Answer, Call, Peer, PeerError, check_times, is_name, told};
 
 pub use crate::peer::Tls;
 
 mod election;
+mod follow;
 mod keep;
 mod members;
 mod record;
@@ -55,8 +56,8 @@ pub struct Config {
     pub namespace: Option<String>,
     /// The admin partition (Consul Enterprise).
     pub partition: Option<String>,
-    /// The cluster's name, by which two on one Consul do not meet: letters in lower case, digits and `-`, at most 32.
-    pub cluster: String,
+    /// Which cluster: two with different names do not meet in one Consul.
+    pub cluster: ClusterName,
     /// In which time it is to answer what it can answer at once.
     pub within: Duration,
     /// For how long a question may wait for news.
@@ -75,7 +76,7 @@ pub struct Config {
 impl Config {
     /// The agent at an address, for a cluster.
     #[must_use]
-    pub fn new(address: impl Into<String>, cluster: impl Into<String>) -> Self {
+    pub fn new(address: impl Into<String>, cluster: ClusterName) -> Self {
         Self {
             address: address.into(),
             token: None,
@@ -83,7 +84,7 @@ impl Config {
             datacenter: None,
             namespace: None,
             partition: None,
-            cluster: cluster.into(),
+            cluster,
             within: Duration::from_secs(5),
             wait: Duration::from_secs(30),
             forget_after: Duration::from_secs(600),
@@ -94,21 +95,14 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), DiscoveryError> {
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let is_name = |text: &str, max: usize| {
-            !text.is_empty() && text.len() <= max && !text.starts_with('-') && text.bytes().all(plain)
-        };
-        let wrong = |what: &str| Err(DiscoveryError::Invalid(what.to_owned()));
-        if !is_name(&self.cluster, 32) {
-            return wrong("a cluster's name has letters in lower case, digits and -, at most 32 of them");
-        }
+        let wrong = |what: String| Err(DiscoveryError::Invalid(what));
         for (what, name) in [
             ("datacenter", &self.datacenter),
             ("namespace", &self.namespace),
             ("partition", &self.partition),
         ] {
-            if name.as_deref().is_some_and(|name| !is_name(name, 64)) {
-                return wrong(&format!("the name of Consul's {what} is none"));
+            if name.as_deref().is_some_and(|name| !is_name(name)) {
+                return wrong(format!("the name of Consul's {what} is none"));
             }
         }
         let times = [
@@ -149,14 +143,7 @@ impl Config {
                 Duration::from_secs(3600),
             ),
         ];
-        for (what, is, least, most) in times {
-            if is < least || is > most {
-                return wrong(&format!(
-                    "{what} of Consul is {is:?}, and {least:?} to {most:?} is possible"
-                ));
-            }
-        }
-        Ok(())
+        check_times("Consul", &times).map_err(DiscoveryError::Invalid)
     }
 }
 
@@ -387,7 +374,7 @@ impl ServiceDiscovery for Consul {
         let mut views = lock(&self.agent.views);
         let view = views.entry(role).or_insert_with(|| {
             let view = watch::Sender::<Arc<Members>>::default();
-            tokio::spawn(members::follow(Arc::downgrade(&self.agent), role, view.clone()));
+            tokio::spawn(follow::follow(Arc::downgrade(&self.agent), role, view.clone()));
             view
         });
         view.subscribe()
@@ -438,7 +425,11 @@ impl Settings for Consul {
         let mut settings = lock(&self.agent.settings);
         let view = settings.get_or_insert_with(|| {
             let view = watch::Sender::<Arc<Values>>::default();
-            tokio::spawn(settings::follow(Arc::downgrade(&self.agent), view.clone()));
+            tokio::spawn(follow::follow(
+                Arc::downgrade(&self.agent),
+                settings::OfCluster,
+                view.clone(),
+            ));
             view
         });
         view.subscribe()

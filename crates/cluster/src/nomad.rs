@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use model::Secret;
+use model::{ClusterName, Secret};
 use ports::scheduler::{Ask, Block, BlockId, Blocks, Filter, Page, ResourceScheduler, ScheduleError};
 use reqwest::Method;
 use serde::Deserialize;
@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::peer::{Answer, Call, Peer, PeerError, told};
+use crate::peer::{Answer, Call, Peer, PeerError, check_times, is_name, told};
 
 pub use crate::peer::Tls;
 pub use holder::{Holder, hold};
@@ -51,8 +51,8 @@ pub struct Config {
     pub region: Option<String>,
     /// The namespace; Nomad's default where none is named.
     pub namespace: Option<String>,
-    /// The cluster's name, by which two on one Nomad do not meet: letters in lower case, digits and `-`, at most 32.
-    pub cluster: String,
+    /// Which cluster: two with different names do not meet in one Nomad.
+    pub cluster: ClusterName,
     /// Where blocks may be that are asked for anywhere: Nomad's datacentres, or `*`.
     pub datacenters: Vec<String>,
     /// Nomad's driver: `exec`, or `raw_exec`, by which the block speaks to the node's daemon as root.
@@ -78,14 +78,14 @@ pub struct Config {
 impl Config {
     /// The agent at an address, for a cluster.
     #[must_use]
-    pub fn new(address: impl Into<String>, cluster: impl Into<String>) -> Self {
+    pub fn new(address: impl Into<String>, cluster: ClusterName) -> Self {
         Self {
             address: address.into(),
             token: None,
             tls: Tls::default(),
             region: None,
             namespace: None,
-            cluster: cluster.into(),
+            cluster,
             datacenters: vec!["*".to_owned()],
             driver: "raw_exec".to_owned(),
             program: "/usr/local/bin/atoll".to_owned(),
@@ -101,19 +101,12 @@ impl Config {
 
     fn check(&self) -> Result<(), ScheduleError> {
         let wrong = |what: String| Err(ScheduleError::Invalid(what));
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let is_name = |text: &str, max: usize| {
-            !text.is_empty() && text.len() <= max && !text.starts_with('-') && text.bytes().all(plain)
-        };
-        if !is_name(&self.cluster, 32) {
-            return wrong(format!("{:?} is not a cluster's name", self.cluster));
-        }
         for (what, name) in [("region", &self.region), ("namespace", &self.namespace)] {
-            if name.as_deref().is_some_and(|name| !is_name(name, 64)) {
+            if name.as_deref().is_some_and(|name| !is_name(name)) {
                 return wrong(format!("the name of Nomad's {what} is none"));
             }
         }
-        if self.datacenters.is_empty() || !self.datacenters.iter().all(|dc| dc == "*" || is_name(dc, 64)) {
+        if self.datacenters.is_empty() || !self.datacenters.iter().all(|dc| dc == "*" || is_name(dc)) {
             return wrong(format!("{:?} are not the names of datacentres", self.datacenters));
         }
         if !matches!(self.driver.as_str(), "exec" | "raw_exec") {
@@ -154,14 +147,7 @@ impl Config {
                 Duration::from_secs(600),
             ),
         ];
-        for (what, is, least, most) in times {
-            if is < least || is > most {
-                return wrong(format!(
-                    "{what} of Nomad is {is:?}, and {least:?} to {most:?} is possible"
-                ));
-            }
-        }
-        Ok(())
+        check_times("Nomad", &times).map_err(ScheduleError::Invalid)
     }
 }
 

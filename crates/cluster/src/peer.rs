@@ -188,6 +188,25 @@ impl Answer {
     }
 }
 
+/// A name of a datacentre, a region, a namespace: letters in lower case, digits and `-`, at most 64.
+pub(crate) fn is_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=64).contains(&text.len()) && !text.starts_with('-') && text.bytes().all(plain)
+}
+
+/// A time that is configured, and the least and the most that it can be.
+pub(crate) type Bounded = (&'static str, Duration, Duration, Duration);
+
+/// Whether all times are within their bounds; else the first that is not, in words.
+pub(crate) fn check_times(of: &str, times: &[Bounded]) -> Result<(), String> {
+    match times.iter().find(|(_, is, least, most)| is < least || is > most) {
+        None => Ok(()),
+        Some((what, is, least, most)) => Err(format!(
+            "{what} of {of} is {is:?}, and {least:?} to {most:?} is possible"
+        )),
+    }
+}
+
 /// An error with its causes, for those who cannot carry them.
 pub(crate) fn told(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();

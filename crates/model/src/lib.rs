@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod cluster;
 mod id;
 mod kind;
 mod lifecycle;
@@ -28,6 +29,7 @@ mod template;
 mod volume;
 
 pub use build::{Build, BuildFailure, BuildStatus, BuildStep, Runner};
+pub use cluster::{ClusterName, ClusterNameError};
 pub use id::{
     BuildId, ExecutionId, IdError, KeyId, NodeId, ProcessId, SandboxId, TeamId, TemplateId, UserId, VolumeId,
 };

@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use model::ClusterName;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
@@ -21,7 +22,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use crate::identity::{Identity, IdentityError, Parsed, check_cluster};
+use crate::identity::{Identity, IdentityError, Parsed};
 
 /// What certificates are worth where nobody says another time.
 pub const TTL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -52,9 +53,9 @@ pub enum AuthorityError {
     #[error("the authority is of cluster '{own}', and cannot speak for '{asked}'")]
     Cluster {
         /// Its own.
-        own: String,
+        own: ClusterName,
         /// The one that was asked for.
-        asked: String,
+        asked: ClusterName,
     },
     /// A time to live that is too short or too long.
     #[error("a certificate is worth 5 minutes to 30 days, not {} s", .0.as_secs())]
@@ -96,7 +97,7 @@ pub struct Issued {
 /// The certificate authority of one cluster.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    cluster: String,
+    cluster: ClusterName,
     dir: PathBuf,
     trust: String,
 }
@@ -106,8 +107,7 @@ impl Authority {
     ///
     /// # Errors
     /// [`AuthorityError::Exists`] where there is one: its certificates would be worth nothing any more.
-    pub fn create(dir: &Path, cluster: &str) -> Result<Self, AuthorityError> {
-        check_cluster(cluster)?;
+    pub fn create(dir: &Path, cluster: &ClusterName) -> Result<Self, AuthorityError> {
         make_dir(dir)?;
         let (certificate, key) = (dir.join(CERTIFICATE), dir.join(KEY));
         for file in [&certificate, &key] {
@@ -146,17 +146,15 @@ impl Authority {
             [uri] => uri.strip_prefix("spiffe://"),
             _ => None,
         };
-        let cluster = cluster
-            .ok_or_else(|| foreign("its certificate names no cluster"))?
-            .to_owned();
-        check_cluster(&cluster)?;
+        let cluster = cluster.and_then(|name| name.parse().ok());
+        let cluster = cluster.ok_or_else(|| foreign("its certificate names no cluster"))?;
         Self::of(dir, &cluster, trust, pair)
     }
 
-    fn of(dir: &Path, cluster: &str, trust: String, pair: KeyPair) -> Result<Self, AuthorityError> {
+    fn of(dir: &Path, cluster: &ClusterName, trust: String, pair: KeyPair) -> Result<Self, AuthorityError> {
         Ok(Self {
             issuer: Issuer::new(root_params(cluster)?, pair),
-            cluster: cluster.to_owned(),
+            cluster: cluster.clone(),
             dir: dir.to_owned(),
             trust,
         })
@@ -164,7 +162,7 @@ impl Authority {
 
     /// Whose.
     #[must_use]
-    pub fn cluster(&self) -> &str {
+    pub fn cluster(&self) -> &ClusterName {
         &self.cluster
     }
 
@@ -237,10 +235,10 @@ impl Authority {
         from: SystemTime,
         until: SystemTime,
     ) -> Result<Issued, AuthorityError> {
-        if identity.cluster() != self.cluster {
+        if *identity.cluster() != self.cluster {
             return Err(AuthorityError::Cluster {
                 own: self.cluster.clone(),
-                asked: identity.cluster().to_owned(),
+                asked: identity.cluster().clone(),
             });
         }
         let mut params = CertificateParams::new([identity.dns_name()])?;
@@ -296,7 +294,7 @@ fn is_of(der: &[u8], pair: &KeyPair) -> bool {
     })
 }
 
-fn new_root(cluster: &str) -> Result<(String, KeyPair), AuthorityError> {
+fn new_root(cluster: &ClusterName) -> Result<(String, KeyPair), AuthorityError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = root_params(cluster)?;
     let now = SystemTime::now();
@@ -306,7 +304,7 @@ fn new_root(cluster: &str) -> Result<(String, KeyPair), AuthorityError> {
 }
 
 /// The same for every certificate of a cluster's authority, but for times and key: what is signed by one names them all.
-fn root_params(cluster: &str) -> Result<CertificateParams, AuthorityError> {
+fn root_params(cluster: &ClusterName) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = name(&format!("Atoll cluster {cluster}"));
     params.subject_alt_names = vec![SanType::URI(format!("spiffe://{cluster}").try_into()?)];

@@ -3,7 +3,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use model::NodeId;
+use model::{ClusterName, ClusterNameError, NodeId};
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
@@ -56,7 +56,10 @@ impl FromStr for Role {
 /// Why something is no identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    /// A cluster's or a process's name.
+    /// A cluster's name.
+    #[error(transparent)]
+    Cluster(#[from] ClusterNameError),
+    /// A process's name.
     #[error("'{0}' is no name: 1 to 63 of a-z, 0-9 and -, neither first nor last a -")]
     Name(String),
     /// It names a file already.
@@ -96,18 +99,10 @@ fn check_name(name: &str) -> Result<(), IdentityError> {
     Err(IdentityError::Name(name.chars().take(SHOWN_MAX).collect()))
 }
 
-/// Whether a cluster may be called so.
-///
-/// # Errors
-/// [`IdentityError::Name`] where not.
-pub fn check_cluster(name: &str) -> Result<(), IdentityError> {
-    check_name(name)
-}
-
 /// Who a process is: `spiffe://<cluster>/<role>/<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Identity {
-    cluster: String,
+    cluster: ClusterName,
     role: Role,
     name: String,
 }
@@ -117,8 +112,7 @@ impl Identity {
     ///
     /// # Errors
     /// What is wrong with the names.
-    pub fn new(cluster: &str, role: Role, name: &str) -> Result<Self, IdentityError> {
-        check_name(cluster)?;
+    pub fn new(cluster: &ClusterName, role: Role, name: &str) -> Result<Self, IdentityError> {
         check_name(name)?;
         // Its files lie beside those of the authority, and its key's beside its certificate's.
         if name == "ca" || name.ends_with("-key") {
@@ -128,23 +122,25 @@ impl Identity {
             return Err(IdentityError::Node(name.to_owned()));
         }
         Ok(Self {
-            cluster: cluster.to_owned(),
+            cluster: cluster.clone(),
             role,
             name: name.to_owned(),
         })
     }
 
     /// A node.
-    ///
-    /// # Errors
-    /// What is wrong with the cluster's name.
-    pub fn of_node(cluster: &str, node: NodeId) -> Result<Self, IdentityError> {
-        Self::new(cluster, Role::Node, &node.to_string())
+    #[must_use]
+    pub fn of_node(cluster: &ClusterName, node: NodeId) -> Self {
+        Self {
+            cluster: cluster.clone(),
+            role: Role::Node,
+            name: node.to_string(),
+        }
     }
 
     /// Of which cluster.
     #[must_use]
-    pub fn cluster(&self) -> &str {
+    pub fn cluster(&self) -> &ClusterName {
         &self.cluster
     }
 
@@ -191,7 +187,7 @@ impl FromStr for Identity {
         else {
             return Err(IdentityError::Uri(text.chars().take(SHOWN_MAX).collect()));
         };
-        Self::new(cluster, role.parse()?, name)
+        Self::new(&cluster.parse()?, role.parse()?, name)
     }
 }
 
@@ -264,10 +260,10 @@ mod tests {
 
     #[test]
     fn an_identity_is_read_back_from_its_text() {
-        let node = Identity::of_node("blue", NodeId::random()).unwrap();
+        let node = Identity::of_node(&"blue".parse().unwrap(), NodeId::random());
         assert_eq!(node.to_string().parse(), Ok(node.clone()));
         assert!(node.node().is_some());
-        let api = Identity::new("blue", Role::Api, "api-1").unwrap();
+        let api = Identity::new(&"blue".parse().unwrap(), Role::Api, "api-1").unwrap();
         assert_eq!(api.to_string(), "spiffe://blue/api/api-1");
         assert_eq!(api.dns_name(), "api-1.api.blue.atoll.internal");
         assert_eq!(api.node(), None);
@@ -280,8 +276,8 @@ mod tests {
         assert!(matches!(refused("spiffe://a/api"), IdentityError::Uri(_)));
         assert!(matches!(refused("spiffe://a/api/b/c"), IdentityError::Uri(_)));
         assert!(matches!(refused("spiffe://a/king/b"), IdentityError::Role(_)));
-        assert!(matches!(refused("spiffe://A/api/b"), IdentityError::Name(_)));
-        assert!(matches!(refused("spiffe:///api/b"), IdentityError::Name(_)));
+        assert!(matches!(refused("spiffe://A/api/b"), IdentityError::Cluster(_)));
+        assert!(matches!(refused("spiffe:///api/b"), IdentityError::Cluster(_)));
         assert!(matches!(refused("spiffe://a/api/-b"), IdentityError::Name(_)));
         assert!(matches!(refused("spiffe://a/node/b"), IdentityError::Node(_)));
         let long = format!("spiffe://a/api/{}", "b".repeat(64));

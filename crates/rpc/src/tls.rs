@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use model::ClusterName;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
@@ -128,7 +129,7 @@ pub enum PeerRefused {
         /// Who.
         peer: Identity,
         /// Which cluster this is.
-        own: String,
+        own: ClusterName,
     },
     /// Not the one, or not what it should be.
     #[error("{peer} answers where {wanted} was dialled")]

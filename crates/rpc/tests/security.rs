@@ -111,7 +111,7 @@ async fn a_certificate_that_has_ended_or_not_begun_is_refused() {
             "refuses the certificate of this process",
         ),
     ] {
-        let identity = Identity::new("blue", Role::Api, "late").unwrap();
+        let identity = Identity::new(&"blue".parse().unwrap(), Role::Api, "late").unwrap();
         let files = pair.cluster.files(Role::Api, "late");
         let issued = pair
             .cluster
@@ -243,7 +243,7 @@ async fn certificates_and_the_authority_are_replaced_without_a_dropped_call() {
         (Role::Node, name.as_str(), &node_files, &node_tls),
         (Role::Api, "api-1", &api_files, &api_tls),
     ] {
-        let identity = Identity::new("blue", role, name).unwrap();
+        let identity = Identity::new(&"blue".parse().unwrap(), role, name).unwrap();
         let hour = Duration::from_secs(48 * 3600);
         let fresh = cluster.authority.issue_into(&scratch, &identity, hour).unwrap();
         replace(&fresh, files);
@@ -294,7 +294,7 @@ async fn files_that_do_not_fit_change_nothing() {
 #[tokio::test]
 async fn a_connection_ends_with_its_certificate() {
     let pair = Pair::new().await;
-    let identity = Identity::new("blue", Role::Api, "short").unwrap();
+    let identity = Identity::new(&"blue".parse().unwrap(), Role::Api, "short").unwrap();
     let files = pair.cluster.files(Role::Api, "short");
     let now = SystemTime::now();
     let end = now + Duration::from_secs(4);

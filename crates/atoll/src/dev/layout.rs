@@ -223,14 +223,14 @@ impl Layout {
 
     /// The authority, and everybody's certificate.
     pub(super) fn issue_certificates(&self) -> Result<()> {
-        let dir = self.identities();
-        let authority = match Authority::create(&dir, NAME) {
+        let (dir, cluster) = (self.identities(), NAME.parse()?);
+        let authority = match Authority::create(&dir, &cluster) {
             Err(AuthorityError::Exists(_)) => Authority::open(&dir)?,
             made => made?,
         };
         for member in &self.members {
             let role = member.role.name().parse()?;
-            let identity = Identity::new(NAME, role, &member.identity)?;
+            let identity = Identity::new(&cluster, role, &member.identity)?;
             authority.issue_into(&dir, &identity, CERTIFIED_FOR)?;
         }
         Ok(())

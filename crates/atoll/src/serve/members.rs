@@ -223,7 +223,7 @@ async fn consul_of(cluster: &ClusterSettings, consul: &ConsulSettings) -> Result
             identity_pem: None,
         },
         datacenter: consul.datacenter.clone(),
-        ..cluster::consul::Config::new(&consul.address, &cluster.name)
+        ..cluster::consul::Config::new(&consul.address, cluster.name.clone())
     };
     Ok(cluster::consul::Consul::connect(config).await?)
 }

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use model::{NodeId, Secret};
+use model::{ClusterName, NodeId, Secret};
 use orchestrator::placement::{Overcommit, Ratio};
 use serde::Deserialize;
 use sql::{Database, PostgresConfig};
@@ -13,15 +13,15 @@ const ZONE: &str = "default";
 const NODE_LOST_AFTER: u64 = 60;
 /// A node that is restarted, or whose line is cut for a moment, is back within that time.
 const NODE_LOST_AFTER_MIN: u64 = 15;
-/// A part of the names of services and of keys.
-const NAME_MAX: usize = 32;
+/// A part of the names of services.
+const ZONE_MAX: usize = 32;
 
 /// What makes processes one fleet: `[cluster]` of the file, and in it alone.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ClusterSettings {
-    /// Which fleet: two that share a Consul or a Redis do not meet. Lower-case letters, digits and hyphens.
-    pub(crate) name: String,
+    /// Which fleet: two that share a Consul or a Redis do not meet. Lower-case letters, digits and hyphens, 32 at most.
+    pub(crate) name: ClusterName,
     /// Where this process is: sandboxes are spread over zones [default: default].
     #[serde(default = "default_zone")]
     pub(crate) zone: String,
@@ -156,18 +156,17 @@ const fn default_node_lost_after() -> u64 {
 
 fn is_label(text: &str) -> bool {
     let is_good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    !text.is_empty() && text.len() <= NAME_MAX && text.bytes().all(is_good) && !text.starts_with('-')
+    !text.is_empty() && text.len() <= ZONE_MAX && text.bytes().all(is_good) && !text.starts_with('-')
 }
 
 impl ClusterSettings {
     /// Refuses what cannot work, by the name of the key.
     pub(crate) fn check(&self, roles: &[Role]) -> Result<()> {
-        for (key, text) in [("name", &self.name), ("zone", &self.zone)] {
-            if !is_label(text) {
-                bail!(
-                    "cluster.{key} {text:?} is no name: use at most {NAME_MAX} lower-case letters, digits and hyphens"
-                );
-            }
+        if !is_label(&self.zone) {
+            bail!(
+                "cluster.zone {:?} is no name: use at most {ZONE_MAX} lower-case letters, digits and hyphens",
+                self.zone
+            );
         }
         if self.node_lost_after_seconds < NODE_LOST_AFTER_MIN {
             bail!(
@@ -279,7 +278,6 @@ mod tests {
     fn what_cannot_work_is_refused_by_its_name() {
         let all = [Role::Api, Role::Edge, Role::Orchestrator, Role::Node];
         check(("", ""), &all, None);
-        check(("'main'", "'Main'"), &all, Some("cluster.name"));
         check(("name =", "zone = 'a b'\nname ="), &all, Some("cluster.zone"));
         check(
             ("name =", "node_lost_after_seconds = 3\nname ="),
@@ -314,6 +312,14 @@ mod tests {
             &all,
             None,
         );
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_refused() {
+        let text = WHOLE.replace("'main'", "'Main'");
+        let error = toml::from_str::<ClusterSettings>(&text).unwrap_err().to_string();
+        assert!(error.contains("'Main' is no name of a cluster"), "{error}");
+        assert!(error.contains("name = "), "{error}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::members::PAUSE_MAX;
+use super::follow::PAUSE_MAX;
 use super::record::time;
 use super::settings::{Pair, key_path};
 use super::{Agent, lock};

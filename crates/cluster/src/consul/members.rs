@@ -1,23 +1,12 @@
-//! Reading who is there, once and again and again.
+//! Reading who is there.
 use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use ports::discovery::{DiscoveryError, Found, Known, MEMBERS_MAX, Members, Role};
 use serde_json::Value;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
 
 use super::Agent;
+use super::follow::Followed;
 use super::record::{Entry, found};
-use crate::peer::{next_index, pause, told};
-
-/// Between two questions that wait for news: a fleet that changes all the time is read ten times a second.
-pub(super) const APART: Duration = Duration::from_millis(100);
-/// Between two questions that do not wait, for they have no index.
-pub(super) const APART_UNINDEXED: Duration = Duration::from_secs(1);
-/// The longest time until a Consul that failed is asked again.
-pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 impl Agent {
     /// All instances of a role, and the index of this answer: at once, or, with an index, when something has changed.
@@ -73,58 +62,18 @@ impl Agent {
     }
 }
 
-/// Watches a role until nobody is left who could be told.
-pub(super) async fn follow(agent: Weak<Agent>, role: Role, view: watch::Sender<Arc<Members>>) {
-    let (mut index, mut failures) = (0, 0);
-    loop {
-        let Some(agent) = agent.upgrade() else { return };
-        let stop = agent.stop.clone();
-        let asked = Instant::now();
-        let members = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            members = agent.members(role, Some(index)) => members,
-        };
-        drop(agent);
-        let apart = match members {
-            Ok((members, answered)) => {
-                failures = 0;
-                index = next_index(index, answered);
-                view.send_if_modified(|known| {
-                    let is_news = **known != members;
-                    if is_news {
-                        *known = Arc::new(members);
-                    }
-                    is_news
-                });
-                let apart = if answered.is_some() {
-                    APART
-                } else {
-                    APART_UNINDEXED
-                };
-                apart.saturating_sub(asked.elapsed())
-            }
-            Err(error) => {
-                // An agent that comes back may have begun anew.
-                index = 0;
-                failures += 1;
-                let why = told(&error);
-                view.send_if_modified(|known| {
-                    // That it is stale is news once; its reason may change every time.
-                    let is_news = !matches!(known.known, Known::Stale(_));
-                    if is_news {
-                        tracing::warn!(%role, error = why, "Consul does not tell who is there; the last known stay");
-                        Arc::make_mut(known).known = Known::Stale(why);
-                    }
-                    is_news
-                });
-                pause(failures, PAUSE_MAX)
-            }
-        };
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = sleep(apart) => {}
-        }
+impl Followed for Members {
+    type Of = Role;
+
+    fn ask(
+        agent: &Agent,
+        of: &Role,
+        after: Option<u64>,
+    ) -> impl Future<Output = Result<(Self, Option<u64>), DiscoveryError>> + Send {
+        agent.members(*of, after)
+    }
+
+    fn known(&mut self) -> &mut Known {
+        &mut self.known
     }
 }

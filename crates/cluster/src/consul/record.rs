@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use model::MiB;
+use model::{ClusterName, MiB};
 use ports::discovery::{Capacity, Check, Found, Health, Instance, Role};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -16,13 +16,13 @@ pub(super) fn time(duration: Duration) -> String {
 }
 
 /// The id of a service at its agent: neither clusters nor roles have a dot in their names, so no two are the same.
-pub(super) fn service_id(cluster: &str, role: Role, id: &str) -> String {
+pub(super) fn service_id(cluster: &ClusterName, role: Role, id: &str) -> String {
     format!("{cluster}.{role}.{id}")
 }
 
 /// What the agent is told of an instance.
 pub(super) fn registration(
-    cluster: &str,
+    cluster: &ClusterName,
     instance: &Instance,
     check: Option<(&Check, Health, &str)>,
     owner: Option<&str>,
@@ -32,7 +32,7 @@ pub(super) fn registration(
     for (key, value) in &instance.meta {
         meta.insert(key, value.clone());
     }
-    meta.insert("atoll_cluster", cluster.to_owned());
+    meta.insert("atoll_cluster", cluster.to_string());
     meta.insert("atoll_role", instance.role.to_string());
     meta.insert("atoll_zone", instance.zone.clone());
     meta.insert("atoll_version", instance.version.clone());
@@ -142,10 +142,10 @@ pub(super) struct Entry {
 ///
 /// # Errors
 /// Why it is left out.
-pub(super) fn found(cluster: &str, role: Role, entry: Entry) -> Result<Found, String> {
+pub(super) fn found(cluster: &ClusterName, role: Role, entry: Entry) -> Result<Found, String> {
     let mut meta = entry.service.meta.unwrap_or_default();
     let own = meta.remove("atoll_cluster").unwrap_or_default();
-    if own != cluster {
+    if own != cluster.as_str() {
         return Err(format!("it is of the cluster {own:?}"));
     }
     if meta.remove("atoll_role").as_deref() != Some(role.as_str()) {

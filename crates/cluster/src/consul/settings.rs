@@ -1,17 +1,15 @@
 //! Settings, below one key of Consul's.
-use std::sync::{Arc, Weak};
+use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ports::discovery::{DiscoveryError, Known, SETTING_BYTES_MAX, Values, check_setting};
 use reqwest::Method;
 use serde::Deserialize;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
 
 use super::Agent;
-use super::members::{APART, APART_UNINDEXED, PAUSE_MAX};
-use crate::peer::{Call, next_index, pause, told};
+use super::follow::Followed;
+use crate::peer::Call;
 
 /// A key of Consul's, and what is behind it.
 #[derive(Debug, Deserialize)]
@@ -119,59 +117,27 @@ pub(super) fn key_path(key: &str) -> Vec<&str> {
     ["v1", "kv"].into_iter().chain(key.split('/')).collect()
 }
 
-/// Watches the settings until nobody is left who could be told.
-pub(super) async fn follow(agent: Weak<Agent>, view: watch::Sender<Arc<Values>>) {
-    let (mut index, mut failures) = (0, 0);
-    loop {
-        let Some(agent) = agent.upgrade() else { return };
-        let stop = agent.stop.clone();
-        let asked = Instant::now();
-        let values = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            values = agent.values(Some(index)) => values,
-        };
-        drop(agent);
-        let apart = match values {
-            Ok((values, answered)) => {
-                failures = 0;
-                index = next_index(index, answered);
-                view.send_if_modified(|known| {
-                    let is_news = **known != values;
-                    if is_news {
-                        *known = Arc::new(values);
-                    }
-                    is_news
-                });
-                let apart = if answered.is_some() {
-                    APART
-                } else {
-                    APART_UNINDEXED
-                };
-                apart.saturating_sub(asked.elapsed())
-            }
-            Err(error) => {
-                index = 0;
-                failures += 1;
-                let why = told(&error);
-                view.send_if_modified(|known| {
-                    let is_news = !matches!(known.known, Known::Stale(_));
-                    if is_news {
-                        tracing::warn!(
-                            error = why,
-                            "Consul does not tell the settings; the last known stay"
-                        );
-                        Arc::make_mut(known).known = Known::Stale(why);
-                    }
-                    is_news
-                });
-                pause(failures, PAUSE_MAX)
-            }
-        };
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = sleep(apart) => {}
-        }
+/// All settings of the cluster.
+pub(super) struct OfCluster;
+
+impl fmt::Display for OfCluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("settings")
+    }
+}
+
+impl Followed for Values {
+    type Of = OfCluster;
+
+    fn ask(
+        agent: &Agent,
+        _: &OfCluster,
+        after: Option<u64>,
+    ) -> impl Future<Output = Result<(Self, Option<u64>), DiscoveryError>> + Send {
+        agent.values(after)
+    }
+
+    fn known(&mut self) -> &mut Known {
+        &mut self.known
     }
 }

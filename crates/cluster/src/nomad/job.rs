@@ -1,7 +1,7 @@
 //! A block as Nomad has it: a job, and the allocation that is its newest.
 use std::collections::{BTreeMap, HashMap};
 
-use model::MiB;
+use model::{ClusterName, MiB};
 use ports::scheduler::{Ask, Block, BlockId, BlockState, Place, Purpose, Size};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,12 +18,12 @@ pub(super) struct Asked {
 }
 
 /// What the ids of all our blocks' jobs begin with.
-pub(super) fn prefix(cluster: &str) -> String {
+pub(super) fn prefix(cluster: &ClusterName) -> String {
     format!("{cluster}-block-")
 }
 
 /// The job that blocks of a size and a zone are dispatched from.
-pub(super) fn parent_id(cluster: &str, ask: &Ask) -> String {
+pub(super) fn parent_id(cluster: &ClusterName, ask: &Ask) -> String {
     let zone = ask
         .zone
         .as_ref()
@@ -38,7 +38,7 @@ pub(super) fn parent_id(cluster: &str, ask: &Ask) -> String {
 }
 
 /// What one block is told that others of its size are not.
-pub(super) fn meta(cluster: &str, ask: &Ask) -> Value {
+pub(super) fn meta(cluster: &ClusterName, ask: &Ask) -> Value {
     let mut meta = json!({
         "atoll_cluster": cluster,
         "atoll_token": ask.token,
@@ -168,8 +168,8 @@ pub(super) struct Allocation {
 }
 
 /// What a job was asked to be, by its metadata; `None` where that is not of this cluster's making.
-pub(super) fn asked(cluster: &str, meta: &BTreeMap<String, String>) -> Option<Asked> {
-    if meta.get("atoll_cluster").is_none_or(|of| of != cluster) {
+pub(super) fn asked(cluster: &ClusterName, meta: &BTreeMap<String, String>) -> Option<Asked> {
+    if meta.get("atoll_cluster").is_none_or(|of| of != cluster.as_str()) {
         return None;
     }
     let number = |key: &str| meta.get(key)?.parse::<u32>().ok();
@@ -296,8 +296,9 @@ mod tests {
             zone: Some("dc1".to_owned()),
             purpose: Purpose::Sandbox(model::SandboxId::random()),
         };
-        let meta: BTreeMap<String, String> = serde_json::from_value(meta("c", &ask)).unwrap();
-        let read = asked("c", &meta).unwrap();
+        let cluster: ClusterName = "c".parse().unwrap();
+        let meta: BTreeMap<String, String> = serde_json::from_value(meta(&cluster, &ask)).unwrap();
+        let read = asked(&cluster, &meta).unwrap();
         assert_eq!(
             (read.token, read.size, read.zone, read.purpose),
             (ask.token, ask.size, ask.zone, ask.purpose)
@@ -313,8 +314,8 @@ mod tests {
         ] {
             let mut wrong = meta.clone();
             wrong.insert(key.to_owned(), value.to_owned());
-            assert_eq!(asked("c", &wrong), None, "{key}={value}");
+            assert_eq!(asked(&cluster, &wrong), None, "{key}={value}");
         }
-        assert_eq!(asked("c", &BTreeMap::new()), None);
+        assert_eq!(asked(&cluster, &BTreeMap::new()), None);
     }
 }

@@ -2,6 +2,9 @@
 use std::collections::BTreeSet;
 
 use hcl::{Body, Value};
+use model::ClusterName;
+
+use crate::peer::is_name;
 
 mod hcl;
 
@@ -51,8 +54,8 @@ pub struct Share {
 /// How Atoll is deployed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deployment {
-    /// The cluster's name, which the jobs begin with: letters in lower case, digits and `-`, at most 32.
-    pub cluster: String,
+    /// Which cluster: the jobs begin with its name.
+    pub cluster: ClusterName,
     /// The region; the agent's own where none is named.
     pub region: Option<String>,
     /// The namespace.
@@ -95,7 +98,7 @@ impl Default for Deployment {
             memory_mib,
         };
         Self {
-            cluster: "atoll".to_owned(),
+            cluster: "atoll".parse().expect("it is a name"),
             region: None,
             namespace: None,
             datacenters: vec!["*".to_owned()],
@@ -159,19 +162,14 @@ impl Deployment {
             let value = value.to_owned();
             Err(RenderError { what, value, rule })
         };
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let is_name = |text: &str, max: usize| {
-            !text.is_empty() && text.len() <= max && !text.starts_with('-') && text.bytes().all(plain)
-        };
         let named = [
-            ("the cluster's name", Some(&self.cluster), 32),
-            ("the region", self.region.as_ref(), 64),
-            ("the namespace", self.namespace.as_ref(), 64),
-            ("the pool of machines for sandboxes", Some(&self.node_pools.0), 64),
-            ("the pool of other machines", Some(&self.node_pools.1), 64),
+            ("the region", self.region.as_ref()),
+            ("the namespace", self.namespace.as_ref()),
+            ("the pool of machines for sandboxes", Some(&self.node_pools.0)),
+            ("the pool of other machines", Some(&self.node_pools.1)),
         ];
-        for (what, name, max) in named {
-            if let Some(name) = name.filter(|name| !is_name(name, max)) {
+        for (what, name) in named {
+            if let Some(name) = name.filter(|name| !is_name(name)) {
                 return wrong(what, name, "letters in lower case, digits and -, not too many");
             }
         }
@@ -182,7 +180,7 @@ impl Deployment {
                 "1 to 64 of them",
             );
         }
-        if let Some(name) = self.datacenters.iter().find(|dc| *dc != "*" && !is_name(dc, 64)) {
+        if let Some(name) = self.datacenters.iter().find(|dc| *dc != "*" && !is_name(dc)) {
             return wrong(
                 "a datacentre",
                 name,

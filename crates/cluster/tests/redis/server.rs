@@ -16,7 +16,7 @@ pub(crate) fn server() -> Option<Server> {
 pub(crate) fn config(server: &Server, cluster: &str) -> Config {
     Config {
         url: Secret::new(server.url()),
-        cluster: cluster.to_owned(),
+        cluster: cluster.parse().expect("it is a name"),
         ca: None,
         identity: None,
     }

@@ -27,7 +27,7 @@ pub struct Cluster {
 impl Cluster {
     pub fn new(name: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::create(&dir.path().join("ca"), name).unwrap();
+        let authority = Authority::create(&dir.path().join("ca"), &name.parse().unwrap()).unwrap();
         Self { dir, authority }
     }
 

@@ -31,20 +31,6 @@ fn what_nomad_could_take_for_something_else_is_refused() {
     for (wrong, what) in [
         (
             Deployment {
-                cluster: "a\" {".to_owned(),
-                ..good()
-            },
-            "cluster",
-        ),
-        (
-            Deployment {
-                cluster: String::new(),
-                ..good()
-            },
-            "cluster",
-        ),
-        (
-            Deployment {
                 region: Some("${x}".to_owned()),
                 ..good()
             },

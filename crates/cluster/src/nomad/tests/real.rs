@@ -25,7 +25,10 @@ async fn scheduler() -> Option<(Arc<Server>, Arc<Nomad>)> {
         arguments: Some(vec!["3600".to_owned()]),
         cpu_mhz: 100,
         drain_within: Duration::from_secs(1),
-        ..Config::new(server.address(), format!("t{}", SandboxId::random()))
+        ..Config::new(
+            server.address(),
+            format!("t{}", SandboxId::random()).parse().unwrap(),
+        )
     };
     Some((server, Nomad::connect(config).await.unwrap()))
 }
