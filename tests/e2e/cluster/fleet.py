@@ -91,7 +91,7 @@ class Fleet:
 
     # Nodes
 
-    def told(self, node, status, **how):
+    def tell(self, node, status, **how):
         """Tells a node that it is `ready`, `cordoned` or `draining`."""
         self.call("POST", f"/nodes/{node['identity']}", {"status": status, **how}, expect=204, api=OPERATED)
 
@@ -115,11 +115,11 @@ class Fleet:
 
         try:
             for one in closed:
-                self.told(one, "cordoned")
+                self.tell(one, "cordoned")
             return eventually(made, f"{node['name']} takes a sandbox")
         finally:
             for one in closed:
-                self.told(one, "ready")
+                self.tell(one, "ready")
 
     # Processes
 

@@ -10,14 +10,14 @@ from fleet import OPERATED, eventually
 @contextlib.contextmanager
 def told(fleet, node, status, **how):
     """Tells a node something, and opens it again in the end."""
-    fleet.told(node, status, **how)
+    fleet.tell(node, status, **how)
     try:
         # Every API asks the nodes, and is told the same.
         for api in range(len(fleet.apis)):
             assert fleet.held(api)[node["identity"]]["status"] == status
         yield
     finally:
-        fleet.told(node, "ready")
+        fleet.tell(node, "ready")
 
 
 def drain_of(fleet, node):

@@ -166,7 +166,7 @@ impl Copy {
     async fn withdraw(&self, sandbox: SandboxId, seat: Seat, version: u64) -> Result<(), Away> {
         let mut call = script(&WITHDRAWING, &self.link, sandbox);
         call.arg(payload::seat(seat)).arg(version);
-        let said: Option<String> = self.link.call(&call).await?;
+        let said: Option<String> = self.link.twice(|| self.link.call(&call)).await?;
         match said {
             None => self.edit(|view| view.nothing_stands(sandbox, seat)),
             Some(said) if said.contains(' ') => {
@@ -185,7 +185,7 @@ impl Copy {
     async fn ask(&self, sandbox: SandboxId) -> Result<Option<Arc<Route>>, Away> {
         let mut ask = redis::cmd("HGET");
         ask.arg(self.link.key("routes")).arg(sandbox.as_str());
-        let said: Option<String> = self.link.look_up(&ask).await?;
+        let said: Option<String> = self.link.twice(|| self.link.query(&ask)).await?;
         let Some(said) = said else { return Ok(None) };
         let standing = Standing::parse(sandbox, &said)?;
         let route = Arc::clone(&standing.route);
@@ -428,7 +428,8 @@ impl ports::Catalog for Catalog {
         let mut call = script(&PUBLISHING, &self.copy.link, sandbox);
         call.arg(route.version)
             .arg(format!("{} {kept}", payload::seat(route.seat)));
-        let stands: String = self.copy.link.call(&call).await.map_err(away)?;
+        let link = &self.copy.link;
+        let stands: String = link.twice(|| link.call(&call)).await.map_err(away)?;
         let standing = Standing::parse(sandbox, &stands).map_err(away)?;
         self.copy.edit(|view| view.put(sandbox, standing));
         Ok(())

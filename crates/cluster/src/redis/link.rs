@@ -120,15 +120,18 @@ impl Link {
         self.judge(number, within(ask.query_async(&mut line)).await)
     }
 
-    /// A question that changes nothing, asked once more on the next line where this one breaks: Redis may have died and be back
-    /// without anybody having asked meanwhile.
-    pub(super) async fn look_up<T: FromRedisValue>(&self, ask: &Cmd) -> Result<T, Away> {
-        match self.query(ask).await {
+    /// Asks what may be asked twice, and asks once more on the next line where this one breaks: Redis may have died and be back
+    /// without anybody having noticed.
+    pub(super) async fn twice<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Away>
+    where
+        F: Future<Output = Result<T, Away>>,
+    {
+        match ask().await {
             Err(Away::Failed(_)) => {}
             answer => return answer,
         }
         let _ = tokio::time::timeout(ANSWER_WITHIN, self.up()).await;
-        self.query(ask).await
+        ask().await
     }
 
     pub(super) async fn all<T: FromRedisValue>(&self, ask: &Pipeline) -> Result<T, Away> {

@@ -315,7 +315,7 @@ async fn a_redis_that_died_stops_nobody_and_is_used_again_when_it_is_there() {
 }
 
 #[tokio::test]
-async fn a_redis_that_died_while_nobody_asked_is_looked_up_in_all_the_same() {
+async fn a_redis_that_died_while_nobody_asked_is_asked_and_told_all_the_same() {
     let Some(mut server) = server() else { return };
     let redis = process(&server).await;
     for _ in 0..3 {
@@ -324,6 +324,13 @@ async fn a_redis_that_died_while_nobody_asked_is_looked_up_in_all_the_same() {
         // Nobody has asked since, and nobody knows that the line broke.
         let unknown = redis.catalog().find(SandboxId::random()).await;
         assert!(unknown.unwrap().is_none());
+        server.kill();
+        server.start_again().unwrap();
+        redis
+            .catalog()
+            .publish(route(SandboxId::random(), 1))
+            .await
+            .unwrap();
     }
 }
 
