@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: the benchmark table, against release builds that this starts and ends: one with prepared
-//! slots, one without.
+//! slots, one without. `cargo xtask bench cluster`: the table of a fleet.
+mod cluster;
+
 use std::fs;
 use std::net::TcpListener;
 
@@ -9,8 +11,13 @@ use crate::house::House;
 use crate::shell::{cache, command};
 use crate::{build, clients, setup, shell};
 
-/// Runs testkit's benchmark against houses of its own.
+/// Runs testkit's benchmark against houses of its own, or against one and a fleet.
 pub(crate) fn run(rest: &[String]) -> Result<()> {
+    if let [first, rest @ ..] = rest
+        && first == "cluster"
+    {
+        return cluster::run(rest);
+    }
     setup::to_bench()?;
     let python = clients::python()?;
     let (bench, atoll) = build::benchmark()?;

@@ -7,6 +7,7 @@
 //! criu    a CRIU for this clone, so that pauses and copies hold memory
 //! check   fmt, clippy, tidy (crate arrows, unsafe, docs), generated files, licences
 //! bench   the benchmark table                              setup ─▶ release build ─▶ testkit's bench
+//! bench cluster  the table of a fleet                      the same, and `atoll dev cluster`
 //! fuzz    the fuzz targets, each for a minute
 //! soak    sandboxes in churn, a daemon that dies, for long   setup ─▶ release build ─▶ tests/e2e/crash/soak.py
 //! gen     regenerate what is generated and checked in
@@ -72,7 +73,8 @@ enum Chore {
     Services,
     /// Run the static checks: fmt, clippy, tidy, generated files.
     Check,
-    /// Print the benchmark table. Arguments go to the benchmark.
+    /// Print the benchmark table, or, as `bench cluster`, that of a whole fleet on this machine. Arguments go to the benchmark:
+    /// `--short`, `--only PART`, `--json FILE`.
     #[command(trailing_var_arg = true)]
     Bench {
         /// Passed on to the benchmark.

@@ -11,9 +11,13 @@ use rand::{Rng, SeedableRng};
 
 const NODES: usize = 10_000;
 const ROUNDS: usize = 50_000;
+/// As `cargo test` runs it, to see that it works.
+const ROUNDS_IN_SHORT: usize = 2_000;
 const NOW: Duration = Duration::from_secs(1);
 
 fn main() {
+    let is_short = !std::env::args().any(|argument| argument == "--bench");
+    let rounds = if is_short { ROUNDS_IN_SHORT } else { ROUNDS };
     let mut dice = SmallRng::seed_from_u64(5);
     let nodes: Vec<NodeId> = (0..NODES).map(|_| NodeId::random()).collect();
     let teams: Vec<TeamId> = (0..50).map(|_| TeamId::random()).collect();
@@ -27,8 +31,8 @@ fn main() {
         ("all are full", 1.0, None),
     ] {
         let mut view = fleet(&nodes, &teams, &builds, used, &mut dice);
-        let mut took = Vec::with_capacity(ROUNDS);
-        for _ in 0..ROUNDS {
+        let mut took = Vec::with_capacity(rounds);
+        for _ in 0..rounds {
             let team = teams[dice.random_range(0..teams.len())];
             let mut wish = Wish::new(team, Resources::default());
             wish.build = build.map(|at| builds[at]);
@@ -44,8 +48,8 @@ fn main() {
     }
 
     let mut view = fleet(&nodes, &teams, &builds, 0.5, &mut dice);
-    let mut took = Vec::with_capacity(ROUNDS);
-    for round in 0..ROUNDS {
+    let mut took = Vec::with_capacity(rounds);
+    for round in 0..rounds {
         let node = nodes[round % NODES];
         let facts = facts(&teams, 0.5, &mut dice);
         let began = Instant::now();
@@ -57,8 +61,8 @@ fn main() {
     let mut one = View::new(Policy::embedded(), 5);
     one.report(nodes[0], facts(&teams, 0.5, &mut dice), NOW);
     let wish = Wish::new(teams[0], Resources::default());
-    let mut took = Vec::with_capacity(ROUNDS);
-    for _ in 0..ROUNDS {
+    let mut took = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
         let began = Instant::now();
         let choice = one.choose(&wish, &[], NOW).expect("its one node");
         one.keep(choice.claim, NOW);

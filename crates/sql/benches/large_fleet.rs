@@ -1,6 +1,8 @@
 //! What does a page of a team's sandboxes take among a hundred thousand, with the count beside it as the API asks; what does
 //! it take to tell all that live; what does a create pay to PostgreSQL:
 //! `cargo bench -p sql --bench large_fleet`. Starts a server of its own, durable as in production.
+//!
+//! `large_fleet fill URL COUNT` measures nothing: it fills the database of another benchmark, for the team that is there.
 #![expect(clippy::print_stdout, reason = "a bench prints its numbers")]
 
 use std::collections::BTreeMap;
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use model::{BuildId, NodeId, PauseMode, Phase, Sandbox, Secret, State, TeamId};
 use ports::store::{Cursor, SandboxQuery, contract};
-use ports::{SandboxStore, TemplateStore};
+use ports::{SandboxStore, TeamStore, TemplateStore};
 use sql::{Database, Postgres, PostgresConfig};
 use testkit::services::postgres::{Postgres as Server, Setup};
 
@@ -19,6 +21,19 @@ const WRITES: usize = 2_000;
 const AT_ONCE: usize = 50;
 
 fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [fill, url, count] = &arguments[..]
+        && fill == "fill"
+    {
+        let count = count.parse().expect("a number of sandboxes");
+        runtime.block_on(fill_other(url, count));
+        return;
+    }
     if !Server::is_installed() {
         return;
     }
@@ -28,11 +43,6 @@ fn main() {
     };
     let server = Server::start_with(&setup).expect("a server");
     server.create_database("fleet", None).expect("a database");
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
     runtime.block_on(async {
         let config = PostgresConfig::new(Secret::new(server.url("fleet")));
         sql::migrate(&Database::Postgres(config.clone()))
@@ -41,7 +51,7 @@ fn main() {
         let store = Postgres::connect(&config).await.expect("stores");
         tokio::spawn(writes(Arc::clone(&store))).await.expect("measured");
         let team = TeamId::random();
-        tokio::spawn(fill(Arc::clone(&store), team))
+        tokio::spawn(fill(Arc::clone(&store), team, SANDBOXES))
             .await
             .expect("filled");
         // What autovacuum does a minute later.
@@ -52,8 +62,17 @@ fn main() {
     });
 }
 
+/// Fills a database that has a schema, and one team.
+async fn fill_other(url: &str, count: usize) {
+    let config = PostgresConfig::new(Secret::new(url.to_owned()));
+    let store = Postgres::connect(&config).await.expect("stores");
+    let teams = store.teams().await.expect("read");
+    let team = teams.first().expect("a team").id;
+    tokio::spawn(fill(store, team, count)).await.expect("filled");
+}
+
 /// One in ten is paused, one in a hundred has a label that few have; all have one that all have. Every tenth is another team's.
-async fn fill(store: Arc<Postgres>, team: TeamId) {
+async fn fill(store: Arc<Postgres>, team: TeamId, count: usize) {
     let other = TeamId::random();
     let template = contract::template(team, "base");
     let mut tasks = tokio::task::JoinSet::new();
@@ -62,8 +81,8 @@ async fn fill(store: Arc<Postgres>, team: TeamId) {
         let store = Arc::clone(&store);
         let template = template.id;
         tasks.spawn(async move {
-            for number in (part..SANDBOXES + SANDBOXES / 10).step_by(AT_ONCE) {
-                let mut sandbox = contract::sandbox(if number < SANDBOXES { team } else { other });
+            for number in (part..count + count / 10).step_by(AT_ONCE) {
+                let mut sandbox = contract::sandbox(if number < count { team } else { other });
                 sandbox.template = template;
                 sandbox.started_at +=
                     Duration::from_millis(u64::try_from(number).expect("small") * 37 % 86_400_000);
@@ -89,7 +108,7 @@ async fn fill(store: Arc<Postgres>, team: TeamId) {
     println!(
         "{:<46} {:>8.0}/s",
         "inserts, 50 at once",
-        SANDBOXES as f64 * 1.1 / began.elapsed().as_secs_f64()
+        count as f64 * 1.1 / began.elapsed().as_secs_f64()
     );
 }
 

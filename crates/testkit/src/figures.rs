@@ -15,6 +15,11 @@ struct Figure {
 enum Value {
     /// Sorted.
     Times(Vec<Duration>),
+    /// As another program told them.
+    Told {
+        p50: Duration,
+        p99: Duration,
+    },
     One(f64, &'static str),
 }
 
@@ -70,14 +75,18 @@ impl Goal {
 
     /// Each limit in words, and whether the value keeps it.
     fn judge(self, value: &Value) -> Vec<(String, bool)> {
-        match value {
-            Value::Times(times) => [("p50", 0.50, self.p50_ms), ("p99", 0.99, self.p99_ms)]
+        let times = |p50, p99| {
+            [("p50", p50, self.p50_ms), ("p99", p99, self.p99_ms)]
                 .into_iter()
-                .filter_map(|(name, share, limit)| {
+                .filter_map(|(name, time, limit)| {
                     let limit = limit?;
-                    Some((format!("{name} ≤ {limit} ms"), millis(at(times, share)) <= limit))
+                    Some((format!("{name} ≤ {limit} ms"), millis(time) <= limit))
                 })
-                .collect(),
+                .collect()
+        };
+        match value {
+            Value::Times(all) => times(at(all, 0.50), at(all, 0.99)),
+            Value::Told { p50, p99 } => times(*p50, *p99),
             Value::One(value, unit) => {
                 let least = self
                     .least
@@ -96,6 +105,11 @@ impl Figures {
     pub(crate) fn times(&mut self, name: impl Into<String>, goal: Goal, mut times: Vec<Duration>) {
         times.sort_unstable();
         self.put(name.into(), Value::Times(times), goal);
+    }
+
+    /// The same, where another program has timed it.
+    pub(crate) fn told(&mut self, name: impl Into<String>, goal: Goal, p50: Duration, p99: Duration) {
+        self.put(name.into(), Value::Told { p50, p99 }, goal);
     }
 
     /// A single number.
@@ -141,18 +155,24 @@ impl Figure {
                 shown(at(times, 0.99)),
                 times.len()
             ),
+            Value::Told { p50, p99 } => {
+                format!("| {name} | {} | | {} | | {goal} |", shown(*p50), shown(*p99))
+            }
             Value::One(value, unit) => format!("| {name} | {value:.1} {unit} | | | | {goal} |"),
         }
     }
 
     fn json(&self) -> serde_json::Value {
-        let micros = |times: &[Duration], share| millis(at(times, share)) * 1e3;
+        let micros = |time| millis(time) * 1e3;
         let holds = self.goal.judge(&self.value);
         let holds = (!holds.is_empty()).then(|| holds.iter().all(|(_, holds)| *holds));
         match &self.value {
             Value::Times(times) => serde_json::json!({
                 "name": self.name, "n": times.len(), "unit": "us", "holds": holds,
-                "p50": micros(times, 0.50), "p95": micros(times, 0.95), "p99": micros(times, 0.99),
+                "p50": micros(at(times, 0.50)), "p95": micros(at(times, 0.95)), "p99": micros(at(times, 0.99)),
+            }),
+            Value::Told { p50, p99 } => serde_json::json!({
+                "name": self.name, "unit": "us", "holds": holds, "p50": micros(*p50), "p99": micros(*p99),
             }),
             Value::One(value, unit) => {
                 serde_json::json!({ "name": self.name, "value": value, "unit": unit, "holds": holds })
@@ -177,8 +197,13 @@ fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
+/// In microseconds where hundredths of a millisecond say too little.
 fn shown(time: Duration) -> String {
-    format!("{:.2} ms", millis(time))
+    if time < Duration::from_micros(100) {
+        format!("{:.1} µs", millis(time) * 1e3)
+    } else {
+        format!("{:.2} ms", millis(time))
+    }
 }
 
 #[cfg(test)]
@@ -195,6 +220,12 @@ mod tests {
     }
 
     #[test]
+    fn what_is_short_is_shown_in_microseconds() {
+        assert_eq!(shown(Duration::from_nanos(1_840)), "1.8 µs");
+        assert_eq!(shown(Duration::from_micros(1_234)), "1.23 ms");
+    }
+
+    #[test]
     fn a_goal_says_which_limit_was_missed() {
         let times = Value::Times(vec![Duration::from_millis(2), Duration::from_millis(20)]);
         let verdicts: Vec<bool> = Goal::p50_ms(3.0)
@@ -205,6 +236,11 @@ mod tests {
             .collect();
         assert_eq!(verdicts, [true, false]);
         assert!(Goal::NONE.judge(&times).is_empty());
+        let told = Value::Told {
+            p50: Duration::from_micros(2),
+            p99: Duration::from_micros(51),
+        };
+        assert!(!Goal::p99_ms(0.05).judge(&told)[0].1 && Goal::p50_ms(0.05).judge(&told)[0].1);
         assert!(!Goal::at_least(200.0).judge(&Value::One(199.9, "/s"))[0].1);
         assert!(Goal::at_most(2.5).judge(&Value::One(2.5, "MiB"))[0].1);
     }

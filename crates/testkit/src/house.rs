@@ -2,7 +2,7 @@
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
 use model::Secret;
-use sdk::{Client, Program, SandboxClient};
+use sdk::{CallError, Client, Program, SandboxClient};
 use wire::rest::{ForkSandbox, NewSandbox, Sandbox};
 
 /// Longer than a run takes.
@@ -26,15 +26,23 @@ impl House {
             let name = format!("{prefix}{name}");
             std::env::var(&name).with_context(|| format!("{name} is not set: run `cargo xtask bench`"))
         };
-        let (api_url, key) = (variable("E2B_API_URL")?, variable("E2B_API_KEY")?);
+        let daemon = variable("ATOLL_BENCH_DAEMON")?;
+        Self::at(
+            variable("E2B_API_URL")?,
+            variable("E2B_SANDBOX_URL")?,
+            variable("E2B_API_KEY")?,
+            daemon.parse().context("the daemon is a process number")?,
+        )
+    }
+
+    /// The house behind these addresses.
+    pub(crate) fn at(api_url: String, sandbox_url: String, key: String, daemon: u32) -> Result<Self> {
         Ok(Self {
             api: Client::new(&api_url, &Secret::new(key.clone()))?,
             api_url,
-            sandbox_url: variable("E2B_SANDBOX_URL")?,
+            sandbox_url,
             key,
-            daemon: variable("ATOLL_BENCH_DAEMON")?
-                .parse()
-                .context("the daemon is a process number")?,
+            daemon,
         })
     }
 
@@ -43,21 +51,21 @@ impl House {
     }
 
     pub(crate) async fn create_from(&self, template: &str) -> Result<Sandbox> {
+        Ok(self.try_create(template).await?)
+    }
+
+    /// The same, for whoever wants to know how it failed.
+    pub(crate) async fn try_create(&self, template: &str) -> Result<Sandbox, CallError> {
         let wanted = NewSandbox {
             template_id: template.to_owned(),
             timeout: Some(LIFE_SECONDS.into()),
             ..NewSandbox::default()
         };
-        Ok(self.api.create(&wanted).await?)
+        self.api.create(&wanted).await
     }
 
     pub(crate) fn inside(&self, sandbox: &Sandbox) -> Result<SandboxClient> {
-        let token = sandbox.envd_access_token.clone().map(Secret::new);
-        Ok(SandboxClient::new(
-            &self.sandbox_url,
-            &sandbox.sandbox_id,
-            token.as_ref(),
-        )?)
+        inside_by(&self.sandbox_url, sandbox)
     }
 
     pub(crate) async fn kill(&self, sandbox: &Sandbox) -> Result<()> {
@@ -95,6 +103,12 @@ impl House {
         let nodes = self.api.nodes().await?;
         Ok(!nodes.is_empty() && nodes.iter().all(|node| node.capabilities.durable_memory))
     }
+}
+
+/// The way into a sandbox by an edge, on connections of its own.
+pub(crate) fn inside_by(edge: &str, sandbox: &Sandbox) -> Result<SandboxClient> {
+    let token = sandbox.envd_access_token.clone().map(Secret::new);
+    Ok(SandboxClient::new(edge, &sandbox.sandbox_id, token.as_ref())?)
 }
 
 /// Runs a program and waits for its end.

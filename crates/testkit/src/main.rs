@@ -3,6 +3,7 @@
 //! It is started by `cargo xtask bench` with the exports of two houses in its environment: one with prepared slots, one
 //! without, which keeps no memory of processes either. It prints a table and, with `--json FILE`, writes the same as JSON;
 //! `--short` does little of each, to see that it works; `--only PART`, as often as you like, does a part of it.
+//! `atoll-bench cluster` is the same of a whole fleet beside one house, started by `cargo xtask bench cluster`.
 //! `atoll-bench serve PORT` is the small service that the edge's figures ask, `atoll-bench watch DIR` notes how long it is
 //! stopped; they run in a sandbox, the former beside it too.
 #![forbid(unsafe_code)]
@@ -14,12 +15,14 @@
 
 mod archive;
 mod builds;
+mod cluster;
 mod copies;
 mod figures;
 mod floor;
 mod house;
 mod images;
 mod memory;
+mod options;
 mod processes;
 mod python;
 mod registry;
@@ -33,11 +36,11 @@ mod wrk;
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 
 use crate::figures::Figures;
 use crate::house::House;
-use crate::scale::Scale;
+use crate::options::Options;
 
 /// The parts of a run, in its order.
 const PARTS: [&str; 9] = [
@@ -63,6 +66,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         ["serve", port] => runtime()?.block_on(service::serve(port.parse()?)),
+        ["cluster", ..] => runtime()?.block_on(cluster::bench(&arguments[1..])),
         _ => runtime()?.block_on(bench(&arguments)),
     }
 }
@@ -72,27 +76,12 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 async fn bench(arguments: &[String]) -> Result<()> {
-    let scale = if arguments.iter().any(|argument| argument == "--short") {
-        Scale::SHORT
-    } else {
-        Scale::WHOLE
-    };
-    let only = values(arguments, "--only")?;
-    for part in &only {
-        ensure!(
-            PARTS.contains(part),
-            "there is no part {part}; there are {}",
-            PARTS.join(", ")
-        );
-    }
-    let json = values(arguments, "--json")?;
+    let options = Options::parse(arguments, &PARTS)?;
+    let scale = options.scale;
     let (house, cold) = (House::of("")?, House::of("COLD_")?);
     let mut figures = Figures::default();
-    for part in PARTS
-        .into_iter()
-        .filter(|part| only.is_empty() || only.contains(part))
-    {
-        match part {
+    for part in &options.parts {
+        match *part {
             "floor" => floor::measure(scale, &mut figures)?,
             "sandboxes" => sandboxes::measure(scale, &house, &cold, &mut figures).await?,
             "python" => python::measure(scale, &house, &mut figures)?,
@@ -104,24 +93,5 @@ async fn bench(arguments: &[String]) -> Result<()> {
             _ => images::measure(scale, &house, &mut figures).await?,
         }
     }
-    println!("{}", figures.table());
-    for path in json {
-        std::fs::write(path, serde_json::to_vec_pretty(&figures.json())?)
-            .with_context(|| format!("cannot write {path}"))?;
-    }
-    Ok(())
-}
-
-/// What follows an option, each time that it is given.
-fn values<'a>(arguments: &'a [String], option: &str) -> Result<Vec<&'a str>> {
-    let places = arguments
-        .iter()
-        .enumerate()
-        .filter(|(_, argument)| *argument == option);
-    places
-        .map(|(at, _)| {
-            let value = arguments.get(at + 1).map(String::as_str);
-            value.with_context(|| format!("{option} needs a value"))
-        })
-        .collect()
+    options.tell(&figures)
 }

@@ -28,6 +28,14 @@ pub(crate) struct Scale {
     pub(crate) image_mib: u32,
     /// MiB of the one layer that the daemon imports.
     pub(crate) layer_mib: u32,
+    /// Creates that are under way at once.
+    pub(crate) at_once: usize,
+    /// Sandboxes in the database of lists.
+    pub(crate) listed: usize,
+    /// Lists of each kind.
+    pub(crate) lists: usize,
+    /// Whether programs that measure by themselves do all that they do.
+    pub(crate) whole: bool,
 }
 
 impl Scale {
@@ -44,6 +52,10 @@ impl Scale {
         files: 10_000,
         image_mib: 500,
         layer_mib: 2048,
+        at_once: 1000,
+        listed: 100_000,
+        lists: 500,
+        whole: true,
     };
     pub(crate) const SHORT: Self = Self {
         runs: 6,
@@ -58,5 +70,9 @@ impl Scale {
         files: 100,
         image_mib: 10,
         layer_mib: 16,
+        at_once: 30,
+        listed: 2000,
+        lists: 10,
+        whole: false,
     };
 }

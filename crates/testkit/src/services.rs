@@ -1,4 +1,5 @@
 //! Real services for tests.
+pub mod api;
 pub mod consul;
 pub mod nomad;
 pub mod postgres;
