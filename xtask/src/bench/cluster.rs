@@ -66,7 +66,7 @@ pub(super) fn run(rest: &[String]) -> Result<()> {
     if PROGRAMS.iter().any(|program| is_wanted(&program.part)) {
         bench.envs(programs()?);
     }
-    let house = match WITH_HOUSE.iter().any(|part| is_wanted(part)) {
+    let house = match WITH_HOUSE.iter().any(&is_wanted) {
         true => Some(House::start(&atoll, "bench-cluster", &[])?),
         false => None,
     };
@@ -75,7 +75,7 @@ pub(super) fn run(rest: &[String]) -> Result<()> {
             .envs(house.env())
             .env("ATOLL_BENCH_DAEMON", house.pid().to_string());
     }
-    let fleet = match WITH_FLEET.iter().any(|part| is_wanted(part)) {
+    let fleet = match WITH_FLEET.iter().any(&is_wanted) {
         true => Some(Fleet::start(&atoll, &services::consul()?)?),
         false => None,
     };
