@@ -36,6 +36,13 @@ impl Api {
         let dir = directory.path();
         let [port, admin, rpc] = free_ports()?;
         let (ca, settings, data) = (dir.join("ca"), dir.join("atoll.toml"), dir.join("data"));
+        let of_it: [(&str, &Path); 2] = [("--config", &settings), ("--data-dir", &data)];
+        let mut arguments = vec!["serve".into(), "api".into()];
+        for (option, path) in of_it {
+            arguments.extend([option.into(), path.into()]);
+        }
+        // From here on the directory goes with this process, however that ends.
+        let mut program = Program::new(atoll.to_owned(), arguments, dir)?;
         let run = |words: &[&str], paths: &[(&str, &Path)]| {
             let mut command = Command::new(atoll);
             // What the environment says is meant for others.
@@ -86,18 +93,12 @@ address = '127.0.0.1:{rpc}'
                 redis.url(),
             ),
         )?;
-        let of_it: [(&str, &Path); 2] = [("--config", &settings), ("--data-dir", &data)];
         run(&["migrate"], &of_it)?;
         let made: serde_json::Value = serde_json::from_slice(&run(&["bootstrap", "--json"], &of_it)?)?;
         let key = made["key"].as_str().context("a key was made")?.to_owned();
         fill(&url)?;
         // What autovacuum does a minute later.
         postgres.run("vacuumdb", &["--analyze", "--quiet", NAME])?;
-        let mut arguments = vec!["serve".into(), "api".into()];
-        for (option, path) in of_it {
-            arguments.extend([option.into(), path.into()]);
-        }
-        let mut program = Program::new(atoll.to_owned(), arguments, dir)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         program.start(|| TcpStream::connect(address).is_ok())?;
         Ok(Self {
