@@ -71,6 +71,11 @@ pub(crate) fn have() -> Services {
     }
 }
 
+/// Consul, built where it is not there yet.
+pub(crate) fn consul() -> Result<PathBuf> {
+    build(&CONSUL)
+}
+
 /// Prints where the services are; fails where one that can be built is not there.
 pub(crate) fn print() -> Result<()> {
     let services = have();

@@ -354,11 +354,8 @@ fn cluster() -> Result<Tally> {
             ..Tally::default()
         });
     }
-    let services = services::have();
-    let consul = services.consul.as_deref();
-    let consul = consul.context("there is no Consul, by which processes of a fleet find each other")?;
-    let mut total = services::check_jobs(&services)?;
-    let fleet = Fleet::start(&build::release()?, consul)?;
+    let mut total = services::check_jobs(&services::have())?;
+    let fleet = Fleet::start(&build::release()?, &services::consul()?)?;
     total += python(&SDK_TESTS, fleet.env())?;
     total += javascript(fleet.env())?;
     total += python(&["tests/e2e/cluster"], fleet.env())?;
