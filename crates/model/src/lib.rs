@@ -42,4 +42,4 @@ pub use sandbox::Sandbox;
 pub use secret::Secret;
 pub use team::{ApiKey, Team};
 pub use template::{Memory, Settings, StartCommand, Template, TemplateOrigin, TemplateRef, TemplateRefError};
-pub use volume::{Volume, VolumeMount};
+pub use volume::{Volume, VolumeMount, VolumeState};

@@ -72,5 +72,5 @@ pub use scheduler::{ResourceScheduler, ScheduleError};
 pub use shares::{Share, Shares};
 pub use store::{SandboxStore, StoreError, TeamStore, TemplateStore};
 pub use templates::{TemplateError, TemplateManager, VolumeError, VolumeManager};
-pub use volumes::{VolumeFiles, VolumeStore};
+pub use volumes::{VolumeFiles, VolumeNodes, VolumeStore};
 pub use wake::{Presented, Wake, WakeRefused};

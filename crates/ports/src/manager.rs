@@ -291,6 +291,9 @@ pub enum ManagerError {
     /// No node can take it.
     #[error("No node can take the sandbox: {0}")]
     NoCapacity(String),
+    /// A volume that it has, or is to have, is not where it lies: told with which, and where.
+    #[error("{0}")]
+    VolumeLost(String),
     /// The idempotency key came before with another request.
     #[error("The Idempotency-Key was used with a different request")]
     IdempotencyMismatch,
@@ -335,6 +338,7 @@ impl ManagerError {
             | E::MemoryUnusable { .. }
             | E::ForkPaused(_)
             | E::CannotCheckpoint { .. }
+            | E::VolumeLost(_)
             | E::GuestUnresponsive(_) => Kind::Conflict,
             E::IdempotencyInProgress | E::IdempotencyOutcomeUnknown => Kind::Conflict,
             E::Invalid(_) | E::IdempotencyMismatch => Kind::Invalid,

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use model::{
     BuildId, ExecutionId, KillReason, Kind, Lifecycle, Memory, MiB, NetworkPolicy, NodeId, PauseMode,
-    Resources, SandboxId, Secret, StartCommand, TeamId, TemplateId, VolumeMount,
+    Resources, SandboxId, Secret, StartCommand, TeamId, TemplateId, VolumeId, VolumeMount,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
@@ -319,6 +319,9 @@ pub enum NodeError {
     /// What it starts from is not on the node.
     #[error("build {0} is not on the node")]
     NoBuild(BuildId),
+    /// A volume that is to be mounted is not on the node.
+    #[error("volume {0} is not on the node")]
+    NoVolume(VolumeId),
     /// The state of the execution does not allow it now.
     #[error("the sandbox is {0}")]
     Busy(&'static str),
@@ -374,7 +377,7 @@ impl NodeError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            NodeError::Unknown | NodeError::NoBuild(_) => Kind::NotFound,
+            NodeError::Unknown | NodeError::NoBuild(_) | NodeError::NoVolume(_) => Kind::NotFound,
             NodeError::MemoryLost
             | NodeError::MemoryUnusable(_)
             | NodeError::Busy(_)

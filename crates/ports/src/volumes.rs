@@ -1,8 +1,9 @@
-//! Volumes: what must not be lost of them, and the files in them.
+//! Volumes: what must not be lost of them, the files in them, and the nodes that have those.
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use model::{Kind, MiB, TeamId, Volume, VolumeId};
+use model::{Kind, MiB, NodeId, TeamId, Volume, VolumeId};
 
 use crate::blobs::ByteStream;
 use crate::store::StoreError;
@@ -20,8 +21,16 @@ pub trait VolumeStore: Send + Sync {
     async fn volumes(&self, team: TeamId) -> Result<Vec<Volume>, StoreError>;
     /// All of them.
     async fn all_volumes(&self) -> Result<Vec<Volume>, StoreError>;
-    /// Removes one. None is no error.
-    async fn remove_volume(&self, id: VolumeId) -> Result<(), StoreError>;
+    /// Replaces one whose stored version is `volume.version`, and returns the new version. [`StoreError::Conflict`] if it was
+    /// written since, [`StoreError::Missing`] if it is not there. Its id, team, name and time stay.
+    async fn update_volume(&self, volume: &Volume) -> Result<u64, StoreError>;
+    /// Takes one away whose stored version is `volume.version`, so that nobody finds it and its name is free, and notes it among
+    /// the remains: both, or neither. Errors as of [`VolumeStore::update_volume`].
+    async fn give_up_volume(&self, volume: &Volume) -> Result<(), StoreError>;
+    /// Those that were given up, and whose files may be on their nodes still, by id.
+    async fn volume_remains(&self) -> Result<Vec<Volume>, StoreError>;
+    /// Forgets one of the remains. None is no error.
+    async fn forget_remains(&self, id: VolumeId) -> Result<(), StoreError>;
 }
 
 /// What kind of thing lies at a path of a volume.
@@ -78,10 +87,12 @@ pub struct Ownership {
 /// The files of volumes. Paths are absolute within the volume, or taken as if they were; no link is followed out of it.
 #[async_trait]
 pub trait VolumeFiles: Send + Sync {
-    /// Makes an empty volume.
+    /// Makes an empty volume. One that is there already is no error, and stays as it is.
     async fn make(&self, id: VolumeId, size: MiB) -> Result<(), FileError>;
     /// Removes a volume with everything in it. None is no error. [`FileError::InUse`] while a sandbox has it.
     async fn discard(&self, id: VolumeId) -> Result<(), FileError>;
+    /// The volumes that are here, finished or not.
+    async fn held(&self) -> Result<Vec<VolumeId>, FileError>;
     /// What lies at a path; a link at its end is not followed.
     async fn stat(&self, id: VolumeId, path: &str) -> Result<FileStat, FileError>;
     /// Changes owner and permissions.
@@ -112,6 +123,39 @@ pub trait VolumeFiles: Send + Sync {
     ) -> Result<FileStat, FileError>;
 }
 
+/// The nodes on which volumes lie.
+pub trait VolumeNodes: Send + Sync {
+    /// The files of the volumes on a node; `None` while it is not in the fleet.
+    fn files_on(&self, node: NodeId) -> Option<Arc<dyn VolumeFiles>>;
+    /// The one node that there is, where there is never another: all volumes lie there.
+    fn only(&self) -> Option<NodeId> {
+        None
+    }
+}
+
+/// A server that is one machine.
+pub struct OneNode {
+    node: NodeId,
+    files: Arc<dyn VolumeFiles>,
+}
+
+impl OneNode {
+    /// The files that are on it.
+    #[must_use]
+    pub fn new(node: NodeId, files: Arc<dyn VolumeFiles>) -> Self {
+        Self { node, files }
+    }
+}
+
+impl VolumeNodes for OneNode {
+    fn files_on(&self, node: NodeId) -> Option<Arc<dyn VolumeFiles>> {
+        (node == self.node).then(|| Arc::clone(&self.files))
+    }
+    fn only(&self) -> Option<NodeId> {
+        Some(self.node)
+    }
+}
+
 /// Why nothing was done with a file of a volume.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -121,6 +165,27 @@ pub enum FileError {
     /// A sandbox has it mounted.
     #[error("Volume '{0}' is in use by a sandbox")]
     InUse(VolumeId),
+    /// Its node is not reached, or its answer was lost: then it may have been done all the same.
+    #[error("volume {volume} lies on node {node}, which is away; try again when that node is back")]
+    Away {
+        /// Which.
+        volume: VolumeId,
+        /// Where it lies.
+        node: NodeId,
+    },
+    /// Its node is there, and does not have its files.
+    #[error(
+        "volume {volume} lies on node {node}, which does not have its files any more: they were moved or lost"
+    )]
+    Lost {
+        /// Which.
+        volume: VolumeId,
+        /// Where it should lie.
+        node: NodeId,
+    },
+    /// Its node has as much under way as it takes at a time.
+    #[error("the volume's node is busy; try again")]
+    Crowded,
     /// Nothing lies at the path.
     #[error("path '{0}' does not exist")]
     NotFound(String),
@@ -161,8 +226,9 @@ impl FileError {
     pub fn kind(&self) -> Kind {
         match self {
             FileError::NoVolume | FileError::NotFound(_) => Kind::NotFound,
-            FileError::InUse(_) | FileError::Exists(_) => Kind::Conflict,
+            FileError::InUse(_) | FileError::Exists(_) | FileError::Lost { .. } => Kind::Conflict,
             FileError::WrongKind { .. } | FileError::Invalid(_) | FileError::Source(_) => Kind::Invalid,
+            FileError::Away { .. } | FileError::Crowded => Kind::Unavailable,
             FileError::Full => Kind::Exhausted,
             FileError::Failed { .. } => Kind::Internal,
         }

@@ -5,9 +5,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use model::{
     Memory, MiB, Phase, Resources, Settings, StartCommand, State, Team, TeamId, Template, TemplateOrigin,
+    VolumeState,
 };
 use ports::store::{SandboxQuery, contract, find_template};
-use ports::{SandboxStore, StoreError, TemplateStore};
+use ports::{SandboxStore, StoreError, TemplateStore, VolumeStore};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, SqliteConnection};
 
@@ -40,10 +41,17 @@ fn sandbox_body(id: &str, template: &str, phase: &str) -> String {
 
 /// The first migration, and no later one.
 async fn first_version(directory: &Path) -> (PathBuf, SqliteConnection) {
+    version_of(directory, &["0001_begin.sql"]).await
+}
+
+/// These migrations, and no other.
+async fn version_of(directory: &Path, files: &[&str]) -> (PathBuf, SqliteConnection) {
     let migrations = directory.join("migrations");
     std::fs::create_dir(&migrations).unwrap();
-    let first = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite/0001_begin.sql");
-    std::fs::copy(first, migrations.join("0001_begin.sql")).unwrap();
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite");
+    for file in files {
+        std::fs::copy(all.join(file), migrations.join(file)).unwrap();
+    }
     let path = directory.join("atoll.db");
     let options = SqliteConnectOptions::new()
         .filename(&path)
@@ -299,4 +307,33 @@ async fn a_sandbox_of_the_first_version_is_found_by_its_metadata() {
         let page = SandboxStore::list(&*store, &query).await.unwrap();
         assert_eq!(page.len(), found);
     }
+}
+
+#[tokio::test]
+async fn a_volume_of_before_there_were_fleets_is_there_and_lies_on_the_one_node() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = ["0001_begin.sql", "0002_builds.sql", "0003_stowed.sql"];
+    let (path, mut connection) = version_of(directory.path(), &files).await;
+    let id = "5d0f7c2e-94a5-4ac1-9e8c-52a8b5a3a0f1";
+    let body = r#"{"id":"5d0f7c2e-94a5-4ac1-9e8c-52a8b5a3a0f1","team":"183b0d7a-ced0-4a22-962c-0881bf0002d3","name":"data","size":10240,"created_at":{"secs_since_epoch":1795725369,"nanos_since_epoch":611981000}}"#;
+    sqlx::query(
+        "INSERT INTO volumes (id, team, name, created_us, body) VALUES (?, ?, 'data', 1795725369611981, ?)",
+    )
+    .bind(id)
+    .bind(TEAM)
+    .bind(body)
+    .execute(&mut connection)
+    .await
+    .unwrap();
+    connection.close().await.unwrap();
+    let store = sql::Sqlite::open(&path).await.unwrap();
+    let mut volume = store.volume(id.parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!(
+        (volume.home, volume.state, volume.version),
+        (None, VolumeState::Ready, 0)
+    );
+    volume.state = VolumeState::Doomed;
+    volume.version = store.update_volume(&volume).await.unwrap();
+    store.give_up_volume(&volume).await.unwrap();
+    assert_eq!(store.volume_remains().await.unwrap(), [volume]);
 }

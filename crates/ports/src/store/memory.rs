@@ -29,6 +29,8 @@ struct Tables {
     cached: BTreeMap<(TeamId, Key), (CachedStep, SystemTime)>,
     stowed: BTreeMap<BuildId, String>,
     volumes: BTreeMap<VolumeId, Volume>,
+    /// Volumes that were given up.
+    remains: BTreeMap<VolumeId, Volume>,
     teams: Vec<Team>,
     keys: Vec<ApiKey>,
     seed: Option<Secret<Vec<u8>>>,

@@ -31,8 +31,8 @@ async fn newer(config: &sql::PostgresConfig, oldest: i64) {
         &mut other,
         &format!(
             "ALTER TABLE sandboxes ADD COLUMN zone TEXT, ADD COLUMN rank BIGINT NOT NULL DEFAULT 7;
-             INSERT INTO _sqlx_migrations VALUES (2, 'zones', now(), true, '\\x00', 1);
-             INSERT INTO atoll_schema VALUES (2, {oldest}, true)"
+             INSERT INTO _sqlx_migrations VALUES (3, 'zones', now(), true, '\\x00', 1);
+             INSERT INTO atoll_schema VALUES (3, {oldest}, true)"
         ),
     )
     .await;
@@ -44,15 +44,15 @@ async fn a_database_is_migrated_once_and_opened_only_then() {
     assert_eq!(refusal(&config).await, SchemaError::Missing);
     let database = Database::Postgres(config.clone());
     let first = sql::migrate(&database).await.unwrap();
-    assert_eq!(first.generation, 1);
+    assert_eq!(first.generation, 2);
     let applied: Vec<_> = first
         .applied
         .iter()
         .map(|one| (one.generation, &*one.name))
         .collect();
-    assert_eq!(applied, [(1, "begin")]);
+    assert_eq!(applied, [(1, "begin"), (2, "volumes at home")]);
     let second = sql::migrate(&database).await.unwrap();
-    assert_eq!((second.applied, second.generation), (Vec::new(), 1));
+    assert_eq!((second.applied, second.generation), (Vec::new(), 2));
     let stores = sql::Stores::open(&database).await.unwrap();
     assert_eq!(stores.sandboxes.live().await.unwrap(), []);
 }
@@ -65,7 +65,7 @@ async fn of_many_that_migrate_at_once_one_does_it() {
         let database = Database::Postgres(config.clone());
         tasks.spawn(async move { sql::migrate(&database).await.unwrap().applied.len() });
     }
-    assert_eq!(tasks.join_all().await.into_iter().sum::<usize>(), 1);
+    assert_eq!(tasks.join_all().await.into_iter().sum::<usize>(), 2);
     Postgres::connect(&config).await.unwrap();
 }
 
@@ -82,7 +82,7 @@ async fn a_migration_that_was_interrupted_is_gone_on_with() {
     )
     .await;
     assert_eq!(refusal(&config).await, SchemaError::Missing);
-    assert_eq!(sql::migrate(&database).await.unwrap().applied.len(), 1);
+    assert_eq!(sql::migrate(&database).await.unwrap().applied.len(), 2);
     // And as it is where it dies before it noted that it did.
     say(&mut other, "UPDATE atoll_schema SET is_applied = false").await;
     assert_eq!(refusal(&config).await, SchemaError::Missing);
@@ -105,7 +105,7 @@ async fn an_older_program_works_over_a_schema_that_only_expanded() {
     contract::a_list_obeys_every_filter(&*store).await;
     // It has nothing to migrate there, and leaves it as it is.
     let migrated = sql::migrate(&Database::Postgres(config.clone())).await.unwrap();
-    assert_eq!((migrated.applied, migrated.generation), (Vec::new(), 2));
+    assert_eq!((migrated.applied, migrated.generation), (Vec::new(), 3));
 }
 
 #[tokio::test]
@@ -119,15 +119,15 @@ async fn a_program_that_a_newer_schema_excludes_is_refused_also_while_it_runs() 
     // The table itself refuses to exclude programs that run beside the migration; this one comes from two releases later.
     let mut other = beside(&config).await;
     newer(&config, 1).await;
-    let early = sqlx::query("INSERT INTO atoll_schema VALUES (3, 3, true)")
+    let early = sqlx::query("INSERT INTO atoll_schema VALUES (4, 4, true)")
         .execute(&mut other)
         .await;
     assert!(early.is_err());
-    say(&mut other, "INSERT INTO atoll_schema VALUES (3, 2, true); INSERT INTO _sqlx_migrations VALUES (3, 'less', now(), true, '\\x00', 1)").await;
+    say(&mut other, "INSERT INTO atoll_schema VALUES (4, 3, true); INSERT INTO _sqlx_migrations VALUES (4, 'less', now(), true, '\\x00', 1)").await;
     let new = SchemaError::New {
-        has: 3,
-        oldest: 2,
-        is: 1,
+        has: 4,
+        oldest: 3,
+        is: 2,
     };
     assert_eq!(refusal(&config).await, new);
     tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,6 +1,6 @@
 use std::time::{Duration, UNIX_EPOCH};
 
-use model::{MiB, TeamId, Volume, VolumeId};
+use model::{MiB, NodeId, TeamId, Volume, VolumeId, VolumeState};
 
 use super::ODD_TEXTS;
 use crate::store::StoreError;
@@ -15,6 +15,9 @@ pub fn volume(team: TeamId, name: &str) -> Volume {
         name: name.to_owned(),
         size: MiB(1024),
         created_at: UNIX_EPOCH + Duration::new(1_790_000_000, 123_456_789),
+        home: Some(NodeId::random()),
+        state: VolumeState::Making,
+        version: 0,
     }
 }
 
@@ -75,18 +78,93 @@ pub async fn volumes_are_listed_by_creation(store: &dyn VolumeStore) {
     assert_eq!(store.volumes(TeamId::random()).await.unwrap(), []);
 }
 
-/// What was removed is gone, its name is free, and a second removal is no error.
-pub async fn a_removed_volume_leaves_its_name(store: &dyn VolumeStore) {
+/// What was given up is found by nobody, its name is free, and it is among the remains until these are forgotten.
+pub async fn a_volume_that_was_given_up_leaves_its_name_and_remains(store: &dyn VolumeStore) {
     let team = TeamId::random();
     let (first, other) = (volume(team, "data"), volume(team, "other"));
     store.insert_volume(&first).await.unwrap();
     store.insert_volume(&other).await.unwrap();
-    store.remove_volume(first.id).await.unwrap();
-    store.remove_volume(first.id).await.unwrap();
+    let remains = async |id| {
+        let remains = store.volume_remains().await.unwrap();
+        remains.into_iter().find(|volume| volume.id == id)
+    };
+    assert_eq!(remains(first.id).await, None);
+    store.give_up_volume(&first).await.unwrap();
+    assert!(matches!(
+        store.give_up_volume(&first).await,
+        Err(StoreError::Missing)
+    ));
     assert_eq!(store.volume(first.id).await.unwrap(), None);
     assert_eq!(store.volume_named(team, "data").await.unwrap(), None);
-    assert_eq!(store.volumes(team).await.unwrap(), [other]);
+    assert_eq!(store.volumes(team).await.unwrap(), [other.clone()]);
+    assert!(!store.all_volumes().await.unwrap().contains(&first));
+    assert_eq!(remains(first.id).await.as_ref(), Some(&first));
+    assert_eq!(remains(other.id).await, None);
     store.insert_volume(&volume(team, "data")).await.unwrap();
+    store.forget_remains(first.id).await.unwrap();
+    store.forget_remains(first.id).await.unwrap();
+    assert_eq!(remains(first.id).await, None);
+}
+
+/// A write on an old version changes nothing, and neither does giving up what was written since.
+pub async fn a_stale_volume_is_refused(store: &dyn VolumeStore) {
+    let team = TeamId::random();
+    let stale = volume(team, "data");
+    assert!(matches!(
+        store.update_volume(&stale).await,
+        Err(StoreError::Missing)
+    ));
+    store.insert_volume(&stale).await.unwrap();
+    let mut fresh = Volume {
+        state: VolumeState::Ready,
+        ..stale.clone()
+    };
+    fresh.version = store.update_volume(&fresh).await.unwrap();
+    assert_eq!(fresh.version, stale.version + 1);
+    assert!(matches!(
+        store.update_volume(&stale).await,
+        Err(StoreError::Conflict)
+    ));
+    assert!(matches!(
+        store.give_up_volume(&stale).await,
+        Err(StoreError::Conflict)
+    ));
+    assert_eq!(store.volume(stale.id).await.unwrap().as_ref(), Some(&fresh));
+    assert_eq!(
+        store.volume_named(team, "data").await.unwrap().as_ref(),
+        Some(&fresh)
+    );
+    assert!(!store.volume_remains().await.unwrap().contains(&stale));
+    store.give_up_volume(&fresh).await.unwrap();
+    assert!(store.volume_remains().await.unwrap().contains(&fresh));
+    store.forget_remains(fresh.id).await.unwrap();
+}
+
+/// Of many who write one version one wins, whether they change it or give it up.
+pub async fn of_many_writers_of_one_volume_one_wins(store: &dyn VolumeStore) {
+    let stale = volume(TeamId::random(), "data");
+    store.insert_volume(&stale).await.unwrap();
+    let doomed = Volume {
+        state: VolumeState::Doomed,
+        ..stale.clone()
+    };
+    let writes = (0..8).map(|number| {
+        let doomed = &doomed;
+        async move {
+            match number % 2 {
+                0 => store.update_volume(doomed).await.map(drop),
+                _ => store.give_up_volume(doomed).await,
+            }
+        }
+    });
+    let outcomes = super::join_all(writes).await;
+    let won = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    assert_eq!(won, 1, "{outcomes:?}");
+    let is_there = store.volume(stale.id).await.unwrap().is_some();
+    let remains = store.volume_remains().await.unwrap();
+    let is_given_up = remains.iter().any(|volume| volume.id == stale.id);
+    assert!(is_there != is_given_up, "it is in one place");
+    store.forget_remains(stale.id).await.unwrap();
 }
 
 /// A name is found by exactly its own text, however odd that is.

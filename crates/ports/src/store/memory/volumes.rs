@@ -17,6 +17,15 @@ impl Tables {
         found.sort_by_key(|volume| (micros(volume.created_at), volume.id));
         found
     }
+
+    /// The stored one, if it is of the same version.
+    fn current(&mut self, volume: &Volume) -> Result<&mut Volume, StoreError> {
+        let stored = self.volumes.get_mut(&volume.id).ok_or(StoreError::Missing)?;
+        if stored.version != volume.version {
+            return Err(StoreError::Conflict);
+        }
+        Ok(stored)
+    }
 }
 
 #[async_trait]
@@ -50,8 +59,35 @@ impl VolumeStore for Memory {
         Ok(self.tables().volumes(|_| true))
     }
 
-    async fn remove_volume(&self, id: VolumeId) -> Result<(), StoreError> {
-        self.tables().volumes.remove(&id);
+    async fn update_volume(&self, volume: &Volume) -> Result<u64, StoreError> {
+        let mut tables = self.tables();
+        let stored = tables.current(volume)?;
+        let version = volume.version + 1;
+        // What names it, and its place in lists, stay.
+        *stored = Volume {
+            team: stored.team,
+            name: stored.name.clone(),
+            created_at: stored.created_at,
+            version,
+            ..volume.clone()
+        };
+        Ok(version)
+    }
+
+    async fn give_up_volume(&self, volume: &Volume) -> Result<(), StoreError> {
+        let mut tables = self.tables();
+        tables.current(volume)?;
+        tables.volumes.remove(&volume.id);
+        tables.remains.insert(volume.id, volume.clone());
+        Ok(())
+    }
+
+    async fn volume_remains(&self) -> Result<Vec<Volume>, StoreError> {
+        Ok(self.tables().remains.values().cloned().collect())
+    }
+
+    async fn forget_remains(&self, id: VolumeId) -> Result<(), StoreError> {
+        self.tables().remains.remove(&id);
         Ok(())
     }
 }
