@@ -266,6 +266,11 @@ mod tests {
         check(FileError::Full, 507, None, None);
         check(FileError::NotFound("/a".to_owned()), 404, None, None);
         check(FileError::Exists("/a".to_owned()), 409, None, None);
+        let (volume, node) = (model::VolumeId::random(), model::NodeId::random());
+        check(FileError::Away { volume, node }, 503, Some("false"), None);
+        check(FileError::Lost { volume, node }, 409, None, None);
+        check(FileError::Crowded, 503, Some("false"), None);
+        check(ManagerError::VolumeLost("a".to_owned()), 409, None, None);
         let source = std::io::Error::other("broken");
         check(
             FileError::Failed {

@@ -5,7 +5,7 @@ use ports::VolumeFiles;
 use ports::blobs::ByteStream;
 use ports::volumes::{FileError, FileStat, Ownership};
 
-/// Of what does not have them: `the qemu runtime`, a fleet.
+/// Of what does not have them, such as `the qemu runtime`.
 pub(crate) struct NoVolumes(pub(crate) String);
 
 impl NoVolumes {
@@ -22,6 +22,9 @@ impl VolumeFiles for NoVolumes {
     /// There is none that could be left.
     async fn discard(&self, _: VolumeId) -> Result<(), FileError> {
         Ok(())
+    }
+    async fn held(&self) -> Result<Vec<VolumeId>, FileError> {
+        Ok(Vec::new())
     }
     async fn stat(&self, _: VolumeId, _: &str) -> Result<FileStat, FileError> {
         self.refused()

@@ -161,6 +161,21 @@ impl Volumes {
         Ok(())
     }
 
+    /// All that are on record, finished or not.
+    pub(crate) fn held(&self) -> Result<Vec<VolumeId>, FileError> {
+        let failed = |source| FileError::Failed {
+            step: "reading the records of volumes",
+            source,
+        };
+        let mut held = Vec::new();
+        for entry in fs::read_dir(&self.records).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            held.extend(id.and_then(|id| id.parse::<VolumeId>().ok()));
+        }
+        Ok(held)
+    }
+
     /// A mount of a volume for a machine, owners mapped to its users, attached nowhere. The volume is in use from then on,
     /// until [`Volumes::take_back`].
     pub(crate) fn lend(

@@ -5,6 +5,8 @@ use crate::identity::Role;
 const CONTROL: &[Role] = &[Role::Api, Role::Orchestrator];
 /// And who may look.
 const LOOK: &[Role] = &[Role::Api, Role::Orchestrator, Role::Admin];
+/// Who serves the files in volumes.
+const FILES: &[Role] = &[Role::Api];
 /// Who carries traffic.
 const TRAFFIC: &[Role] = &[Role::Edge];
 
@@ -39,13 +41,14 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("atoll.rpc.v1.Wake/Wake", TRAFFIC),
     ("atoll.rpc.v1.Volumes/Make", CONTROL),
     ("atoll.rpc.v1.Volumes/Discard", CONTROL),
-    ("atoll.rpc.v1.Volumes/Stat", CONTROL),
-    ("atoll.rpc.v1.Volumes/Change", CONTROL),
-    ("atoll.rpc.v1.Volumes/List", CONTROL),
-    ("atoll.rpc.v1.Volumes/MakeDir", CONTROL),
-    ("atoll.rpc.v1.Volumes/Remove", CONTROL),
-    ("atoll.rpc.v1.Volumes/Read", CONTROL),
-    ("atoll.rpc.v1.Volumes/Write", CONTROL),
+    ("atoll.rpc.v1.Volumes/Held", CONTROL),
+    ("atoll.rpc.v1.Volumes/Stat", FILES),
+    ("atoll.rpc.v1.Volumes/Change", FILES),
+    ("atoll.rpc.v1.Volumes/List", FILES),
+    ("atoll.rpc.v1.Volumes/MakeDir", FILES),
+    ("atoll.rpc.v1.Volumes/Remove", FILES),
+    ("atoll.rpc.v1.Volumes/Read", FILES),
+    ("atoll.rpc.v1.Volumes/Write", FILES),
     (DIAL, TRAFFIC),
 ];
 
@@ -69,7 +72,10 @@ mod tests {
     /// What each role may, in other words than the table's.
     fn expected(role: Role, service: &str, method: &str) -> bool {
         match role {
-            Role::Api | Role::Orchestrator => matches!(service, "Node" | "Volumes"),
+            Role::Api => matches!(service, "Node" | "Volumes"),
+            Role::Orchestrator => {
+                service == "Node" || service == "Volumes" && matches!(method, "Make" | "Discard" | "Held")
+            }
             Role::Edge => matches!((service, method), ("Guest", "Dial") | ("Wake", "Wake")),
             Role::Admin => (service, method) == ("Node", "Report"),
             Role::Node => false,

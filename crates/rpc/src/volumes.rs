@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use wire::node as proto;
 
 use crate::call::{Outcome, Repeat, call, with_detail};
-use crate::channel::Channel;
+use crate::channel::{CallFailed, Channel};
 use crate::convert::{Malformed, Read, file_kind, from_file_kind, nanos, parsed, time};
 use crate::node::{CHUNK_BYTES_MAX, REACHING, chunks, config, malformed};
 use crate::status::code;
@@ -56,6 +56,10 @@ fn to_wire(method: &'static str, error: &FileError) -> ConnectError {
         FileError::Invalid(why) => (R::FILE_REASON_INVALID, why.clone(), none()),
         FileError::Full => (R::FILE_REASON_FULL, none(), none()),
         FileError::Source(error) => (R::FILE_REASON_SOURCE, error.to_string(), none()),
+        // Who has them knows neither another node nor whether that is away: these are said by those who ask.
+        FileError::Away { .. } | FileError::Lost { .. } | FileError::Crowded => {
+            (R::FILE_REASON_FAILED, none(), REACHING.to_owned())
+        }
         FileError::Failed { step, .. } => {
             tracing::warn!(
                 method,
@@ -106,19 +110,34 @@ fn failed(step: &'static str, error: impl std::error::Error + Send + Sync + 'sta
     }
 }
 
-fn from_outcome(outcome: Outcome<proto::FileFailure>) -> FileError {
+/// What a call means that was not answered well, and by whom it was to be.
+fn from_outcome(node: NodeId, volume: Option<VolumeId>, outcome: Outcome<proto::FileFailure>) -> FileError {
+    let away = |why: String| {
+        tracing::debug!(%node, volume = volume.map(tracing::field::display), why, "a node did not answer for its volumes");
+        match volume {
+            Some(volume) => FileError::Away { volume, node },
+            None => FileError::Failed {
+                step: REACHING,
+                source: io::Error::other(why),
+            },
+        }
+    };
     match outcome {
         Outcome::Told(failure) => from_wire(failure),
-        Outcome::Refused(refusal) => FileError::Failed {
-            step: "being let in by the node",
-            source: io::Error::other(refusal.text),
+        Outcome::Refused(refusal) => match refusal.reason.as_known() {
+            Some(proto::refusal::Reason::REASON_CALLS) => FileError::Crowded,
+            _ => FileError::Failed {
+                step: "being let in by the node",
+                source: io::Error::other(refusal.text),
+            },
         },
-        Outcome::Late => FileError::Failed {
-            step: "waiting for the node",
-            source: io::ErrorKind::TimedOut.into(),
+        Outcome::Late => away("it took too long".to_owned()),
+        Outcome::Lost(error) => away(crate::causes(&error)),
+        Outcome::Undone(error) => match crate::call::failed(&error) {
+            Some(CallFailed::Open(..) | CallFailed::Unreached { .. }) => away(crate::causes(&error)),
+            // It was reached, and does not know the call, or what it says.
+            _ => failed("asking the node", error),
         },
-        Outcome::Undone(error) => failed(REACHING, error),
-        Outcome::Lost(error) => failed("hearing from the node", error),
     }
 }
 
@@ -219,6 +238,19 @@ impl proto::Volumes for VolumesService {
         let discarded = self.0.discard(volume).await;
         discarded.map_err(|error| to_wire("Discard", &error))?;
         done()
+    }
+
+    async fn held(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, proto::HeldVolumesRequest>,
+    ) -> ServiceResult<proto::HeldVolumes> {
+        let held = self.0.held().await;
+        let held = held.map_err(|error| to_wire("Held", &error))?;
+        Response::ok(proto::HeldVolumes {
+            volumes: held.iter().map(VolumeId::to_string).collect(),
+            ..Default::default()
+        })
     }
 
     async fn stat(
@@ -341,6 +373,7 @@ impl proto::Volumes for VolumesService {
 
 /// The files in the volumes of a node on another machine.
 pub struct RemoteVolumes {
+    node: NodeId,
     client: proto::VolumesClient<Channel>,
 }
 
@@ -349,20 +382,25 @@ impl RemoteVolumes {
     pub fn connect(node: NodeId, address: &str, tls: &Tls) -> Arc<dyn VolumeFiles> {
         let channel = Channel::new(address, Expected::node(node), tls);
         Arc::new(Self {
+            node,
             client: proto::VolumesClient::new(channel, config()),
         })
     }
-}
 
-async fn ask<T, F>(
-    limit: Duration,
-    repeat: Repeat,
-    send: impl FnMut(CallOptions) -> F,
-) -> Result<T, FileError>
-where
-    F: Future<Output = Result<T, ConnectError>>,
-{
-    call(limit, repeat, send).await.map_err(from_outcome)
+    /// Asks about a volume.
+    async fn ask<T, F>(
+        &self,
+        volume: VolumeId,
+        limit: Duration,
+        repeat: Repeat,
+        send: impl FnMut(CallOptions) -> F,
+    ) -> Result<T, FileError>
+    where
+        F: Future<Output = Result<T, ConnectError>>,
+    {
+        let answer = call(limit, repeat, send).await;
+        answer.map_err(|outcome| from_outcome(self.node, Some(volume), outcome))
+    }
 }
 
 #[async_trait]
@@ -374,7 +412,7 @@ impl VolumeFiles for RemoteVolumes {
             ..Default::default()
         };
         let send = |options| self.client.make_with_options(request.clone(), options);
-        ask(WORD, Repeat::Never, send).await.map(drop)
+        self.ask(id, WORD, Repeat::Never, send).await.map(drop)
     }
 
     async fn discard(&self, id: VolumeId) -> Result<(), FileError> {
@@ -383,13 +421,24 @@ impl VolumeFiles for RemoteVolumes {
             ..Default::default()
         };
         let send = |options| self.client.discard_with_options(request.clone(), options);
-        ask(REMOVE, Repeat::Once, send).await.map(drop)
+        self.ask(id, REMOVE, Repeat::Once, send).await.map(drop)
+    }
+
+    async fn held(&self) -> Result<Vec<VolumeId>, FileError> {
+        let request = proto::HeldVolumesRequest::default();
+        let send = |options| self.client.held_with_options(request.clone(), options);
+        let held = call(WORD, Repeat::Once, send).await;
+        let held = held.map_err(|outcome| from_outcome(self.node, None, outcome))?;
+        let held = held.into_owned().volumes;
+        let ids = held.iter().map(|volume| parsed(volume, "volume id"));
+        ids.collect::<Read<_>>()
+            .map_err(|malformed| failed("understanding the node", malformed))
     }
 
     async fn stat(&self, id: VolumeId, path: &str) -> Result<FileStat, FileError> {
         let request = at(id, path);
         let send = |options| self.client.stat_with_options(request.clone(), options);
-        let found = ask(WORD, Repeat::Once, send).await?;
+        let found = self.ask(id, WORD, Repeat::Once, send).await?;
         Ok(from_stat(found.into_owned()))
     }
 
@@ -400,7 +449,7 @@ impl VolumeFiles for RemoteVolumes {
             ..Default::default()
         };
         let send = |options| self.client.change_with_options(request.clone(), options);
-        let changed = ask(WORD, Repeat::Once, send).await?;
+        let changed = self.ask(id, WORD, Repeat::Once, send).await?;
         Ok(from_stat(changed.into_owned()))
     }
 
@@ -410,7 +459,7 @@ impl VolumeFiles for RemoteVolumes {
             depth,
             ..Default::default()
         };
-        ask(WORD, Repeat::Once, |options| {
+        self.ask(id, WORD, Repeat::Once, |options| {
             let request = request.clone();
             async move {
                 let mut parts = self.client.list_with_options(request, options).await?;
@@ -444,27 +493,28 @@ impl VolumeFiles for RemoteVolumes {
             ..Default::default()
         };
         let send = |options| self.client.make_dir_with_options(request.clone(), options);
-        let made = ask(WORD, Repeat::Never, send).await?;
+        let made = self.ask(id, WORD, Repeat::Never, send).await?;
         Ok(from_stat(made.into_owned()))
     }
 
     async fn remove(&self, id: VolumeId, path: &str) -> Result<(), FileError> {
         let request = at(id, path);
         let send = |options| self.client.remove_with_options(request.clone(), options);
-        ask(REMOVE, Repeat::Never, send).await.map(drop)
+        self.ask(id, REMOVE, Repeat::Never, send).await.map(drop)
     }
 
     async fn read(&self, id: VolumeId, path: &str) -> Result<(u64, ByteStream), FileError> {
         let request = at(id, path);
-        let (first, parts) = ask(MOVE, Repeat::Once, |options| {
-            let request = request.clone();
-            async move {
-                let mut parts = self.client.read_with_options(request, options).await?;
-                let first = parts.message::<proto::FilePart>().await?;
-                Ok((first.map(|first| first.to_owned_message()), parts))
-            }
-        })
-        .await?;
+        let (first, parts) = self
+            .ask(id, MOVE, Repeat::Once, |options| {
+                let request = request.clone();
+                async move {
+                    let mut parts = self.client.read_with_options(request, options).await?;
+                    let first = parts.message::<proto::FilePart>().await?;
+                    Ok((first.map(|first| first.to_owned_message()), parts))
+                }
+            })
+            .await?;
         let size = first.and_then(|first| first.size);
         let size = size.ok_or_else(|| failed("understanding the node", Malformed("size of a file")))?;
         let bytes = stream::unfold(Some(parts), |parts| async move {
@@ -501,7 +551,7 @@ impl VolumeFiles for RemoteVolumes {
         });
         let mut requests = Some(requests);
         let writing = async {
-            let written = ask(MOVE, Repeat::Never, |options| {
+            let written = self.ask(id, MOVE, Repeat::Never, |options| {
                 let requests = requests.take();
                 async move {
                     let requests = requests.ok_or_else(|| ConnectError::internal("bytes are read once"))?;

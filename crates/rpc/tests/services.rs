@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use model::{MiB, NodeId, SandboxId, VolumeId};
+use model::{Kind, MiB, NodeId, SandboxId, VolumeId};
 use ports::blobs::ByteStream;
 use ports::volumes::{FileError, FileKind, FileStat, Ownership};
 use ports::{Presented, VolumeFiles, Wake, WakeRefused};
@@ -90,6 +90,7 @@ struct Files {
     asked: Mutex<Vec<String>>,
     files: Mutex<BTreeMap<String, Vec<u8>>>,
     fails: Mutex<Option<FileError>>,
+    held: Mutex<Vec<VolumeId>>,
 }
 
 fn stat(path: &str, size: u64) -> FileStat {
@@ -122,6 +123,10 @@ impl VolumeFiles for Files {
     }
     async fn discard(&self, id: VolumeId) -> Result<(), FileError> {
         self.enter(format!("discard {id}"))
+    }
+    async fn held(&self) -> Result<Vec<VolumeId>, FileError> {
+        self.enter("held".to_owned())?;
+        Ok(self.held.lock().unwrap().clone())
     }
     async fn stat(&self, id: VolumeId, path: &str) -> Result<FileStat, FileError> {
         self.enter(format!("stat {id} {path}"))?;
@@ -201,6 +206,8 @@ async fn every_call_for_files_arrives_as_it_was_made_and_so_does_its_answer() {
     };
     remote.make(id, MiB(64)).await.unwrap();
     remote.discard(id).await.unwrap();
+    *files.held.lock().unwrap() = vec![id, VolumeId::random()];
+    assert_eq!(remote.held().await.unwrap(), *files.held.lock().unwrap());
     assert_eq!(remote.stat(id, "/a b/ü").await.unwrap(), stat("/a b/ü", 7));
     assert_eq!(remote.change(id, "/a", owner).await.unwrap(), stat("/a", 8));
     let listed = remote.list(id, "/a", 3).await.unwrap();
@@ -214,6 +221,7 @@ async fn every_call_for_files_arrives_as_it_was_made_and_so_does_its_answer() {
     let expected = [
         format!("make {id} {}", MiB(64)),
         format!("discard {id}"),
+        "held".to_owned(),
         format!("stat {id} /a b/ü"),
         format!("change {id} /a {owner:?}"),
         format!("list {id} /a 3"),
@@ -298,4 +306,77 @@ async fn every_error_of_files_arrives_as_what_it_is() {
             .unwrap_err();
         assert_eq!(told.to_string(), error(id).to_string());
     }
+}
+
+#[tokio::test]
+async fn files_are_served_to_the_api_and_to_no_node_edge_or_operator() {
+    let (cluster, files, node) = (Cluster::new("blue"), Arc::new(Files::default()), NodeId::random());
+    let services = Services::new().volumes(Arc::clone(&files) as Arc<dyn VolumeFiles>);
+    let served = Served::start(cluster.node_tls(node), services).await;
+    let id = VolumeId::random();
+    let nobody = [
+        cluster.node_tls(NodeId::random()),
+        // Not even itself.
+        cluster.node_tls(node),
+        cluster.tls(Role::Edge, "edge-1"),
+        cluster.tls(Role::Admin, "admin-1"),
+    ];
+    for tls in &nobody {
+        let remote = RemoteVolumes::connect(node, &served.address(), tls);
+        let nothing = futures_util::stream::empty().boxed();
+        let outcomes = [
+            remote.make(id, MiB(64)).await,
+            remote.discard(id).await,
+            remote.held().await.map(drop),
+            remote.stat(id, "/").await.map(drop),
+            remote.list(id, "/", 1).await.map(drop),
+            remote.read(id, "/f").await.map(drop),
+            remote.remove(id, "/f").await,
+            remote
+                .write(id, "/f", nothing, Ownership::default(), true)
+                .await
+                .map(drop),
+        ];
+        for outcome in outcomes {
+            let error = outcome.unwrap_err();
+            assert_eq!(error.to_string(), "being let in by the node failed");
+        }
+    }
+    // Who looks after volumes does not look into them.
+    let remote = RemoteVolumes::connect(node, &served.address(), &cluster.tls(Role::Orchestrator, "o-1"));
+    remote.read(id, "/f").await.map(drop).unwrap_err();
+    remote.stat(id, "/f").await.unwrap_err();
+    assert!(files.asked.lock().unwrap().is_empty());
+    remote.make(id, MiB(64)).await.unwrap();
+    remote.held().await.unwrap();
+    remote.discard(id).await.unwrap();
+    assert_eq!(files.asked.lock().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn volumes_of_a_node_that_is_not_reached_are_told_with_it() {
+    let (_files, served, remote) = volumes().await;
+    let id = VolumeId::random();
+    remote.stat(id, "/").await.unwrap();
+    served.kill().await;
+    let nothing = || futures_util::stream::empty().boxed();
+    for outcome in [
+        remote.make(id, MiB(64)).await,
+        remote.discard(id).await,
+        remote.stat(id, "/").await.map(drop),
+        remote.list(id, "/", 1).await.map(drop),
+        remote.read(id, "/f").await.map(drop),
+        remote
+            .write(id, "/f", nothing(), Ownership::default(), true)
+            .await
+            .map(drop),
+    ] {
+        let error = outcome.unwrap_err();
+        assert!(
+            matches!(error, FileError::Away { volume, .. } if volume == id),
+            "{error:?}"
+        );
+        assert_eq!(error.kind(), Kind::Unavailable);
+    }
+    remote.held().await.unwrap_err();
 }

@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::StreamExt as _;
-use model::{MiB, Secret, Volume, VolumeId};
+use model::{MiB, Secret, Volume, VolumeId, VolumeState};
 use ports::blobs::ByteStream;
 use ports::volumes::{FileError, FileKind, FileStat, Ownership};
 use ports::{VolumeError, VolumeFiles, VolumeManager};
@@ -42,6 +42,9 @@ impl VolumeManager for Volumes {
             name: name.to_owned(),
             size: MiB(1),
             created_at: SystemTime::UNIX_EPOCH,
+            home: None,
+            state: VolumeState::Ready,
+            version: 0,
         });
         Ok(volumes.last().unwrap().clone())
     }
@@ -98,6 +101,9 @@ impl VolumeFiles for Volumes {
     }
     async fn discard(&self, _: VolumeId) -> Result<(), FileError> {
         Ok(())
+    }
+    async fn held(&self) -> Result<Vec<VolumeId>, FileError> {
+        unreachable!("the API does not ask a node which volumes it has")
     }
     async fn stat(&self, _: VolumeId, path: &str) -> Result<FileStat, FileError> {
         let files = self.files.lock().unwrap();

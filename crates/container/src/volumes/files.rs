@@ -77,6 +77,11 @@ impl VolumeFiles for Containers {
         blocking(move || volumes.discard(id)).await
     }
 
+    async fn held(&self) -> Result<Vec<VolumeId>, FileError> {
+        let volumes = self.volumes();
+        blocking(move || volumes.held()).await
+    }
+
     async fn stat(&self, id: VolumeId, path: &str) -> Result<FileStat, FileError> {
         let path = Within::parse(path)?;
         within(&self.volumes(), id, move |root| {

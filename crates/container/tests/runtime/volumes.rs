@@ -104,7 +104,9 @@ fn machines_and_the_content_api_share_a_volume() {
         b.stop(Disk::Discard).await.expect("it stops");
         eventually("nobody has it", || house.mounts().is_empty()).await;
         assert_eq!(read(house, id, "a").await.expect("a file"), "of-a\n");
+        assert!(files.held().await.expect("a list").contains(&id));
         files.discard(id).await.expect("it is removed");
+        assert!(!files.held().await.expect("a list").contains(&id));
         files.discard(id).await.expect("it is not there");
         assert!(matches!(files.stat(id, "/").await, Err(FileError::NoVolume)));
         assert!(matches!(

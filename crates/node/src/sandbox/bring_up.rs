@@ -378,6 +378,7 @@ pub(crate) fn failed(step: &'static str) -> impl FnOnce(RuntimeError) -> NodeErr
         },
         RuntimeError::CannotCheckpoint { why } => NodeError::CannotCheckpoint(why),
         RuntimeError::NoBuild(build) => NodeError::NoBuild(build),
+        RuntimeError::NoVolume(volume) => NodeError::NoVolume(volume),
         error @ RuntimeError::Unsupported { .. } => NodeError::Refused(error.to_string()),
         error => NodeError::Failed {
             step,

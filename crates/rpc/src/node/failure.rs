@@ -33,6 +33,10 @@ fn node_failure(error: &NodeError) -> proto::NodeFailure {
             failure.build = build.to_string();
             R::NODE_REASON_NO_BUILD
         }
+        NodeError::NoVolume(volume) => {
+            failure.text = volume.to_string();
+            R::NODE_REASON_NO_VOLUME
+        }
         NodeError::Busy(how) => {
             failure.text = (*how).to_owned();
             R::NODE_REASON_BUSY
@@ -78,6 +82,10 @@ fn node_error(failure: proto::NodeFailure) -> NodeError {
         Some(R::NODE_REASON_MEMORY_UNUSABLE) => NodeError::MemoryUnusable(word(text)),
         Some(R::NODE_REASON_NO_BUILD) => match parsed(&failure.build, "build id") {
             Ok(build) => NodeError::NoBuild(build),
+            Err(malformed) => not_understood(malformed),
+        },
+        Some(R::NODE_REASON_NO_VOLUME) => match parsed(text, "volume id") {
+            Ok(volume) => NodeError::NoVolume(volume),
             Err(malformed) => not_understood(malformed),
         },
         Some(R::NODE_REASON_BUSY) => NodeError::Busy(word(text)),
@@ -240,7 +248,7 @@ pub(crate) fn build_from_outcome(outcome: Outcome<proto::BuildFailure>) -> Build
 #[cfg(test)]
 mod tests {
     use buffa::Message as _;
-    use model::BuildId;
+    use model::{BuildId, VolumeId};
 
     use super::*;
 
@@ -250,6 +258,7 @@ mod tests {
             NodeError::MemoryLost,
             NodeError::MemoryUnusable("it is of another kernel"),
             NodeError::NoBuild(BuildId::random()),
+            NodeError::NoVolume(VolumeId::random()),
             NodeError::Busy("pausing"),
             NodeError::Full {
                 what: "disk",
