@@ -11,6 +11,7 @@ use model::{Team, TeamId};
 use node::LocalNode;
 use orchestrator::{Orchestrator, Parts, bootstrap};
 use ports::node::{HeldState, Node};
+use ports::volumes::OneNode;
 use ports::{Blobs, Clock, SandboxManager, TeamStore};
 use sql::Sqlite;
 
@@ -93,14 +94,14 @@ impl House {
                 .context("the place for uploads cannot be opened")?,
         );
         node.stow_in(Arc::clone(&blobs));
-        let volume_files = machines.volume_files();
+        let volume_nodes = Arc::new(OneNode::new(node.id(), machines.volume_files()));
         let nodes: Vec<Arc<dyn Node>> = vec![Arc::clone(&node) as Arc<dyn Node>];
         let orchestrator = Orchestrator::new(Parts {
             sandboxes: Arc::clone(&store) as _,
             templates: Arc::clone(&store) as _,
             builds: Arc::clone(&store) as _,
             volumes: Arc::clone(&store) as _,
-            volume_files: Arc::clone(&volume_files),
+            volume_nodes,
             blobs,
             config: orchestrator::Config {
                 stow: settings.blobs.hold_builds(),
@@ -125,7 +126,7 @@ impl House {
             templates: Arc::clone(&store) as _,
             templates_manager: Arc::clone(&orchestrator) as _,
             volumes: Arc::clone(&orchestrator) as _,
-            volume_files,
+            volume_files: orchestrator.volume_files(),
             limits,
             clock: Arc::clone(&clock),
             domain: None,

@@ -124,7 +124,8 @@ async fn serve(settings: Resolved, roles: &[Role]) -> Result<()> {
         let node = Arc::new(NodeRole::open(&settings, &cluster, data.node_id()?, &data, &mut tasks).await?);
         services = services
             .node(Arc::clone(&node.agent) as _)
-            .guest(Arc::clone(&node.agent) as _);
+            .guest(Arc::clone(&node.agent) as _)
+            .volumes(node.volume_files());
         served.node = Some(node);
     }
     if let Some(listener) = edge_listener {

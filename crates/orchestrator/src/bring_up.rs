@@ -137,6 +137,17 @@ impl Orchestrator {
         }
     }
 
+    /// The node was not asked: a fresh one is gone.
+    pub(crate) async fn not_begun(&self, starting: Sandbox, node: &dyn Node) {
+        if let Err(error) = self.undo_clear(starting, node).await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "a start that was not begun is stored; the reconciler undoes it"
+            );
+            self.nudge.notify_one();
+        }
+    }
+
     async fn undo_clear(&self, starting: Sandbox, node: &dyn Node) -> Result<(), ManagerError> {
         let id = starting.id;
         let failed = self

@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use model::{
-    BuildId, ExecutionId, Kind, Lifecycle, Memory, NetworkPolicy, Origin, Phase, Sandbox, SandboxId, Seat,
-    Settings, Team, TeamId, TemplateId, VolumeMount,
+    BuildId, ExecutionId, Kind, Lifecycle, Memory, NetworkPolicy, NodeId, Origin, Phase, Sandbox, SandboxId,
+    Seat, Settings, Team, TeamId, TemplateId, VolumeMount,
 };
 use ports::manager::Granted;
 use ports::node::OrderOrigin;
@@ -14,10 +14,11 @@ use crate::bring_up::{Flow, NotUp};
 use crate::failure;
 use crate::idempotency::{First, Ticket};
 use crate::orchestrator::Orchestrator;
-use crate::placement::Wish;
+use crate::placement::{Needs, Wish};
 use crate::quota::check_life;
 use crate::resolve::Resolved;
 use crate::timeout::whole_micros;
+use crate::volume::lies;
 
 impl Orchestrator {
     /// Creates a sandbox, or answers as it did for the same idempotency key.
@@ -67,8 +68,11 @@ impl Orchestrator {
         let (team, resolved) = Flow::Create.stage("resolve", resolve).await?;
         check_life(&team.quota, request.timeout)?;
         Flow::Create.stage("claim", self.take_start(&team)).await?;
-        let (volumes, _mounting) = self.mounts_of(team.id, &request.volumes).await?;
-        let design = Design::of(resolved, volumes, request);
+        let mut mounted = self.mounts_of(team.id, &request.volumes).await?;
+        let design = Design::of(resolved, std::mem::take(&mut mounted.mounts), request);
+        if let Some(home) = mounted.home {
+            return self.create_at_home(&team, &design, home).await;
+        }
         let mut search = self.placement.search(Wish {
             build: Some(design.build),
             home: design.settings.home,
@@ -100,6 +104,58 @@ impl Orchestrator {
             }
         }
         Err(search.no_capacity())
+    }
+
+    /// The only attempt where its volumes lie.
+    async fn create_at_home(
+        &self,
+        team: &Team,
+        design: &Design,
+        home: NodeId,
+    ) -> Result<Sandbox, ManagerError> {
+        let refused = |why: &str| self.not_at_home(&design.volumes, home, why);
+        let Some(node) = self.parts.fleet.node(home) else {
+            return Err(refused("is away"));
+        };
+        let mut search = self.placement.search(Wish {
+            build: Some(design.build),
+            only: Some(home),
+            needs: Needs::VOLUMES,
+            ..Wish::new(team.id, design.settings.resources)
+        });
+        let Some(place) = search.next_node() else {
+            return Err(refused(&search.why_not()));
+        };
+        match self.create_on(Flow::Create, node.as_ref(), team, design).await {
+            Ok(sandbox) => {
+                place.keep();
+                self.count_spawn(&sandbox);
+                Ok(sandbox)
+            }
+            Err((_, NotUp::Node(NodeError::NoVolume(lost)))) => {
+                let is_it = |mount: &&VolumeMount| mount.volume == lost;
+                let lost: Vec<_> = design.volumes.iter().filter(is_it).cloned().collect();
+                Err(ManagerError::VolumeLost(format!(
+                    "{}, which does not have its files any more: they were moved or lost",
+                    lies(&lost, home)
+                )))
+            }
+            Err((id, NotUp::Node(error))) => match elsewhere(&error, self.parts.config.shared) {
+                Some(Elsewhere::Full(what)) => {
+                    search.refused(place, what);
+                    Err(refused(&format!("is out of {what}")))
+                }
+                Some(Elsewhere::Lacks) => Err(refused(
+                    "has not got what the sandbox is started from, and the blobs have not got it yet",
+                )),
+                Some(Elsewhere::Away) => {
+                    search.failed(place);
+                    Err(refused("is away"))
+                }
+                None => Err(NotUp::Node(error).public(id)),
+            },
+            Err((id, error)) => Err(error.public(id)),
+        }
     }
 
     /// An attempt where its build lies, which was made a moment ago and is not in the blobs yet; `None` where no node has it, or
@@ -161,6 +217,10 @@ impl Orchestrator {
             .map_err(failed)?;
         claim.keep();
         failpoint::reach("orchestrator/starting-stored");
+        if let Err(error) = self.are_there_still(&sandbox.volumes).await {
+            self.not_begun(sandbox, node).await;
+            return Err(failed(error));
+        }
         self.bring_up(flow, sandbox, order, node, |_| {})
             .await
             .map_err(|error| (id, error))

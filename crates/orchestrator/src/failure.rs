@@ -67,6 +67,9 @@ pub(crate) fn node(id: SandboxId, step: &'static str) -> impl FnOnce(NodeError) 
         NodeError::Timeout(what) => ManagerError::Timeout(what),
         NodeError::CannotCheckpoint(why) => ManagerError::CannotCheckpoint { id, why },
         NodeError::Refused(why) => ManagerError::Invalid(why),
+        NodeError::NoVolume(volume) => ManagerError::VolumeLost(format!(
+            "its node does not have the files of volume {volume} any more: they were moved or lost"
+        )),
         // The id was found and is there: that its node does not hold it is no fault of the request.
         NodeError::Unknown | NodeError::NoBuild(_) => ManagerError::Failed {
             step,

@@ -156,14 +156,7 @@ impl SandboxManager for Orchestrator {
     }
 
     async fn nodes(&self) -> Result<Vec<Report>, ManagerError> {
-        let mut reports = self.reports().await;
-        if self.parts.config.shared {
-            // Volumes are one machine's, so a fleet offers none.
-            for report in &mut reports {
-                report.capabilities.volumes = false;
-            }
-        }
-        Ok(reports)
+        Ok(self.reports().await)
     }
 
     async fn set_node(&self, node: NodeId, wish: NodeWish) -> Result<(), ManagerError> {

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 use model::{Kind, ProcessId, TeamId, TemplateId};
 use ports::{
     Blobs, BuildStore, Bus, Catalog, Clock, Fleet, Idempotency, Limits, ManagerError, SandboxStore, Shares,
-    TeamStore, TemplateStore, VolumeFiles, VolumeStore,
+    TeamStore, TemplateStore, VolumeNodes, VolumeStore,
 };
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, RwLock, Semaphore, watch};
 use tokio::time::Instant;
@@ -30,8 +30,8 @@ pub struct Parts {
     pub builds: Arc<dyn BuildStore>,
     /// Volumes.
     pub volumes: Arc<dyn VolumeStore>,
-    /// The files of volumes.
-    pub volume_files: Arc<dyn VolumeFiles>,
+    /// The nodes that have the files of volumes.
+    pub volume_nodes: Arc<dyn VolumeNodes>,
     /// Uploads.
     pub blobs: Arc<dyn Blobs>,
     /// Teams, and the seed of tokens.
@@ -81,6 +81,12 @@ pub struct Orchestrator {
     pub(crate) uploading: RwLock<()>,
     /// Volumes that sandboxes are about to have.
     pub(crate) mounts: Arc<Mounts>,
+    /// Volumes in transition, as this process saw them.
+    pub(crate) seen_volumes: crate::volume::settle::Seen,
+    /// One pass over them at a time.
+    pub(crate) settling_volumes: tokio::sync::Mutex<()>,
+    /// What nodes hold of volumes, and is not as it is stored.
+    pub(crate) homes: crate::volume::homes::Homes,
     /// Moves with every write of a sandbox, for those who wait for one.
     pub(crate) writes: watch::Sender<u64>,
     /// Wakes the reconciler before its tick.
@@ -122,6 +128,9 @@ impl Orchestrator {
             stowing: Default::default(),
             uploading: RwLock::default(),
             mounts: Arc::default(),
+            seen_volumes: Default::default(),
+            settling_volumes: Default::default(),
+            homes: Default::default(),
             team_locks: Locks::default(),
             writes: watch::Sender::new(0),
             nudge: Notify::new(),

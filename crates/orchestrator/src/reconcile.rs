@@ -26,7 +26,7 @@ use crate::failure;
 use crate::nodes::{WORD_MAX, within};
 use crate::orchestrator::Orchestrator;
 use crate::quota::{counted, share};
-use crate::{collect, stow};
+use crate::{collect, stow, volume};
 
 /// A difference is settled within this time; what operations and events settle by themselves needs no pass.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -130,7 +130,7 @@ impl Orchestrator {
             self.parts.shares.hold(&shares).await;
         }
         let settled = self.pass().await?;
-        self.make_unmade_volumes().await?;
+        self.settle_volumes().await?;
         tracing::info!(?settled, "sandboxes are settled");
         Ok(settled)
     }
@@ -140,6 +140,7 @@ impl Orchestrator {
         let mut fleet = self.parts.fleet.nodes();
         let mut heard = HashSet::new();
         let (mut collected, mut stowed) = (Instant::now(), Instant::now());
+        let mut settled_volumes = Instant::now();
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if self.parts.config.shared {
@@ -180,6 +181,10 @@ impl Orchestrator {
             if stowed.elapsed() >= stow::PERIOD {
                 stowed = Instant::now();
                 self.tasks.spawn(Arc::clone(&self).stow_in_background());
+            }
+            if settled_volumes.elapsed() >= volume::settle::PERIOD {
+                settled_volumes = Instant::now();
+                self.tasks.spawn(Arc::clone(&self).settle_volumes_in_background());
             }
             if self.parts.config.shared {
                 self.tasks.spawn(Arc::clone(&self).drain_in_background());

@@ -89,7 +89,7 @@ impl Tokens {
 mod tests {
     use std::time::Duration;
 
-    use model::{MiB, TeamId, VolumeId};
+    use model::{MiB, TeamId, VolumeId, VolumeState};
     use ports::store::contract;
 
     use super::*;
@@ -126,6 +126,9 @@ mod tests {
             name: "data".to_owned(),
             size: MiB(1),
             created_at: at,
+            home: None,
+            state: VolumeState::Ready,
+            version: 0,
         };
         let second = Duration::from_secs(1);
         let token = tokens.volume(&volume, at + 10 * second);

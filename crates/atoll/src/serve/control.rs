@@ -12,13 +12,13 @@ use orchestrator::{Orchestrator, Parts, bootstrap};
 use ports::{Blobs, Clock, SandboxManager};
 use rpc::node::RemoteNode;
 use rpc::tls::Tls;
+use rpc::volumes::RemoteVolumes;
 use sql::Stores;
 
-use super::fleet::{Connect, Discovered};
+use super::fleet::{Connect, Discovered, Reached};
 use super::members::Members;
 use crate::base;
 use crate::migrate::database;
-use crate::no_volumes::NoVolumes;
 use crate::settings::Resolved;
 use crate::settings::cluster::{ClusterSettings, Role};
 use crate::tasks::Tasks;
@@ -76,7 +76,11 @@ impl Control {
         let fleet = Discovered::new();
         let tls = tls.clone();
         let connect: Connect = Box::new(move |node: NodeId, address: SocketAddr| {
-            RemoteNode::connect(node, &address.to_string(), &tls)
+            let at = address.to_string();
+            Reached {
+                node: RemoteNode::connect(node, &at, &tls),
+                volumes: RemoteVolumes::connect(node, &at, &tls),
+            }
         });
         tasks.spawn(
             "the watch over nodes",
@@ -88,7 +92,7 @@ impl Control {
             templates: Arc::clone(&stores.templates),
             builds: Arc::clone(&stores.builds),
             volumes: Arc::clone(&stores.volumes),
-            volume_files: no_volumes(),
+            volume_nodes: Arc::clone(&fleet) as _,
             blobs,
             teams: Arc::clone(&stores.teams),
             catalog: redis.catalog(),
@@ -129,7 +133,7 @@ impl Control {
             templates: Arc::clone(&self.stores.templates),
             templates_manager: Arc::clone(&self.orchestrator) as _,
             volumes: Arc::clone(&self.orchestrator) as _,
-            volume_files: no_volumes(),
+            volume_files: self.orchestrator.volume_files(),
             limits: self.redis.limits(),
             clock: clock(),
             domain: None,
@@ -156,9 +160,4 @@ impl Control {
 
 fn clock() -> Arc<dyn Clock> {
     Arc::new(ports::clock::System)
-}
-
-/// Volumes are on one machine.
-fn no_volumes() -> Arc<dyn ports::VolumeFiles> {
-    Arc::new(NoVolumes("a fleet".to_owned()))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use model::NodeId;
 use ports::discovery::{Found, Health, Known, Members};
-use ports::{Fleet, Node};
+use ports::{Fleet, Node, VolumeFiles, VolumeNodes};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -15,15 +15,23 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// How often those are asked that discovery does not vouch for.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
+/// A node, by the ways in which it is asked.
+#[derive(Clone)]
+pub(crate) struct Reached {
+    pub(crate) node: Arc<dyn Node>,
+    /// The files in its volumes, by lines of their own: they are long, and words are short.
+    pub(crate) volumes: Arc<dyn VolumeFiles>,
+}
+
 /// How a node is reached.
-pub(crate) type Connect = Box<dyn Fn(NodeId, SocketAddr) -> Arc<dyn Node> + Send + Sync>;
+pub(crate) type Connect = Box<dyn Fn(NodeId, SocketAddr) -> Reached + Send + Sync>;
 
 /// The fleet. A node is in it while discovery says that it is well, or while it answers.
 pub(crate) struct Discovered {
     nodes: watch::Sender<Vec<Arc<dyn Node>>>,
     zones: Mutex<HashMap<NodeId, String>>,
     /// The same nodes, to be found by their ids.
-    by_id: RwLock<HashMap<NodeId, Arc<dyn Node>>>,
+    by_id: RwLock<HashMap<NodeId, Reached>>,
 }
 
 impl Fleet for Discovered {
@@ -31,11 +39,19 @@ impl Fleet for Discovered {
         self.nodes.subscribe()
     }
     fn node(&self, id: NodeId) -> Option<Arc<dyn Node>> {
-        self.by_id.read().expect(UNPOISONED).get(&id).cloned()
+        let by_id = self.by_id.read().expect(UNPOISONED);
+        by_id.get(&id).map(|reached| Arc::clone(&reached.node))
     }
     fn zone(&self, id: NodeId) -> String {
         let zones = self.zones.lock().expect(UNPOISONED);
         zones.get(&id).cloned().unwrap_or_default()
+    }
+}
+
+impl VolumeNodes for Discovered {
+    fn files_on(&self, node: NodeId) -> Option<Arc<dyn VolumeFiles>> {
+        let by_id = self.by_id.read().expect(UNPOISONED);
+        by_id.get(&node).map(|reached| Arc::clone(&reached.volumes))
     }
 }
 
@@ -88,7 +104,7 @@ impl Discovered {
         connect: Connect,
         shutdown: CancellationToken,
     ) {
-        let mut reached: HashMap<NodeId, (SocketAddr, Arc<dyn Node>)> = HashMap::new();
+        let mut reached: HashMap<NodeId, (SocketAddr, Reached)> = HashMap::new();
         loop {
             let told = Arc::clone(&members.borrow_and_update());
             // What was heard last holds until something newer is heard.
@@ -106,7 +122,7 @@ impl Discovered {
     async fn settle(
         &self,
         told: &Members,
-        reached: &mut HashMap<NodeId, (SocketAddr, Arc<dyn Node>)>,
+        reached: &mut HashMap<NodeId, (SocketAddr, Reached)>,
         connect: &Connect,
     ) {
         let (well, unwell) = sort(told);
@@ -119,7 +135,7 @@ impl Discovered {
             }
         }
         let doubted = reached.iter().filter(|(id, _)| !well.contains_key(id));
-        let asked = doubted.map(async |(id, (_, node))| (*id, answers(node.as_ref()).await));
+        let asked = doubted.map(async |(id, (_, reached))| (*id, answers(reached.node.as_ref()).await));
         for (id, answers) in futures_util::future::join_all(asked).await {
             if answers {
                 tracing::debug!(node = %id, told = unwell.contains_key(&id), "a node answers that discovery does not vouch for");
@@ -128,18 +144,19 @@ impl Discovered {
                 reached.remove(&id);
             }
         }
-        let by_id = reached.iter().map(|(id, (_, node))| (*id, Arc::clone(node)));
+        let by_id = reached.iter().map(|(id, (_, reached))| (*id, reached.clone()));
         *self.by_id.write().expect(UNPOISONED) = by_id.collect();
         self.nodes.send_if_modified(|nodes| {
             let same = |node: &Arc<dyn Node>| {
                 reached
                     .get(&node.id())
-                    .is_some_and(|(_, now)| Arc::ptr_eq(now, node))
+                    .is_some_and(|(_, now)| Arc::ptr_eq(&now.node, node))
             };
             if nodes.len() == reached.len() && nodes.iter().all(same) {
                 return false;
             }
-            *nodes = reached.values().map(|(_, node)| Arc::clone(node)).collect();
+            let all = reached.values().map(|(_, reached)| Arc::clone(&reached.node));
+            *nodes = all.collect();
             nodes.sort_by_key(|node| node.id());
             true
         });
@@ -159,6 +176,7 @@ mod tests {
     use ports::discovery::{Instance, Role};
 
     use super::*;
+    use crate::no_volumes::NoVolumes;
 
     fn found(id: &str, port: u16, health: Health) -> Found {
         Found {
@@ -208,12 +226,16 @@ mod tests {
         let seen = Arc::clone(&asked);
         let connect: Connect = Box::new(move |id, address| {
             seen.lock().unwrap().push(address.port());
-            Arc::new(mute::Mute(id))
+            Reached {
+                node: Arc::new(mute::Mute(id)),
+                volumes: Arc::new(NoVolumes("a node that answers nothing".to_owned())),
+            }
         });
         let stop = CancellationToken::new();
         let following = tokio::spawn(Arc::clone(&fleet).follow(members, connect, stop.clone()));
         let mut nodes = fleet.nodes();
         nodes.wait_for(|nodes| nodes.len() == 1).await.unwrap();
+        assert!(fleet.files_on(id).is_some() && fleet.files_on(NodeId::random()).is_none());
         told.send_replace(Arc::new(Members {
             found: Vec::new(),
             known: Known::Stale("gone".to_owned()),
@@ -227,6 +249,7 @@ mod tests {
             refused: 0,
         }));
         nodes.wait_for(Vec::is_empty).await.unwrap();
+        assert!(fleet.files_on(id).is_none());
         assert_eq!(*asked.lock().unwrap(), [1]);
         stop.cancel();
         following.await.unwrap();

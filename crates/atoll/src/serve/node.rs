@@ -7,7 +7,7 @@ use artifact::Images;
 use model::NodeId;
 use node::LocalNode;
 use ports::discovery::Capacity;
-use ports::{Blobs, Node as _};
+use ports::{Blobs, Node as _, VolumeFiles};
 
 use super::members::Members;
 use crate::data::DataDir;
@@ -80,6 +80,11 @@ impl NodeRole {
             images::evict_until(images, runtime, settings.image_cache_mib, tasks.stop()),
         );
         Ok(Self { agent, machines })
+    }
+
+    /// The files in its volumes.
+    pub(crate) fn volume_files(&self) -> Arc<dyn VolumeFiles> {
+        self.machines.volume_files()
     }
 
     /// Its name for ever.

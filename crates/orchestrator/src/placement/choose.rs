@@ -182,6 +182,18 @@ impl View {
             best: None,
             passed: 0,
         };
+        if let Some(only) = wish.only {
+            let mut filtered = Filtered::default();
+            let Some(slot) = self.slot(only) else {
+                return Err(filtered);
+            };
+            match best.look_at(slot) {
+                // There is none to be asked in the place of one that rests.
+                Ok(()) | Err(Reason::Failing) => return Ok(self.claim(slot, need, wish.team, now)),
+                Err(reason) => filtered.count(reason),
+            }
+            return Err(filtered);
+        }
         let choices = self.policy.choices.max(1) * (1 + tried.len());
         if let Some(home) = home {
             let _ = best.look_at(home);

@@ -197,6 +197,15 @@ impl Search<'_> {
         self.placement.failed(reserved.node);
     }
 
+    /// Why the only node is not asked, as what it does: `takes nothing new now (cordoned)`.
+    #[must_use]
+    pub fn why_not(&self) -> String {
+        match self.refusals.first() {
+            Some(reason) => format!("takes nothing new now ({})", reason.as_str()),
+            None => "is away".to_owned(),
+        }
+    }
+
     /// What the client is told: how many nodes were asked and refused, and how many were not asked, each with the reason.
     #[must_use]
     pub fn no_capacity(&self) -> ManagerError {

@@ -133,6 +133,13 @@ impl Refusals {
         self.filtered = filtered;
     }
 
+    /// The first reason for which a node was not asked.
+    pub(super) fn first(&self) -> Option<Reason> {
+        Reason::ALL
+            .into_iter()
+            .find(|reason| self.filtered.of(*reason) > 0)
+    }
+
     /// What the client is told.
     #[must_use]
     pub fn no_capacity(&self) -> ManagerError {

@@ -74,6 +74,8 @@ pub struct Wish<'a> {
     pub zone: Option<&'a str>,
     /// The node where it should be, as one that has its memory.
     pub home: Option<NodeId>,
+    /// The only node where it can be, as one that has its volumes.
+    pub only: Option<NodeId>,
     /// The runtime that it must have.
     pub runtime: Option<&'a str>,
     /// What its runtime must be able to do.
@@ -93,6 +95,7 @@ impl Wish<'_> {
             base: None,
             zone: None,
             home: None,
+            only: None,
             runtime: None,
             needs: Needs::NOTHING,
             excluded: &[],

@@ -20,9 +20,6 @@ const SIGHT_LOST_MAX: Duration = Duration::from_secs(5);
 
 /// Why it is not resumed, where its node is away and it cannot be elsewhere.
 const AWAY: &str = "the node that it is paused on is away, and other nodes do not have its disk; try again when that node is back";
-/// The same, of one that has volumes.
-const VOLUMES_AWAY: &str =
-    "the node that it is paused on, and that has its volumes, is away; try again when that node is back";
 /// Why memory is not used.
 const MEMORY_AWAY: &str = "the node that has it is away";
 
@@ -55,7 +52,8 @@ impl Orchestrator {
         wish: Wish,
     ) -> Result<(), ManagerError> {
         if !paused.volumes.is_empty() {
-            return Err(ManagerError::NoCapacity(VOLUMES_AWAY.to_owned()));
+            let why = "is away; try again when it is back";
+            return Err(self.not_at_home(&paused.volumes, left.home, why));
         }
         if !self.is_stowed(left.snapshot).await? {
             return Err(ManagerError::NoCapacity(AWAY.to_owned()));

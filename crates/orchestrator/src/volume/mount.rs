@@ -1,8 +1,8 @@
 //! Which volumes a new sandbox has, and where (contract 3.4).
 use std::collections::{BTreeSet, HashMap};
 
-use model::{TeamId, Volume, VolumeMount};
-use ports::ManagerError;
+use model::{NodeId, TeamId, Volume, VolumeMount, VolumeState};
+use ports::{ManagerError, StoreError};
 
 use super::mounts::Taken;
 use crate::failure;
@@ -14,6 +14,15 @@ const MOUNTS_MAX: usize = 32;
 const PATH_BYTES_MAX: usize = 1024;
 /// Where a sandbox's kernel and its daemon show themselves: nothing is laid over them.
 const TAKEN: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
+
+/// The volumes of a new sandbox. None of them is deleted by this process while this lives.
+pub(crate) struct Mounted {
+    /// What it is stored with.
+    pub(crate) mounts: Vec<VolumeMount>,
+    /// Where it must run, as its volumes lie there.
+    pub(crate) home: Option<NodeId>,
+    _taken: Taken,
+}
 
 /// What is wrong with a path at which a volume is to be mounted.
 fn wrong_path(path: &str) -> Option<String> {
@@ -58,6 +67,12 @@ fn mounts(
     for (index, (name, path)) in wanted.iter().enumerate() {
         let reason = match known.get(name.as_str()) {
             None => Some(format!("volume '{}' not found", shown(name))),
+            Some(volume) if volume.state == VolumeState::Making => {
+                Some(format!("volume '{}' is being made", volume.name))
+            }
+            Some(volume) if volume.state == VolumeState::Doomed => {
+                Some(format!("volume '{}' is being deleted", volume.name))
+            }
             Some(_) => wrong_path(path)
                 .or_else(|| (!paths.insert(path)).then(|| format!("path '{path}' is already used"))),
         };
@@ -83,6 +98,31 @@ fn mounts(
     }
 }
 
+/// Where all of these volumes lie; a sandbox runs on one node, and those of two it cannot have.
+fn one_home<'a>(
+    homes: impl Iterator<Item = (&'a str, Option<NodeId>)>,
+) -> Result<Option<NodeId>, ManagerError> {
+    let mut first: Option<(&str, NodeId)> = None;
+    for (name, home) in homes {
+        let Some(home) = home else {
+            return Err(ManagerError::VolumeLost(format!(
+                "it is not known on which node volume '{name}' lies"
+            )));
+        };
+        match first {
+            None => first = Some((name, home)),
+            Some((_, one)) if one == home => {}
+            Some((other, one)) => {
+                return Err(ManagerError::Invalid(format!(
+                    "invalid mounts:\n\t- volume '{other}' lies on node {one} and volume '{name}' on node {home}: a sandbox runs \
+                     on one node, which must have all of its volumes; copy the files of one to a volume beside the other"
+                )));
+            }
+        }
+    }
+    Ok(first.map(|(_, home)| home))
+}
+
 /// A name as clients are told of it, whatever they sent.
 fn shown(name: &str) -> String {
     name.chars().take(128).collect()
@@ -94,7 +134,7 @@ impl Orchestrator {
         &self,
         team: TeamId,
         wanted: &[(String, String)],
-    ) -> Result<(Vec<VolumeMount>, Taken), ManagerError> {
+    ) -> Result<Mounted, ManagerError> {
         let step = "reading the volumes";
         let volumes = &self.parts.volumes;
         let mut known = HashMap::new();
@@ -116,7 +156,49 @@ impl Orchestrator {
                 known.retain(|_, volume| volume.id != id);
             }
         }
-        Ok((mounts(wanted, &known)?, taken))
+        let mounts = mounts(wanted, &known)?;
+        let homes = mounts.iter().filter_map(|mount| known.get(mount.name.as_str()));
+        let homes = homes.map(|volume| (volume.name.as_str(), self.home_of(volume)));
+        let home = one_home(homes)?;
+        Ok(Mounted {
+            mounts,
+            home,
+            _taken: taken,
+        })
+    }
+
+    /// Looks at the volumes of a sandbox that is stored by now, and not started: another process may have deleted one of them
+    /// before it could see who has it.
+    pub(crate) async fn are_there_still(&self, mounts: &[VolumeMount]) -> Result<(), ManagerError> {
+        for mount in mounts {
+            let volume: Result<_, StoreError> = self.parts.volumes.volume(mount.volume).await;
+            let volume = volume.map_err(failure::store("reading the volumes"))?;
+            if volume.is_none_or(|volume| volume.state != VolumeState::Ready) {
+                return Err(ManagerError::Invalid(format!(
+                    "invalid mounts:\n\t- volume '{}' is being deleted",
+                    mount.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a sandbox does not start where its volumes lie, and so nowhere.
+    pub(crate) fn not_at_home(&self, mounts: &[VolumeMount], home: NodeId, why: &str) -> ManagerError {
+        ManagerError::NoCapacity(format!(
+            "{}, and what has it starts nowhere else: that node {why}",
+            lies(mounts, home)
+        ))
+    }
+}
+
+/// Which volumes lie where.
+pub(crate) fn lies(mounts: &[VolumeMount], home: NodeId) -> String {
+    let names: BTreeSet<_> = mounts.iter().map(|mount| mount.name.as_str()).collect();
+    let names: Vec<_> = names.into_iter().map(|name| format!("'{name}'")).collect();
+    match names.as_slice() {
+        [one] => format!("volume {one} lies on node {home}"),
+        many => format!("volumes {} lie on node {home}", many.join(", ")),
     }
 }
 
@@ -135,6 +217,9 @@ mod tests {
             name: name.to_owned(),
             size: MiB(1),
             created_at: SystemTime::UNIX_EPOCH,
+            home: None,
+            state: VolumeState::Ready,
+            version: 0,
         }
     }
 
@@ -206,5 +291,32 @@ mod tests {
         let known = HashMap::from([("a", volume("a"))]);
         assert!(mounts(&wanted, &known).is_err());
         assert_eq!(mounts(&wanted[..MOUNTS_MAX], &known).unwrap().len(), MOUNTS_MAX);
+    }
+
+    #[test]
+    fn what_is_being_made_or_deleted_is_not_mounted() {
+        for (state, told) in [(VolumeState::Making, "made"), (VolumeState::Doomed, "deleted")] {
+            let known = HashMap::from([("a", Volume { state, ..volume("a") })]);
+            let error = mounts(&[("a".to_owned(), "/a".to_owned())], &known).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("invalid mounts:\n\t- volume mount #0: volume 'a' is being {told}")
+            );
+        }
+    }
+
+    #[test]
+    fn volumes_of_one_node_go_together_and_those_of_two_are_named() {
+        let (x, y) = (NodeId::random(), NodeId::random());
+        let home = |homes: &[(&'static str, Option<NodeId>)]| one_home(homes.iter().copied());
+        assert_eq!(home(&[]).unwrap(), None);
+        assert_eq!(home(&[("a", Some(x)), ("b", Some(x))]).unwrap(), Some(x));
+        let told = home(&[("a", Some(x)), ("c", Some(x)), ("b", Some(y))]).unwrap_err();
+        assert_eq!(told.kind(), model::Kind::Invalid);
+        let told = told.to_string();
+        let both = format!("volume 'a' lies on node {x} and volume 'b' on node {y}");
+        assert!(told.contains(&both), "{told}");
+        let told = home(&[("a", None)]).unwrap_err().to_string();
+        assert!(told.contains("volume 'a'"), "{told}");
     }
 }

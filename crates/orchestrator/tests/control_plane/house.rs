@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use model::Team;
 use orchestrator::{Config, Orchestrator, Parts};
 use ports::store::contract;
+use ports::volumes::OneNode;
 use ports::{
     Catalog, Clock, Fleet, Node, SandboxStore, TeamStore, TemplateStore, blobs, bus, catalog, limits, store,
 };
@@ -147,7 +148,7 @@ impl House {
             templates: self.store.clone(),
             builds: self.store.clone(),
             volumes: self.store.clone(),
-            volume_files: self.files.clone(),
+            volume_nodes: Arc::new(OneNode::new(self.machines[0].id, self.files.clone())),
             blobs: self.blobs.clone(),
             teams: self.store.clone(),
             catalog: Arc::new(Far {

@@ -32,6 +32,16 @@ impl FakeFiles {
         self.inner().failure = Some(error);
     }
 
+    /// What was to fail, and did not.
+    pub(crate) fn take_failure(&self) -> Option<FileError> {
+        self.inner().failure.take()
+    }
+
+    /// Has a volume that nobody told it to make.
+    pub(crate) fn has(&self, id: VolumeId) {
+        self.inner().volumes.insert(id);
+    }
+
     pub(crate) fn volumes(&self) -> BTreeSet<VolumeId> {
         self.inner().volumes.clone()
     }
@@ -60,6 +70,10 @@ impl VolumeFiles for FakeFiles {
         }
         inner.volumes.remove(&id);
         Ok(())
+    }
+
+    async fn held(&self) -> Result<Vec<VolumeId>, FileError> {
+        Ok(self.volumes().into_iter().collect())
     }
 
     async fn stat(&self, id: VolumeId, path: &str) -> Result<FileStat, FileError> {

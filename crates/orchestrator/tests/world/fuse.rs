@@ -332,8 +332,17 @@ impl VolumeStore for Fused<dyn VolumeStore> {
     async fn all_volumes(&self) -> Result<Vec<Volume>, StoreError> {
         self.fuse.store(self.part.all_volumes()).await
     }
-    async fn remove_volume(&self, id: VolumeId) -> Result<(), StoreError> {
-        self.fuse.store(self.part.remove_volume(id)).await
+    async fn update_volume(&self, volume: &Volume) -> Result<u64, StoreError> {
+        self.fuse.store(self.part.update_volume(volume)).await
+    }
+    async fn give_up_volume(&self, volume: &Volume) -> Result<(), StoreError> {
+        self.fuse.store(self.part.give_up_volume(volume)).await
+    }
+    async fn volume_remains(&self) -> Result<Vec<Volume>, StoreError> {
+        self.fuse.store(self.part.volume_remains()).await
+    }
+    async fn forget_remains(&self, id: VolumeId) -> Result<(), StoreError> {
+        self.fuse.store(self.part.forget_remains(id)).await
     }
 }
 
@@ -344,6 +353,9 @@ impl VolumeFiles for Fused<dyn VolumeFiles> {
     }
     async fn discard(&self, id: VolumeId) -> Result<(), FileError> {
         self.fuse.files(self.part.discard(id)).await
+    }
+    async fn held(&self) -> Result<Vec<VolumeId>, FileError> {
+        self.fuse.files(self.part.held()).await
     }
     async fn stat(&self, id: VolumeId, path: &str) -> Result<FileStat, FileError> {
         self.fuse.files(self.part.stat(id, path)).await

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "every test file uses its own part of the world")]
 
 mod fake_files;
+mod fake_homes;
 mod fake_node;
 mod fuse;
 
@@ -22,6 +23,7 @@ use ports::{
 };
 
 pub(crate) use fake_files::FakeFiles;
+pub(crate) use fake_homes::{Disks, FakeNodes};
 pub(crate) use fake_node::FakeNode;
 #[allow(unused_imports, reason = "every test file uses its own part of the world")]
 pub(crate) use fuse::{Dice, Fuse, Fused};
@@ -92,7 +94,7 @@ struct Bare {
     teams: Arc<dyn TeamStore>,
     builds: Arc<dyn BuildStore>,
     volumes: Arc<dyn VolumeStore>,
-    files: Arc<FakeFiles>,
+    disks: Disks,
     blobs: Arc<blobs::Memory>,
     bus: Arc<bus::Memory>,
     clock: Arc<Hands>,
@@ -102,6 +104,11 @@ struct Bare {
 }
 
 impl Bare {
+    /// What a node has of volumes.
+    fn files_of(&self, node: &FakeNode) -> Arc<FakeFiles> {
+        Arc::clone(self.disks.lock().unwrap().entry(node.id()).or_default())
+    }
+
     /// The parts of a process, which dies when the fuse burns through.
     fn parts(
         &self,
@@ -124,7 +131,12 @@ impl Bare {
             teams: self.teams.clone(),
             builds: self.builds.clone(),
             volumes: self.volumes.clone(),
-            volume_files: self.files.clone(),
+            volume_nodes: Arc::new(FakeNodes {
+                disks: self.disks.clone(),
+                fleet: fleet.clone(),
+                fuse: fuse.clone(),
+                only: (!self.config.shared).then(|| node.id()),
+            }),
             blobs: self.blobs.clone(),
             catalog: catalog.clone(),
             limits: Arc::new(limits::Memory::default()),
@@ -139,8 +151,7 @@ impl Bare {
             parts.sandboxes = Arc::new(Fused::new(parts.sandboxes, fuse.clone()));
             parts.templates = Arc::new(Fused::new(parts.templates, fuse.clone()));
             parts.builds = Arc::new(Fused::new(parts.builds, fuse.clone()));
-            parts.volumes = Arc::new(Fused::new(parts.volumes, fuse.clone()));
-            parts.volume_files = Arc::new(Fused::new(parts.volume_files, fuse));
+            parts.volumes = Arc::new(Fused::new(parts.volumes, fuse));
         }
         parts
     }
@@ -185,7 +196,7 @@ impl World {
             teams: store,
             builds: shelf.clone(),
             volumes: shelf,
-            files: Arc::default(),
+            disks: Arc::default(),
             blobs: Arc::default(),
             bus: Arc::default(),
             clock,
@@ -203,7 +214,7 @@ impl World {
             teams: bare.teams.clone(),
             builds: bare.builds.clone(),
             volumes: bare.volumes.clone(),
-            files: bare.files.clone(),
+            files: bare.files_of(&node),
             blobs: bare.blobs.clone(),
             bus: bare.bus.clone(),
             clock: bare.clock.clone(),
@@ -238,6 +249,11 @@ impl World {
         self.bare.others.push(node.clone());
         self.reborn(None);
         node
+    }
+
+    /// What a node has of volumes.
+    pub(crate) fn files_of(&self, node: &FakeNode) -> Arc<FakeFiles> {
+        self.bare.files_of(node)
     }
 
     /// A node is away.
