@@ -95,6 +95,18 @@ class Fleet:
         """Tells a node that it is `ready`, `cordoned` or `draining`."""
         self.call("POST", f"/nodes/{node['identity']}", {"status": status, **how}, expect=204, api=OPERATED)
 
+    @contextlib.contextmanager
+    def marked(self, node, status, **how):
+        """Tells a node something, and opens it again in the end."""
+        self.tell(node, status, **how)
+        try:
+            # Every API asks the nodes, and is told the same.
+            for api in range(len(self.apis)):
+                assert self.held(api)[node["identity"]]["status"] == status
+            yield
+        finally:
+            self.tell(node, "ready")
+
     def on(self, node):
         """What a node holds."""
         return set(self.call("GET", f"/nodes/{node['identity']}", api=OPERATED)["sandboxes"])

@@ -7,19 +7,6 @@ from e2b import SandboxException
 from fleet import OPERATED, eventually
 
 
-@contextlib.contextmanager
-def told(fleet, node, status, **how):
-    """Tells a node something, and opens it again in the end."""
-    fleet.tell(node, status, **how)
-    try:
-        # Every API asks the nodes, and is told the same.
-        for api in range(len(fleet.apis)):
-            assert fleet.held(api)[node["identity"]]["status"] == status
-        yield
-    finally:
-        fleet.tell(node, "ready")
-
-
 def drain_of(fleet, node):
     return fleet.call("GET", f"/nodes/{node['identity']}", api=OPERATED)["drain"]
 
@@ -34,7 +21,7 @@ def reads(fleet, sandbox, path):
 def test_a_cordoned_node_gets_nothing_new_and_keeps_what_it_has(fleet, fresh):
     node = fleet.nodes[0]
     kept = fleet.made_on(node, fresh)
-    with told(fleet, node, "cordoned"):
+    with fleet.marked(node, "cordoned"):
         before = fleet.on(node)
         for api in range(len(fleet.apis)):
             for _ in range(4):
@@ -60,7 +47,7 @@ def test_a_drained_node_is_emptied_and_nothing_is_lost(fleet, fresh):
         sandbox.files.write("/home/user/kept", "kept")
     paused.pause()
     # Nothing is waited for: all of it is moved with its disk.
-    with told(fleet, node, "draining", withinSeconds=0):
+    with fleet.marked(node, "draining", withinSeconds=0):
         eventually(lambda: drain_of(fleet, node)["isOver"], "it is empty", 120)
         drain = drain_of(fleet, node)
         assert (drain["left"], drain["waiting"], drain["moving"]) == (0, 0, 0), drain
@@ -76,7 +63,7 @@ def test_a_drain_is_carried_out_though_its_orchestrators_die(fleet, fresh):
     made = [fleet.made_on(node, fresh) for _ in range(3)]
     for sandbox in made:
         sandbox.files.write("/home/user/kept", sandbox.sandbox_id)
-    with told(fleet, node, "draining", withinSeconds=0):
+    with fleet.marked(node, "draining", withinSeconds=0):
         for name in ("orchestrator-1", "orchestrator-2"):
             fleet.die(name)
         fleet.settle()
@@ -90,7 +77,7 @@ def test_what_has_time_is_waited_for_until_an_operator_thinks_better_of_it(fleet
     node = fleet.nodes[0]
     sandbox = fleet.made_on(node, fresh)
     pid = sandbox.commands.run("sleep 1000", background=True).pid
-    with told(fleet, node, "draining", withinSeconds=3600, kill=True):
+    with fleet.marked(node, "draining", withinSeconds=3600, kill=True):
         eventually(lambda: drain_of(fleet, node)["waiting"] >= 1, "it is waited for")
         assert sandbox.commands.run("echo here").stdout == "here\n"
     assert pid in [process.pid for process in sandbox.commands.list()]

@@ -92,7 +92,13 @@ BUILDS = {
 VOLUMES = {
     "make": ["orchestrator/volume-stored", "container/volume-recorded", "orchestrator/volume-made"],
     "mount": ["container/volumes-attached"],
-    "delete": ["container/volume-removed", "orchestrator/volume-discarded", "orchestrator/volume-removed"],
+    "delete": [
+        "orchestrator/volume-doomed",
+        "orchestrator/volume-given-up",
+        "container/volume-removed",
+        "orchestrator/volume-discarded",
+        "orchestrator/volume-removed",
+    ],
 }
 
 # Processes that go on from what was written of them: their network is there before they are.
