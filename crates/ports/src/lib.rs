@@ -16,7 +16,7 @@
 //! ServiceDiscovery, Elections, Settings   who is there, who leads, what is set   (memory, a list; Consul)
 //! ResourceScheduler   who gets which resources where   (the machine; Nomad)
 //! Guest            edge ──▶ the ports inside a sandbox, through its node
-//! VolumeFiles      api ──▶ node              the files in volumes
+//! VolumeNodes ── VolumeFiles   orchestrator, api ──▶ node   which node has the files of volumes, and those (in-process; RPC)
 //! Runtime ── Machine   node ──▶ containers or microVMs
 //! step             what of a runtime's work failed, and how that is told
 //! ```

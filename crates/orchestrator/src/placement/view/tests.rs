@@ -383,6 +383,39 @@ fn a_team_is_spread_over_zones_and_a_preferred_zone_or_node_is_preferred() {
 }
 
 #[test]
+fn what_can_be_on_one_node_alone_is_there_or_nowhere() {
+    // Any other would be better: it is the fullest of them.
+    let mut view = fleet(50, |number, facts| {
+        if number == 7 {
+            facts.promised.memory = 15 * 1024;
+        }
+    });
+    let only = Wish {
+        only: Some(node(7)),
+        ..wish()
+    };
+    assert_eq!(chosen(&mut view, &only, 1), Ok(node(7)));
+    // That one has taken the rest of it.
+    check_refused(&mut view, &only, 1, Reason::Memory);
+    let mut view = fleet(50, |_, _| {});
+    let nobody = Wish {
+        only: Some(node(99)),
+        ..wish()
+    };
+    let told = view.choose(&nobody, &[], at(1)).unwrap_err();
+    assert_eq!(told, Filtered::default());
+    let told = view.choose(&only, &[node(7)], at(1)).unwrap_err();
+    assert_eq!((told.of(Reason::Excluded), told.sum()), (1, 1));
+    // One that rests from failures is asked, for there is no other; one that is closed is not.
+    for _ in 0..10 {
+        view.failed(node(7), at(1));
+    }
+    assert_eq!(chosen(&mut view, &only, 1), Ok(node(7)));
+    view.set_state(node(7), State::Cordoned);
+    check_refused(&mut view, &only, 1, Reason::Cordoned);
+}
+
+#[test]
 fn a_node_that_never_reported_is_asked_where_no_other_is_better() {
     let mut view = View::new(Policy::embedded(), 7);
     view.join(node(0));

@@ -96,7 +96,7 @@ pub async fn a_volume_that_was_given_up_leaves_its_name_and_remains(store: &dyn 
     ));
     assert_eq!(store.volume(first.id).await.unwrap(), None);
     assert_eq!(store.volume_named(team, "data").await.unwrap(), None);
-    assert_eq!(store.volumes(team).await.unwrap(), [other.clone()]);
+    assert_eq!(store.volumes(team).await.unwrap(), std::slice::from_ref(&other));
     assert!(!store.all_volumes().await.unwrap().contains(&first));
     assert_eq!(remains(first.id).await.as_ref(), Some(&first));
     assert_eq!(remains(other.id).await, None);
