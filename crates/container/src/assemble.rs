@@ -6,6 +6,9 @@
 //! ```
 //!
 //! What is told may be anybody's: no path in it leads out of this node's own layers, and it is bounded as a build of ours is.
+//!
+//! What is ours over an image's layers is made of them and of nothing else, so it does not travel: where it is not, it is made
+//! again, under a name that is made of theirs. So what somebody tells is never found where an image's own is looked for.
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
@@ -14,9 +17,11 @@ use model::{BuildId, MiB};
 use ports::RuntimeError;
 use ports::runtime::{PartImage, PartImages, Parts};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::build::{Build, FORM, Layer, Overlay};
 use crate::house::House;
+use crate::import::{self, OVER_IMAGE};
 use crate::step::At;
 
 /// Overlays of one root: ours have at most `/` and `/usr`.
@@ -42,7 +47,7 @@ struct ToldOverlay {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum ToldLayer {
-    /// That was made for a build, which must be there.
+    /// That was made for a build, which must be there, unless it was made over given layers alone.
     Made { build: BuildId, part: PathBuf },
     /// The machine's own `/usr`, of builds whose other layers are made of this machine.
     Host,
@@ -57,6 +62,60 @@ struct Coming {
     image: PartImage,
     partial: PathBuf,
     finished: PathBuf,
+}
+
+/// What is ours over an image's layers, on a node that does not have it.
+struct OverImage {
+    /// What it is called here.
+    name: BuildId,
+    /// The image's layers, the highest first.
+    below: Vec<PathBuf>,
+}
+
+impl OverImage {
+    fn new(below: Vec<PathBuf>) -> Self {
+        let mut hash = Sha256::new_with_prefix(b"atoll over layers\0");
+        for layer in &below {
+            // A layer is called by the digest of what is in it.
+            hash.update(layer.file_name().unwrap_or_default().as_encoded_bytes());
+            hash.update(b"\0");
+        }
+        let hash = hash.finalize();
+        let bytes = hash.first_chunk().expect("a hash is longer than an id");
+        Self {
+            name: BuildId(uuid::Builder::from_custom_bytes(*bytes).into_uuid()),
+            below,
+        }
+    }
+}
+
+impl Told {
+    /// Builds for which layers were made that it stands on.
+    fn made(&self) -> Vec<BuildId> {
+        let layers = self.overlays.iter().flat_map(|overlay| &overlay.layers);
+        let of = layers.filter_map(|layer| match layer {
+            ToldLayer::Made { build, .. } => Some(*build),
+            _ => None,
+        });
+        of.collect()
+    }
+}
+
+impl ToldOverlay {
+    /// The build, and the layers below by their places among those that are given, where the layer at a place is ours over an
+    /// image's.
+    fn over_image(&self, at: usize) -> Option<(BuildId, Vec<usize>)> {
+        let ToldLayer::Made { build, part } = self.layers.get(at)? else {
+            return None;
+        };
+        let below = self.layers.get(at + 1..)?;
+        let given = below.iter().map(|layer| match layer {
+            ToldLayer::Given(n) => Some(*n),
+            _ => None,
+        });
+        let given: Vec<usize> = given.collect::<Option<_>>()?;
+        (part == Path::new(OVER_IMAGE) && !given.is_empty()).then_some((*build, given))
+    }
 }
 
 impl House {
@@ -112,20 +171,34 @@ impl House {
         record: &serde_json::Value,
         given: Vec<PathBuf>,
         images: &dyn PartImages,
+        sudo: &Path,
     ) -> Result<(), RuntimeError> {
         let _under_way = self.builds.begin(&[id]);
         if self.builds.has(id) {
             return Ok(());
         }
-        let build = self.understand(id, record, &given)?;
-        let sealed: Vec<_> = build.sealed().into_iter().collect();
+        let told = Told::deserialize(record).map_err(|error| RuntimeError::CannotAssemble {
+            build: id,
+            why: "its record is not understood".to_owned(),
+            source: Some(error.into()),
+        })?;
+        // What was made for others stays until this one is on record.
+        let _below = self.builds.begin(&told.made());
+        let (build, ours) = self.understand(id, told, &given)?;
         // Neither are those cleared away that no record names yet.
-        let _theirs = self.builds.begin(&sealed);
+        let ids = ours.iter().map(|over| over.name).chain(build.sealed());
+        let _theirs = self.builds.begin(&ids.collect::<Vec<_>>());
         self.disks.has_room()?;
         let coming = self.missing(id, &build);
         let here = self.fetch(id, &coming, images).await;
         let done = here.and_then(|()| {
             failpoint::reach("container/parts-fetched");
+            for over in &ours {
+                let _alone = self.builds.making();
+                let layers = self.builds.layers(over.name);
+                import::over_image(&self.laying, &layers, &over.below, sudo)?;
+            }
+            failpoint::reach("container/image-laid");
             self.finish_assembly(id, &build, &coming)
         });
         if done.is_err() {
@@ -190,23 +263,18 @@ impl House {
         Ok(())
     }
 
-    /// What is told, as a build of this machine; refused where it cannot be one.
+    /// What is told, as a build of this machine, with what is to be made for it; refused where it cannot be one.
     fn understand(
         &self,
         id: BuildId,
-        record: &serde_json::Value,
+        told: Told,
         given: &[PathBuf],
-    ) -> Result<Build, RuntimeError> {
+    ) -> Result<(Build, Vec<OverImage>), RuntimeError> {
         let cannot = |why: String| RuntimeError::CannotAssemble {
             build: id,
             why,
             source: None,
         };
-        let told = Told::deserialize(record).map_err(|error| RuntimeError::CannotAssemble {
-            build: id,
-            why: "its record is not understood".to_owned(),
-            source: Some(error.into()),
-        })?;
         if told.form > FORM {
             return Err(cannot(format!(
                 "it has form {}, and this Atoll knows {FORM}",
@@ -216,16 +284,16 @@ impl House {
         if told.overlays.is_empty() || told.overlays.len() > OVERLAYS_MAX {
             return Err(cannot(format!("it has {} overlays", told.overlays.len())));
         }
+        let nth = |n: usize| {
+            let found = given.get(n).cloned();
+            found.ok_or_else(|| cannot(format!("layer {n} is not among those that were given")))
+        };
         let here = |layer: ToldLayer| match layer {
             ToldLayer::Sealed { build, upper } if is_name(&upper) => {
                 Ok(Layer::Sealed { sealed: build, upper })
             }
             ToldLayer::Host => Ok(Layer::Dir("/usr".into())),
-            ToldLayer::Given(n) => given
-                .get(n)
-                .cloned()
-                .map(Layer::Dir)
-                .ok_or_else(|| cannot(format!("layer {n} is not among those that were given"))),
+            ToldLayer::Given(n) => nth(n).map(Layer::Dir),
             ToldLayer::Made { build, part } if is_within(&part) => {
                 let dir = self.builds.layers(build).join(part);
                 if !dir.is_dir() {
@@ -240,14 +308,31 @@ impl House {
             }
         };
         let mut overlays = Vec::with_capacity(told.overlays.len());
+        let mut ours = Vec::new();
         for overlay in told.overlays {
             let target = overlay.target.strip_prefix('/').unwrap_or("..");
             if !is_name(&overlay.upper) || !(target.is_empty() || is_within(Path::new(target))) {
                 return Err(cannot("a name in it is none".to_owned()));
             }
+            let over = (0..overlay.layers.len()).find_map(|at| Some((at, overlay.over_image(at)?)));
+            let mut layers = overlay.layers;
+            let mut laid = Vec::with_capacity(layers.len());
+            if let Some((at, (build, below))) = over
+                && !self.builds.layers(build).join(OVER_IMAGE).is_dir()
+            {
+                let below = below.into_iter().map(nth).collect::<Result<_, _>>()?;
+                let over = OverImage::new(below);
+                let rest = layers.split_off(at + 1);
+                layers.pop();
+                laid.extend(layers.into_iter().map(here).collect::<Result<Vec<_>, _>>()?);
+                laid.push(Layer::Dir(self.builds.layers(over.name).join(OVER_IMAGE)));
+                layers = rest;
+                ours.push(over);
+            }
+            laid.extend(layers.into_iter().map(here).collect::<Result<Vec<_>, _>>()?);
             overlays.push(Overlay {
                 target: overlay.target,
-                layers: overlay.layers.into_iter().map(here).collect::<Result<_, _>>()?,
+                layers: laid,
                 upper: overlay.upper,
             });
         }
@@ -256,7 +341,7 @@ impl House {
             ..Build::of(overlays)
         };
         build.is_bounded().map_err(cannot)?;
-        Ok(build)
+        Ok((build, ours))
     }
 }
 

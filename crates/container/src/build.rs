@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use model::{BuildId, Memory, MiB};
 use serde::{Deserialize, Serialize};
@@ -150,6 +150,8 @@ pub(crate) struct Builds {
     settled: RwLock<()>,
     /// Those that somebody makes, or makes others from: they are not cleared away, on record or not.
     under_way: Mutex<Vec<BuildId>>,
+    /// Held by whoever makes layers of ours: two may make those of one image.
+    making: Mutex<()>,
 }
 
 /// Builds under way; no longer when this is dropped.
@@ -180,6 +182,7 @@ impl Builds {
             data: data.to_owned(),
             settled: RwLock::default(),
             under_way: Mutex::default(),
+            making: Mutex::default(),
         })
     }
 
@@ -191,6 +194,12 @@ impl Builds {
             builds: self,
             ids: ids.to_vec(),
         }
+    }
+
+    /// Held while layers of ours are made.
+    pub(crate) fn making(&self) -> MutexGuard<'_, ()> {
+        // What a panic left half made is made anew.
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Those that somebody makes, or makes others from.

@@ -27,20 +27,31 @@ pub(crate) fn root(layers: &Path, dir: &Path, sudo: &Path) -> Result<Build, Step
     Ok(Build::of(vec![overlay("/", "root", layers, [dir.to_owned()])]))
 }
 
-/// A build over unpacked layers, the lowest first, which must stay as they are from now on. They are looked at as the kernel
-/// lays them.
+/// A build over unpacked layers, the lowest first, which must stay as they are from now on.
 pub(crate) fn image(laying: &Laying, layers: &Path, given: &[PathBuf], sudo: &Path) -> Result<Build, Step> {
-    let partial = fresh(layers)?;
-    let own = partial.join("root");
-    fs::create_dir(&own).at(format!("making {}", own.display()))?;
     let below: Vec<PathBuf> = given.iter().rev().cloned().collect();
+    over_image(laying, layers, &below, sudo)?;
+    Ok(Build::of(vec![overlay("/", OVER_IMAGE, layers, below)]))
+}
+
+/// The part of a build's layers that is ours over an image's.
+pub(crate) const OVER_IMAGE: &str = "root";
+
+/// Makes what is ours over an image's layers, the highest first, as the kernel lays them. One that is there was made of the same,
+/// and others may stand on it: it stays.
+pub(crate) fn over_image(laying: &Laying, layers: &Path, below: &[PathBuf], sudo: &Path) -> Result<(), Step> {
+    if layers.join(OVER_IMAGE).is_dir() {
+        return Ok(());
+    }
+    let partial = fresh(layers)?;
+    let own = partial.join(OVER_IMAGE);
+    fs::create_dir(&own).at(format!("making {}", own.display()))?;
     {
         let mut laid = vec![own.clone()];
         laid.extend(below.iter().cloned());
         rootfs::layer_over_image(view(laying, laid)?, &own, Some(sudo))?;
     }
-    finish(&partial, layers)?;
-    Ok(Build::of(vec![overlay("/", "root", layers, below)]))
+    finish(&partial, layers)
 }
 
 /// Ours, which is called `own`, over what is given, the highest first.

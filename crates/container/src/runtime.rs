@@ -119,6 +119,7 @@ impl Containers {
         let house = Arc::clone(&self.house);
         blocking(move || {
             let _under_way = house.builds.begin(&[build]);
+            let _alone = house.builds.making();
             let made = make(&house, &house.builds.layers(build))?;
             Ok(house.builds.put(build, &made)?)
         })
@@ -301,7 +302,8 @@ impl Runtime for Containers {
         given: Vec<PathBuf>,
         images: &dyn PartImages,
     ) -> Result<(), RuntimeError> {
-        self.house.assemble(build, record, given, images).await
+        let assembled = self.house.assemble(build, record, given, images, &self.sudo);
+        assembled.await
     }
 
     async fn copy_kept(&self, sandbox: SandboxId, into: BuildId) -> Result<(), RuntimeError> {

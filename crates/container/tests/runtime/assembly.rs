@@ -11,6 +11,7 @@ use ports::{MachineSpec, Runtime as _, RuntimeError};
 use crate::client::run;
 use crate::copies::{begin, copy};
 use crate::house::{eventually, with_house};
+use crate::images::busybox;
 
 /// Images as they were opened.
 struct Taken(BTreeMap<PartImage, File>);
@@ -62,6 +63,135 @@ fn a_build_goes_elsewhere_and_comes_back() {
             let said = run(&*machine, "user", "cat ~/low ~/high").await;
             assert_eq!(said, "sealed\nown\n", "{again}");
         }
+    });
+}
+
+#[test]
+fn what_is_ours_over_an_image_is_made_again_where_it_is_not() {
+    with_house(async |house| {
+        let image = BuildId::random();
+        let base = busybox(house);
+        let given = || vec![base.clone()];
+        house
+            .runtime
+            .import(image, given())
+            .await
+            .expect("it is imported");
+        let source = begin(house, image).await;
+        run(&*source, "user", "echo low > ~/low").await;
+        let (below, above) = (copy(&source).await, BuildId::random());
+        house.runtime.seal(below, above).await.expect("it is sealed");
+        let over = begin(house, above).await;
+        run(&*over, "user", "echo own > ~/high; sudo touch /etc/ours").await;
+        let build = copy(&over).await;
+        let parts = house.runtime.parts(build).await.expect("its parts");
+        assert_eq!(parts.given, given());
+        house.stop_all().await;
+        eventually("all slots are given back", || house.records() == 0).await;
+        let all = [image, below, above, build];
+        house.runtime.remove_builds(&all).await.expect("they are removed");
+        let ours = || {
+            let layers = std::fs::read_dir(house.dir.join("layers")).expect("the directory");
+            layers
+                .map(|entry| entry.expect("an entry").path())
+                .collect::<Vec<_>>()
+        };
+        assert!(ours().is_empty(), "as on a node that never saw the image");
+        let (record, images) = (parts.record, Taken(parts.images));
+        // It is not made for a build that cannot be put together.
+        let none = Taken(BTreeMap::new());
+        let failed = house.runtime.assemble(build, &record, given(), &none).await;
+        assert!(
+            matches!(failed, Err(RuntimeError::CannotAssemble { .. })),
+            "{failed:?}"
+        );
+        assert!(ours().is_empty() && !house.runtime.has_build(build).await);
+        // Nor over nothing: that no image was below it.
+        let text = record.to_string();
+        let bare = serde_json::from_str(&text.replace(r#",{"given":0}"#, "")).expect("JSON");
+        assert_ne!(bare, record);
+        let refused = house.runtime.assemble(build, &bare, given(), &images).await;
+        assert!(
+            matches!(refused, Err(RuntimeError::CannotAssemble { .. })),
+            "{refused:?}"
+        );
+        let assembled = house.runtime.assemble(build, &record, given(), &images).await;
+        assembled.expect("it comes back");
+        assert_eq!(house.runtime.layers_of(build).await, given());
+        let made = ours();
+        assert_eq!(made.len(), 1);
+        assert_ne!(
+            made[0].file_name(),
+            Some(image.to_string().as_ref()),
+            "its name is of what is below"
+        );
+        let machine = begin(house, build).await;
+        let said = run(
+            &*machine,
+            "user",
+            "cat ~/low ~/high; test -e /etc/ours; id -un; sudo id -u",
+        )
+        .await;
+        assert_eq!(said, "low\nown\nuser\n0\n");
+        // The image comes after all, and has its own.
+        house
+            .runtime
+            .import(image, given())
+            .await
+            .expect("it is imported");
+        assert_eq!(ours().len(), 2);
+        assert_eq!(run(&*machine, "user", "cat ~/low").await, "low\n");
+        assert_eq!(
+            run(&*begin(house, image).await, "user", "sudo id -u").await,
+            "0\n"
+        );
+        // What came goes on from here, as it came.
+        let told = house.runtime.parts(build).await.expect("its parts");
+        assert_eq!(told.given, given());
+        let again = house
+            .runtime
+            .assemble(BuildId::random(), &told.record, given(), &images)
+            .await;
+        again.expect("it is put together");
+        assert_eq!(ours().len(), 2);
+        // It goes when nothing stands on it.
+        house.stop_all().await;
+        eventually("all slots are given back", || house.records() == 0).await;
+        let all = house.runtime.builds().await;
+        house.runtime.remove_builds(&all).await.expect("they are removed");
+        assert!(ours().is_empty(), "{:?}", ours());
+    });
+}
+
+#[test]
+fn an_image_that_comes_again_leaves_alone_what_others_stand_on() {
+    use std::os::unix::fs::MetadataExt as _;
+    with_house(async |house| {
+        let (image, base) = (BuildId::random(), busybox(house));
+        let import = async || {
+            house
+                .runtime
+                .import(image, vec![base.clone()])
+                .await
+                .expect("it is imported")
+        };
+        import().await;
+        let machine = begin(house, image).await;
+        let build = copy(&machine).await;
+        house.stop_all().await;
+        eventually("all slots are given back", || house.records() == 0).await;
+        house
+            .runtime
+            .remove_builds(&[image])
+            .await
+            .expect("it is removed");
+        let over = begin(house, build).await;
+        let root = house.dir.join("layers").join(image.to_string()).join("root");
+        let inode = || std::fs::metadata(&root).expect("it is there").ino();
+        let before = inode();
+        import().await;
+        assert_eq!(inode(), before);
+        assert_eq!(run(&*over, "user", "sudo id -u").await, "0\n");
     });
 }
 
