@@ -4,6 +4,7 @@
 //! image ──publish──▶ packs/<digest>   compressed blocks, one behind the other, up to 16 MiB
 //!                    disks/<digest>   the manifest: which block lies where, and its digest
 //!                    builds/<digest>  what a build consists of: which disks, over which layers
+//!                    layers/<digest>  the archive of such a layer (`images/travel.rs`)
 //! manifest ──restore──▶ image         whole, with its holes
 //! manifest ──Lazy────▶ blocks         one by one, as they are wanted
 //! ```
@@ -52,6 +53,10 @@ pub enum DiskError {
 
 pub(crate) fn pack_key(pack: Digest) -> String {
     format!("packs/{}", pack.hex())
+}
+
+pub(crate) fn layer_key(archive: Digest) -> String {
+    format!("layers/{}", archive.hex())
 }
 
 pub(crate) fn description_key(description: Digest) -> String {

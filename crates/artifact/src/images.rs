@@ -8,8 +8,10 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::recipe::RegistryCredentials;
+use ports::Blobs;
 use tokio::sync::mpsc;
 
 use crate::digest::Digest;
@@ -22,10 +24,13 @@ use crate::registry::Client;
 mod error;
 mod imported;
 mod mend;
+mod pipe;
 mod pull;
+mod travel;
 
 pub use error::PullError;
 pub use imported::Imported;
+pub use travel::{LayerArchives, LayersHere, TravelError};
 
 /// What happens while an image is fetched. Whoever does not listen misses it, and nothing waits for him.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +118,7 @@ pub struct Images {
     layers: Arc<Layers>,
     client: Client,
     policy: Arc<Policy>,
+    keeps_archives: bool,
 }
 
 impl Images {
@@ -132,7 +138,18 @@ impl Images {
             client: Client::new(Arc::clone(&policy)).map_err(OpenError::Authorities)?,
             policy,
             dir,
+            keeps_archives: false,
         })
+    }
+
+    /// Whether what layers are unpacked from is kept beside them, so that they can be brought to the blobs ([`Images::stow`]).
+    /// It takes room, compressed, which counts as the layers' own.
+    #[must_use]
+    pub fn keeping_archives(self, keeps_archives: bool) -> Self {
+        Self {
+            keeps_archives,
+            ..self
+        }
     }
 
     /// What a name means: the registry of the policy where it names none.
@@ -183,10 +200,36 @@ impl Images {
         imported::forget(self, name).await
     }
 
-    /// Where a layer is, if it is here, by the digest of what is in it.
-    #[must_use]
-    pub fn layer(&self, diff: Digest) -> Option<PathBuf> {
-        Some(self.layers.path(diff)).filter(|dir| dir.is_dir())
+    /// Brings to the blobs the archives of those of these layers that are not there, the highest first; what is there of them
+    /// by then. `known` are archives that something names which stays in the blobs until this is over; others are brought
+    /// again where they were brought longer ago than `young`, since nobody may name them any more. A layer without an archive
+    /// that is kept is left out.
+    ///
+    /// # Errors
+    /// See [`TravelError`]. What was brought by then is whole.
+    pub async fn stow(
+        &self,
+        blobs: &dyn Blobs,
+        layers: &[Digest],
+        known: &LayerArchives,
+        young: Duration,
+    ) -> Result<LayerArchives, TravelError> {
+        travel::stow(self, blobs, layers, known, young).await
+    }
+
+    /// Has layers here, the highest first, of which those that are not are had from the blobs, as a pull would have them from
+    /// a registry: within the same bounds, and verified by both of their digests. Dropping the future ends it, and leaves
+    /// whole layers.
+    ///
+    /// # Errors
+    /// See [`TravelError`]. Layers that have come by then are whole, and need not come again.
+    pub async fn fetch(
+        &self,
+        blobs: &dyn Blobs,
+        layers: &[Digest],
+        archives: &LayerArchives,
+    ) -> Result<LayersHere, TravelError> {
+        travel::fetch(self, blobs, layers, archives).await
     }
 
     /// Removes layers that were not used for the longest time, until all take no more than so many bytes. Those in `in_use`

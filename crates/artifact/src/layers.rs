@@ -4,8 +4,12 @@
 //! <dir>/layers/<hex>          a whole layer, as overlayfs takes it; nobody writes into it
 //! <dir>/layers/.partial-<n>   one that is being unpacked, or whose process died: swept when the store is opened
 //! <dir>/layers/.trash-<n>     one that is being removed: as above
+//! <dir>/archives/<hex>        what a layer was unpacked from, compressed, where layers are to go elsewhere; there before it
+//! <dir>/archives/.partial-<n> as above
 //! <dir>/facts/<hex>.json      what is known of a layer; written before it has its name, and its time is the last use
 //! ```
+mod kept;
+
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
@@ -18,6 +22,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::layer::{LayerError, Limits, Unpacked, unpack};
+
+use kept::Kept;
+pub use kept::LayerArchive;
 
 /// A layer that was used so lately is not removed: whoever used it may not yet have said so.
 const GRACE: Duration = Duration::from_secs(600);
@@ -38,12 +45,16 @@ pub(crate) struct Facts {
     /// Nothing of lower layers shows through it.
     #[serde(default)]
     pub(crate) hides_all: bool,
+    /// What it was unpacked from, if that was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    archive: Option<LayerArchive>,
 }
 
 impl Facts {
-    fn of(unpacked: &Unpacked) -> Self {
+    fn of(unpacked: &Unpacked, archive: Option<LayerArchive>) -> Self {
         Self {
-            disk_bytes: unpacked.disk_bytes,
+            disk_bytes: unpacked.disk_bytes + archive.map_or(0, |archive| archive.bytes),
+            archive,
             bytes: unpacked.bytes,
             implied: unpacked.implied.iter().map(hex::encode).collect(),
             hides_all: unpacked.hides_all,
@@ -125,7 +136,7 @@ impl Layers {
         let mut private = fs::DirBuilder::new();
         // Programs with the set-user-ID bit are in there: no user of the host may come near.
         private.recursive(true).mode(0o700);
-        for part in ["layers", "facts"] {
+        for part in ["layers", "facts", "archives"] {
             private.create(dir.join(part))?;
         }
         // Also where somebody else has made it.
@@ -162,16 +173,19 @@ impl Layers {
                 fs::remove_dir_all(entry.path())?;
             }
         }
-        // Facts come before the layer, and go after it.
-        for entry in fs::read_dir(self.dir.join("facts"))? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let has_layer = name
-                .strip_suffix(".json")
-                .is_some_and(|hex| self.dir.join("layers").join(hex).is_dir());
-            if !has_layer {
-                fs::remove_file(entry.path())?;
+        // Facts and archives come before the layer, and go after it.
+        for (part, suffix) in [("facts", ".json"), ("archives", "")] {
+            for entry in fs::read_dir(self.dir.join(part))? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                let has_layer = name
+                    .strip_suffix(suffix)
+                    .filter(|hex| !hex.starts_with(PARTIAL))
+                    .is_some_and(|hex| self.dir.join("layers").join(hex).is_dir());
+                if !has_layer {
+                    fs::remove_file(entry.path())?;
+                }
             }
         }
         Ok(())
@@ -184,6 +198,23 @@ impl Layers {
 
     fn facts_path(&self, digest: Digest) -> PathBuf {
         self.dir.join("facts").join(format!("{}.json", digest.hex()))
+    }
+
+    fn archive_path(&self, digest: Digest) -> PathBuf {
+        self.dir.join("archives").join(digest.hex())
+    }
+
+    /// What a layer was unpacked from, if it is kept. What is in it is not looked at.
+    pub(crate) fn archive(&self, digest: Digest, facts: &Facts) -> Option<(LayerArchive, File)> {
+        let archive = facts.archive?;
+        let file = File::open(self.archive_path(digest)).ok()?;
+        let is_whole = file.metadata().is_ok_and(|about| about.len() == archive.bytes);
+        is_whole.then_some((archive, file))
+    }
+
+    /// Removes an archive that is not what it was. The layer stays.
+    pub(crate) fn forget_archive(&self, digest: Digest) -> io::Result<()> {
+        remove_file(&self.archive_path(digest))
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
@@ -219,24 +250,45 @@ impl Layers {
         Arc::clone(gates.entry(digest).or_default())
     }
 
-    /// Makes a layer from its bytes, which must be those of these digests. It is there as a whole and durable when this
-    /// returns, or not at all. Blocks.
+    /// Makes a layer from its bytes, which must be those of these digests, and with `keeps` keeps what it was unpacked from. It
+    /// is there as a whole and durable when this returns, or not at all. One that is there already gets its archive so. Blocks.
     pub(crate) fn make(
         &self,
         diff: Digest,
         blob: Option<Digest>,
         input: impl Read,
         limits: Limits,
+        keeps: bool,
     ) -> Result<Unpacked, MakeError> {
-        let partial =
-            Partial::new(self).map_err(|error| MakeError::Disk("making a directory for a layer", error))?;
-        let unpacked = unpack(input, &partial.path, limits).map_err(MakeError::Layer)?;
-        if let Some(blob) = blob {
-            same("as it was sent", blob, unpacked.blob)?;
+        const KEEPING: &str = "keeping the archive of a layer";
+        let disk = |step| move |error: io::Error| MakeError::Disk(step, error);
+        let partial = Partial::new(self).map_err(disk("making a directory for a layer"))?;
+        let verified = |unpacked: &Unpacked| {
+            if let Some(blob) = blob {
+                same("as it was sent", blob, unpacked.blob)?;
+            }
+            same("uncompressed", diff, unpacked.diff)
+        };
+        if !keeps {
+            let unpacked = unpack(input, &partial.path, limits).map_err(MakeError::Layer)?;
+            verified(&unpacked)?;
+            self.name(partial, diff, &Facts::of(&unpacked, None), None)?;
+            return Ok(unpacked);
         }
-        same("uncompressed", diff, unpacked.diff)?;
-        self.name(partial, diff, &Facts::of(&unpacked))?;
+        let (file, path) = self.partial_archive().map_err(disk(KEEPING))?.into_parts();
+        let mut kept = Kept::new(input, file);
+        let unpacked = unpack(&mut kept, &partial.path, limits).map_err(MakeError::Layer)?;
+        verified(&unpacked)?;
+        let archive = kept.finish(&unpacked).map_err(disk(KEEPING))?;
+        self.name(partial, diff, &Facts::of(&unpacked, Some(archive)), Some(path))?;
         Ok(unpacked)
+    }
+
+    /// An archive that has no name yet. It goes when it gets none.
+    fn partial_archive(&self) -> io::Result<tempfile::NamedTempFile> {
+        tempfile::Builder::new()
+            .prefix(PARTIAL)
+            .tempfile_in(self.dir.join("archives"))
     }
 
     /// Makes a layer by hand. Blocks.
@@ -252,15 +304,27 @@ impl Layers {
             disk_bytes,
             ..Facts::default()
         };
-        self.name(partial, digest, &facts)
+        self.name(partial, digest, &facts, None)
     }
 
-    fn name(&self, mut partial: Partial, digest: Digest, facts: &Facts) -> Result<(), MakeError> {
+    fn name(
+        &self,
+        mut partial: Partial,
+        digest: Digest,
+        facts: &Facts,
+        archive: Option<tempfile::TempPath>,
+    ) -> Result<(), MakeError> {
         let disk = |step| move |error: io::Error| MakeError::Disk(step, error);
         let dir = File::open(&partial.path).map_err(disk("opening a layer"))?;
-        // One flush for all of its files: of the whole file system, and yet far less than one for each.
+        // One flush for all of its files, and its archive: of the whole file system, and yet far less than one for each.
         rustix::fs::syncfs(&dir).map_err(|errno| disk("flushing a layer")(errno.into()))?;
         drop(dir);
+        if let Some(archive) = archive {
+            let named = archive.persist(self.archive_path(digest));
+            named.map_err(|error| disk("naming the archive of a layer")(error.error))?;
+            let flushed = sync_dir(&self.dir.join("archives"));
+            flushed.map_err(disk("flushing the name of an archive"))?;
+        }
         self.write_facts(digest, facts)
             .map_err(disk("writing down what is known of a layer"))?;
         let path = self.path(digest);
@@ -341,12 +405,18 @@ impl Layers {
             }
             fs::rename(self.path(digest), &trash)?;
         }
-        let removed = fs::remove_file(self.facts_path(digest));
+        let removed = remove_file(&self.facts_path(digest));
+        let removed = removed.and(remove_file(&self.archive_path(digest)));
         fs::remove_dir_all(&trash)?;
-        match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(true),
-        }
+        removed.map(|()| true)
+    }
+}
+
+/// None is no error.
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 

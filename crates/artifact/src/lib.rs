@@ -3,7 +3,8 @@
 //! ```text
 //! image     a registry's manifest, its configuration, its layers         Images: pull, import, resolve, evict
 //! disk      blocks of an image, each kept once in the blobs            publish, restore, Lazy, sweep
-//! layer     one archive, unpacked once into a directory that stays       Layers, by the digest of what is in it
+//! layer     one archive, unpacked once into a directory that stays       Layers, by the digest of what is in it; the archive
+//!           goes to the blobs and comes from there                       Images: stow, fetch
 //! ```
 //!
 //! **Invariants.** Whatever is read from outside (archives, manifests, registries' answers, blobs) is hostile: its bytes are
@@ -29,8 +30,11 @@ mod tar;
 mod testing;
 mod whole;
 
-pub use images::{Image, Images, Imported, OpenError, Progress, PullError, PullEvent};
-pub use layers::Evicted;
+pub use images::{
+    Image, Images, Imported, LayerArchives, LayersHere, OpenError, Progress, PullError, PullEvent,
+    TravelError,
+};
+pub use layers::{Evicted, LayerArchive};
 pub use manifest::ImageConfig;
 pub use policy::{Access, Policy, PolicyError, RegistryPolicy};
 pub use reference::{Reference, ReferenceError};

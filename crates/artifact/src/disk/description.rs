@@ -9,9 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::restore::read_whole;
 use super::{DiskError, description_key};
 use crate::digest::Digest;
+use crate::images::LayerArchives;
 
-/// The form that is written.
-const FORM: u32 = 1;
+/// The form that is written where archives of layers are named. Whoever knows the first one alone would not keep them.
+const FORM: u32 = 2;
+/// The form of before, which is written where there are none.
+const FORM_WITHOUT_ARCHIVES: u32 = 1;
 /// A root has at most 128 layers, and each is told in some hundred bytes.
 const BYTES_MAX: u64 = 256 << 10;
 
@@ -25,6 +28,9 @@ pub struct Description {
     pub record: serde_json::Value,
     /// Layers of images that it stands on.
     pub layers: Vec<Digest>,
+    /// Archives of those of them that are in the blobs. The others must be where it is to be had, or are made there.
+    #[serde(default, skip_serializing_if = "LayerArchives::is_empty")]
+    pub archives: LayerArchives,
     /// The disk that its machines begin with a copy of.
     pub own: Option<Digest>,
     /// Disks that are layers.
@@ -36,12 +42,28 @@ impl Description {
     #[must_use]
     pub fn new(runtime: &str, record: serde_json::Value, layers: Vec<Digest>) -> Self {
         Self {
-            form: FORM,
+            form: FORM_WITHOUT_ARCHIVES,
             runtime: runtime.to_owned(),
             record,
             layers,
+            archives: LayerArchives::new(),
             own: None,
             sealed: BTreeMap::new(),
+        }
+    }
+
+    /// Says which archives of its layers are in the blobs.
+    #[must_use]
+    pub fn with_archives(self, archives: LayerArchives) -> Self {
+        let form = if archives.is_empty() {
+            FORM_WITHOUT_ARCHIVES
+        } else {
+            FORM
+        };
+        Self {
+            form,
+            archives,
+            ..self
         }
     }
 
@@ -73,7 +95,7 @@ impl Description {
             .collect()
     }
 
-    /// Brings it to the blobs, durably; returns its digest. Its disks must be there.
+    /// Brings it to the blobs, durably; returns its digest. Its disks and archives must be there.
     ///
     /// # Errors
     /// See [`DiskError`].
@@ -96,7 +118,7 @@ impl Description {
         let bytes = read_whole(blobs, description_key(digest), digest, BYTES_MAX).await?;
         let description: Self =
             serde_json::from_slice(&bytes).map_err(|_| DiskError::Description("not understood"))?;
-        if description.form != FORM {
+        if ![FORM_WITHOUT_ARCHIVES, FORM].contains(&description.form) {
             return Err(DiskError::Description("of a form that this Atoll does not know"));
         }
         Ok(description)

@@ -266,6 +266,134 @@ async fn a_sweep_removes_what_nobody_refers_to_and_nothing_young() {
     assert_eq!(blobs.list("").await.unwrap().len(), 2);
 }
 
+/// A layer's archive that is there, as a build names it.
+async fn archive(blobs: &dyn Blobs, text: &'static str) -> (Digest, crate::LayerArchive) {
+    let archive = crate::LayerArchive {
+        blob: Digest::of(text.as_bytes()),
+        bytes: text.len() as u64,
+    };
+    let bytes = futures_util::stream::iter([Ok(text.into())]).boxed();
+    blobs.put(&layer_key(archive.blob), bytes).await.unwrap();
+    (Digest::of(format!("in {text}").as_bytes()), archive)
+}
+
+#[tokio::test]
+async fn archives_of_layers_stay_while_a_build_stands_on_them() {
+    let blobs = Memory::default();
+    let shared = archive(&blobs, "of two").await;
+    let (one, other) = (
+        archive(&blobs, "of one").await,
+        archive(&blobs, "of the other").await,
+    );
+    archive(&blobs, "of nobody").await;
+    let stand_on = |layers: Vec<(Digest, crate::LayerArchive)>| {
+        let names = layers.iter().map(|(layer, _)| *layer).collect();
+        let description = Description::new("container", serde_json::json!({}), names);
+        description.with_archives(layers.into_iter().collect())
+    };
+    let first = stand_on(vec![shared, one]).put(&blobs).await.unwrap();
+    let second = stand_on(vec![shared, other]).put(&blobs).await.unwrap();
+    let grace = Duration::from_secs(60);
+    let left = async |living: &[Digest], now| {
+        let living: BTreeSet<Digest> = living.iter().copied().collect();
+        sweep(&blobs, &living, now, grace).await.unwrap();
+        blobs.list("layers").await.unwrap().len()
+    };
+    let later = SystemTime::now() + grace * 2;
+    assert_eq!(left(&[], SystemTime::now()).await, 4, "all are young");
+    assert_eq!(left(&[first, second], later).await, 3);
+    assert_eq!(left(&[second], later).await, 2);
+    assert!(blobs.find(&layer_key(shared.1.blob)).await.unwrap().is_some());
+    assert_eq!(left(&[], later).await, 0);
+}
+
+#[tokio::test]
+async fn an_old_archive_stays_for_a_description_that_is_not_noted_yet() {
+    let blobs = Memory::default();
+    let layer = archive(&blobs, "of one").await;
+    let grace = Duration::from_secs(60);
+    // It is older than what names it.
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let between = SystemTime::now();
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let description = Description::new("container", serde_json::json!({}), vec![layer.0]);
+    let description = description.with_archives([layer].into());
+    description.put(&blobs).await.unwrap();
+    sweep(&blobs, &BTreeSet::new(), between + grace, grace)
+        .await
+        .unwrap();
+    assert_eq!(blobs.list("layers").await.unwrap().len(), 1);
+}
+
+/// Blobs in which something was brought anew since they were listed.
+struct Since(Memory);
+
+#[async_trait::async_trait]
+impl Blobs for Since {
+    async fn put(&self, key: &str, bytes: ports::blobs::ByteStream) -> Result<u64, ports::BlobError> {
+        self.0.put(key, bytes).await
+    }
+    async fn get(
+        &self,
+        key: &str,
+        part: Option<std::ops::Range<u64>>,
+    ) -> Result<ports::blobs::ByteStream, ports::BlobError> {
+        self.0.get(key, part).await
+    }
+    async fn find(&self, key: &str) -> Result<Option<ports::blobs::BlobInfo>, ports::BlobError> {
+        self.0.find(key).await
+    }
+    async fn list(&self, prefix: &str) -> Result<Vec<ports::blobs::BlobInfo>, ports::BlobError> {
+        let mut all = self.0.list(prefix).await?;
+        for blob in &mut all {
+            blob.modified -= Duration::from_secs(3600);
+        }
+        Ok(all)
+    }
+    async fn remove(&self, key: &str) -> Result<(), ports::BlobError> {
+        self.0.remove(key).await
+    }
+}
+
+#[tokio::test]
+async fn what_was_brought_anew_since_it_was_listed_is_not_swept() {
+    let blobs = Since(Memory::default());
+    archive(&blobs, "of one").await;
+    let swept = sweep(
+        &blobs,
+        &BTreeSet::new(),
+        SystemTime::now(),
+        Duration::from_secs(60),
+    )
+    .await;
+    assert_eq!(swept.unwrap(), Swept::default());
+}
+
+#[tokio::test]
+async fn what_names_archives_says_so_by_its_form() {
+    let blobs = Memory::default();
+    let without = Description::new("container", serde_json::json!({}), vec![Digest::of(b"l")]);
+    let with = without.clone().with_archives([archive(&blobs, "a").await].into());
+    for (description, form, words) in [(&without, 1, false), (&with, 2, true)] {
+        let digest = description.put(&blobs).await.unwrap();
+        assert_eq!(Description::load(&blobs, digest).await.unwrap(), *description);
+        let bytes = super::restore::read_whole(&blobs, description_key(digest), digest, 1 << 20).await;
+        let told: serde_json::Value = serde_json::from_slice(&bytes.unwrap()).unwrap();
+        assert_eq!(
+            (&told["form"], told.get("archives").is_some()),
+            (&form.into(), words)
+        );
+    }
+    let newer = br#"{"form":3,"runtime":"container","record":{},"layers":[],"own":null,"sealed":{}}"#;
+    let key = description_key(Digest::of(newer));
+    let bytes = futures_util::stream::iter([Ok(newer[..].into())]).boxed();
+    blobs.put(&key, bytes).await.unwrap();
+    assert!(matches!(
+        Description::load(&blobs, Digest::of(newer)).await,
+        Err(DiskError::Description(_))
+    ));
+}
+
 #[tokio::test]
 async fn a_description_is_known_by_its_digest() {
     let blobs = Memory::default();

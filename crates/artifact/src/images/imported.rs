@@ -80,13 +80,16 @@ pub(super) async fn import(
         let (diff, blob, limits) = (layer.diff, layer.blob, pull::limits(images, left));
         let gate = store.gate(diff);
         let _turn = gate.lock().await;
-        let there = match store.find(diff) {
-            Some(there) => there,
-            None => {
+        let (found, keeps) = (store.find(diff), images.keeps_archives);
+        let is_enough = |facts| !keeps || store.archive(diff, facts).is_some();
+        let there = match found {
+            Some(there) if is_enough(&there.1) => there,
+            // One that was made before archives were kept stays while it is made again for its archive.
+            _found => {
                 let path = shown.clone();
                 let made = blocking(move || {
                     let input = archive.layer(&layer).map_err(|error| of_archive(&path, error))?;
-                    let made = store.make(diff, blob, input, limits);
+                    let made = store.make(diff, blob, input, limits, keeps);
                     made.map_err(|error| PullError::layer(blob.unwrap_or(diff), error))
                 });
                 made.await??;

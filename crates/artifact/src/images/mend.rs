@@ -23,6 +23,17 @@ const DIRS_MAX: usize = 100_000;
 /// Directories by name, with the layers that only imply them.
 type Implied = BTreeMap<Vec<u8>, BTreeSet<usize>>;
 
+/// What the layer is called that mends these, the lowest first, if they are to be mended: it is made of them, and so the same
+/// wherever they are.
+pub(super) fn name(diffs: &[Digest]) -> Digest {
+    let mut name = Sha256::new();
+    name.update(b"directories mended above\n");
+    for diff in diffs {
+        name.update(diff.to_string());
+    }
+    Digest::seen(name)
+}
+
 /// The layer that mends these, the lowest first; `None` where nothing is to be mended.
 pub(super) async fn mend(
     images: &Images,
@@ -46,12 +57,7 @@ pub(super) async fn mend(
             limit: DIRS_MAX as u64,
         });
     }
-    let mut name = Sha256::new();
-    name.update(b"directories mended above\n");
-    for diff in diffs {
-        name.update(diff.to_string());
-    }
-    let name = Digest::seen(name);
+    let name = name(diffs);
     let layers = Arc::clone(&images.layers);
     let gate = layers.gate(name);
     let _turn = gate.lock().await;

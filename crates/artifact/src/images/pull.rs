@@ -1,17 +1,17 @@
 //! From a name to directories: manifest, configuration, layers.
-use std::io::{self, Read};
+use std::io;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use model::recipe::RegistryCredentials;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-use super::{Image, Images, Progress, PullError, PullEvent, blocking, imported, mend};
+use super::pipe::{self, Piece};
+use super::{Image, Images, Progress, PullError, PullEvent, imported, mend};
 use crate::digest::Digest;
 use crate::layer::{LayerError, Limits, Unpacked};
 use crate::layers::{Facts, Hold, MakeError};
@@ -21,16 +21,9 @@ use crate::registry::blob::{Fetched, Sink};
 use crate::registry::{AskError, Seat, pause};
 
 /// Layers that come at once.
-const DOWNLOADS_MAX: usize = 3;
-/// Layers that are unpacked at once. Each takes a thread until it has unpacked what has come, also when whoever wanted it has
-/// given up, and a few MiB that have come may be thousands of MiB unpacked: so that pulls which are begun and given up in turn
-/// do not take all threads that there are.
-static UNPACKING: Semaphore = Semaphore::const_new(24);
+pub(super) const DOWNLOADS_MAX: usize = 3;
 /// An index leads to a manifest; some lead to another index first.
 const INDEXES_MAX: usize = 3;
-/// Pieces between the network and the disk. Each is at most some hundred KiB, as hyper reads them: of three downloads at once
-/// they are a few MiB. When it is full, the network waits for the disk.
-const PIECES_MAX: usize = 8;
 /// A registry that limits how often it is asked is waited for so long at most.
 const WAITED_MAX: Duration = Duration::from_secs(60);
 /// So often is told how much has come.
@@ -328,9 +321,13 @@ impl<'a> Way<'a> {
         let layers = &self.images.layers;
         let gate = layers.gate(diff);
         let _turn = gate.lock().await;
-        if let Some(there) = layers.find(diff) {
+        // Stays while it is fetched again for its archive: it was made before archives were kept.
+        let there = layers.find(diff);
+        if let Some((_, facts)) = &there
+            && (!self.images.keeps_archives || layers.archive(diff, facts).is_some())
+        {
             tell(progress, PullEvent::Present { layer: layer.digest });
-            return Ok(there);
+            return Ok(there.expect("it was found"));
         }
         let mut seats: Vec<&Seat<'_>> = self.seats.iter().collect();
         loop {
@@ -345,7 +342,13 @@ impl<'a> Way<'a> {
                 ) if seats.len() > 1 => {
                     seats.remove(0);
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let there = there.ok_or(error)?;
+                    // It is what it was before: builds over it start where it is.
+                    tracing::warn!(layer = %diff, "a layer that is here was not fetched again for its archive");
+                    tell(progress, PullEvent::Present { layer: layer.digest });
+                    return Ok(there);
+                }
                 Ok(unpacked) => {
                     let less = |left: u64| Some(left.saturating_sub(unpacked.bytes));
                     let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
@@ -371,18 +374,11 @@ impl<'a> Way<'a> {
         diff: Digest,
         progress: Option<&Progress>,
     ) -> Result<Unpacked, PullError> {
-        let (send, receive) = mpsc::channel(PIECES_MAX);
-        let layers = Arc::clone(&self.images.layers);
+        let place = pipe::place().await;
+        let (send, pipe) = pipe::pipe();
         let limits = limits(self.images, self.left.load(Ordering::Relaxed));
-        let blob = layer.digest;
-        let tracked = self.unpacking.token();
-        let place = UNPACKING.acquire().await.expect("never closed");
-        let unpacking = blocking(move || {
-            let _place = place;
-            let made = layers.make(diff, Some(blob), Pipe::new(receive), limits);
-            drop(tracked);
-            made
-        });
+        let held = (place, self.unpacking.token());
+        let unpacking = pipe::make(self.images, (diff, layer.digest), pipe, limits, held);
         let mut sink = Pieces {
             send: Some(send),
             layer: layer.digest,
@@ -420,13 +416,6 @@ pub(super) fn tell(progress: Option<&Progress>, event: PullEvent) {
         // Who does not keep up sees the next one.
         let _ = progress.try_send(event);
     }
-}
-
-/// What goes through the pipe.
-enum Piece {
-    Bytes(Bytes),
-    /// Nothing is missing. Without it, the bytes broke off.
-    End,
 }
 
 /// The network's end of the pipe.
@@ -479,42 +468,5 @@ impl Sink for Pieces<'_> {
                 why: why.to_owned(),
             },
         );
-    }
-}
-
-/// The disk's end of the pipe. Reads on a thread that may wait.
-struct Pipe {
-    receive: mpsc::Receiver<Piece>,
-    current: Bytes,
-    is_over: bool,
-}
-
-impl Pipe {
-    fn new(receive: mpsc::Receiver<Piece>) -> Self {
-        Self {
-            receive,
-            current: Bytes::new(),
-            is_over: false,
-        }
-    }
-}
-
-impl Read for Pipe {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() && !self.is_over {
-            match self.receive.blocking_recv() {
-                Some(Piece::Bytes(bytes)) => self.current = bytes,
-                Some(Piece::End) => self.is_over = true,
-                None => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the layer broke off",
-                    ));
-                }
-            }
-        }
-        let most = self.current.len().min(into.len());
-        self.current.copy_to_slice(&mut into[..most]);
-        Ok(most)
     }
 }

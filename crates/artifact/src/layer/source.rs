@@ -56,7 +56,33 @@ impl<R: Read> Read for Hashed<R> {
 /// The input, with the bytes that were looked at before the others.
 type Whole<R> = BufReader<io::Chain<io::Cursor<Vec<u8>>, R>>;
 
-/// The tar inside, however it is compressed: found out by its first bytes, because media types lie.
+/// So many bytes tell how a layer is compressed.
+pub(crate) const FIRST_BYTES: usize = 6;
+
+/// How a layer is compressed, by its first bytes, because media types lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Plain,
+    Gzip,
+    Zstd,
+    Foreign(&'static str),
+}
+
+impl Format {
+    pub(crate) fn of(first: &[u8]) -> Self {
+        match first {
+            [b'B', b'Z', b'h', ..] => Format::Foreign("bzip2"),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Format::Foreign("xz"),
+            [0x5d, 0, 0, ..] => Format::Foreign("lzma"),
+            [0x1f, 0x8b, ..] => Format::Gzip,
+            // A frame of zstd, or one that may be passed over.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Format::Zstd,
+            _ => Format::Plain,
+        }
+    }
+}
+
+/// The tar inside, however it is compressed.
 pub(crate) enum Plain<R: Read> {
     Tar(Whole<R>),
     Gzip(Box<MultiGzDecoder<Whole<R>>>),
@@ -71,31 +97,20 @@ pub(crate) struct Foreign(pub(crate) &'static str);
 impl<R: Read> Plain<R> {
     /// Looks at the first bytes. The inner error is the input's.
     pub(crate) fn new(mut input: R) -> io::Result<Result<Self, Foreign>> {
-        let mut first = Vec::with_capacity(6);
-        (&mut input).take(6).read_to_end(&mut first)?;
-        let foreign = match first.as_slice() {
-            [b'B', b'Z', b'h', ..] => Some("bzip2"),
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => Some("xz"),
-            [0x5d, 0, 0, ..] => Some("lzma"),
-            _ => None,
-        };
-        if let Some(name) = foreign {
-            return Ok(Err(Foreign(name)));
-        }
-        let is_gzip = first.starts_with(&[0x1f, 0x8b]);
-        // A frame of zstd, or one that may be passed over.
-        let is_zstd = first.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
-            || matches!(first.as_slice(), [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]);
+        let mut first = Vec::with_capacity(FIRST_BYTES);
+        (&mut input).take(FIRST_BYTES as u64).read_to_end(&mut first)?;
+        let format = Format::of(&first);
         let input = BufReader::with_capacity(CHUNK_BYTES, io::Cursor::new(first).chain(input));
-        Ok(Ok(if is_gzip {
-            Plain::Gzip(Box::new(MultiGzDecoder::new(input)))
-        } else if is_zstd {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-            Plain::Zstd(decoder)
-        } else {
-            Plain::Tar(input)
-        }))
+        Ok(match format {
+            Format::Foreign(name) => Err(Foreign(name)),
+            Format::Plain => Ok(Plain::Tar(input)),
+            Format::Gzip => Ok(Plain::Gzip(Box::new(MultiGzDecoder::new(input)))),
+            Format::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+                Ok(Plain::Zstd(decoder))
+            }
+        })
     }
 }
 

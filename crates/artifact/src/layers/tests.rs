@@ -21,7 +21,7 @@ fn open() -> Option<(tempfile::TempDir, Layers)> {
 fn make(layers: &Layers, text: &str) -> Digest {
     let tar = Tar::new().file(text, text.as_bytes()).end();
     let diff = Digest::of(&tar);
-    layers.make(diff, None, &tar[..], LIMITS).unwrap();
+    layers.make(diff, None, &tar[..], LIMITS, false).unwrap();
     diff
 }
 
@@ -45,21 +45,21 @@ fn bytes_of_another_digest_leave_nothing() {
     let (right, wrong) = (Digest::of(&tar), Digest::of(b"other"));
     let zipped = gzip(&tar);
     assert!(
-        matches!(layers.make(wrong, None, &zipped[..], LIMITS), Err(MakeError::Digest { found, .. }) if found == right)
+        matches!(layers.make(wrong, None, &zipped[..], LIMITS, false), Err(MakeError::Digest { found, .. }) if found == right)
     );
     assert!(matches!(
-        layers.make(right, Some(wrong), &zipped[..], LIMITS),
+        layers.make(right, Some(wrong), &zipped[..], LIMITS, false),
         Err(MakeError::Digest { .. })
     ));
     assert!(matches!(
-        layers.make(right, None, &zipped[..9], LIMITS),
+        layers.make(right, None, &zipped[..9], LIMITS, false),
         Err(MakeError::Layer(_))
     ));
     assert_eq!((names(&layers, "layers"), names(&layers, "facts")), (0, 0));
     layers
-        .make(right, Some(Digest::of(&zipped)), &zipped[..], LIMITS)
+        .make(right, Some(Digest::of(&zipped)), &zipped[..], LIMITS, false)
         .unwrap();
-    layers.make(right, None, &tar[..], LIMITS).unwrap();
+    layers.make(right, None, &tar[..], LIMITS, false).unwrap();
     assert_eq!((names(&layers, "layers"), names(&layers, "facts")), (1, 1));
 }
 
@@ -103,6 +103,58 @@ fn the_longest_unused_goes_first_and_what_is_used_stays() {
 }
 
 #[test]
+fn an_archive_is_kept_beside_its_layer_and_goes_with_it() {
+    let Some((_dir, layers)) = open() else { return };
+    let tar = Tar::new().file("file", &[b'x'; 9000]).end();
+    let diff = Digest::of(&tar);
+    let zipped = gzip(&tar);
+    let kept = |layers: &Layers| {
+        let (hold, facts) = layers.find(diff).unwrap();
+        let archive = layers.archive(diff, &facts);
+        drop(hold);
+        (archive.map(|(archive, _)| archive), facts.disk_bytes)
+    };
+    layers.make(diff, None, &tar[..], LIMITS, false).unwrap();
+    let (none, without) = kept(&layers);
+    assert_eq!((none, names(&layers, "archives")), (None, 0));
+    // As it comes where it is compressed, and compressed where it is not. One that is there gets it too.
+    let read = || fs::read(layers.archive_path(diff)).unwrap();
+    layers.make(diff, None, &zipped[..], LIMITS, true).unwrap();
+    assert_eq!(read(), zipped);
+    let (archive, with) = kept(&layers);
+    assert_eq!(archive.unwrap().blob, Digest::of(&zipped));
+    assert_eq!(with, without + zipped.len() as u64);
+    layers.make(diff, None, &tar[..], LIMITS, true).unwrap();
+    assert_eq!(zstd::decode_all(&read()[..]).unwrap(), tar);
+    assert_eq!(kept(&layers).0.unwrap().blob, Digest::of(&read()));
+    // A part of it is none.
+    fs::write(layers.archive_path(diff), &zipped[..100]).unwrap();
+    assert_eq!(kept(&layers).0, None);
+    age(&layers, diff, 10_000);
+    assert_eq!(layers.evict(0, &HashSet::new()).unwrap().layers, 1);
+    assert_eq!((names(&layers, "archives"), names(&layers, "facts")), (0, 0));
+}
+
+#[test]
+fn of_bytes_that_are_refused_no_archive_is_kept() {
+    let Some((_dir, layers)) = open() else { return };
+    let tar = Tar::new().file("a", &[b'x'; 9000]).end();
+    let (right, zipped) = (Digest::of(&tar), gzip(&tar));
+    let wrong = Digest::of(b"other");
+    assert!(layers.make(wrong, None, &zipped[..], LIMITS, true).is_err());
+    assert!(
+        layers
+            .make(right, Some(wrong), &zipped[..], LIMITS, true)
+            .is_err()
+    );
+    assert!(layers.make(right, None, &zipped[..9], LIMITS, true).is_err());
+    assert!(layers.make(right, None, &b""[..], LIMITS, true).is_err());
+    for part in ["layers", "facts", "archives"] {
+        assert_eq!(names(&layers, part), 0, "{part}");
+    }
+}
+
+#[test]
 fn one_process_at_a_time_has_the_layers() {
     let Some((dir, layers)) = open() else { return };
     let again = Layers::open(&dir.path().join("store"));
@@ -133,8 +185,12 @@ fn whatever_a_death_left_is_swept_and_whole_layers_stay() {
     fs::write(store.join(format!("facts/{}.json", dead.hex())), "{}").unwrap();
     fs::create_dir_all(store.join("layers/.trash-1")).unwrap();
     fs::write(store.join("facts/.tmpXYZ"), "").unwrap();
+    // Dead while an archive was written; between its name and the layer's.
+    fs::write(store.join("archives/.partial-abc"), "x").unwrap();
+    fs::write(store.join("archives").join(dead.hex()), "x").unwrap();
     drop(layers);
     let layers = Layers::open(&store).unwrap();
     assert_eq!((names(&layers, "layers"), names(&layers, "facts")), (1, 1));
+    assert_eq!(names(&layers, "archives"), 0);
     assert!(layers.find(whole).is_some() && layers.find(dead).is_none());
 }
