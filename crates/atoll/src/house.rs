@@ -70,7 +70,8 @@ impl House {
         };
         let node = LocalNode::open(config, machines.runtime()).context("the node cannot be opened")?;
         let images = Images::open(data.path().join("images"), settings.images.clone())
-            .context("images cannot be kept: see [images] of the configuration")?;
+            .context("images cannot be kept: see [images] of the configuration")?
+            .keeping_archives(settings.blobs.hold_builds());
         node.build_from(Arc::new(images.clone()));
         let found = node
             .recover()

@@ -35,7 +35,7 @@ use tracing::Instrument as _;
 
 use crate::node::LocalNode;
 
-pub use images::{Image, ImageError, ImageSource, Resolved, Says};
+pub use images::{HeldLayers, Image, ImageError, ImageSource, Resolved, Says};
 pub(crate) use in_use::InUse;
 pub(crate) use leash::fault;
 pub use warm::warm;

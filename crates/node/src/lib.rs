@@ -28,6 +28,6 @@ mod recover;
 mod sandbox;
 mod stow;
 
-pub use build::{Image, ImageError, ImageSource, Resolved, Says, warm};
+pub use build::{HeldLayers, Image, ImageError, ImageSource, Resolved, Says, warm};
 pub use node::{Config, LocalNode};
 pub use recover::Found;

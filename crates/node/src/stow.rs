@@ -1,8 +1,8 @@
 //! Builds in the blobs, where they outlive this node: brought there, had again from there, swept.
 //!
-//! Of a build the blobs hold what it alone consists of and what was sealed for those below it: disks, block by block. Layers
-//! of images are told by their digests, and must be on the node that has the build again, as must be what was made of the
-//! machine itself.
+//! Of a build the blobs hold what it alone consists of and what was sealed for those below it: disks, block by block; and the
+//! archives of the layers of images that it stands on. What was made of the machine itself must be on the node that has the
+//! build again.
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,16 +10,21 @@ use std::time::{Duration, SystemTime};
 
 use artifact::digest::Digest;
 use artifact::disk::{self, Description, DiskError, Manifest};
+use artifact::{LayerArchives, TravelError};
 use async_trait::async_trait;
 use model::{BuildId, Kind};
 use ports::runtime::{PartImage, PartImages};
 use ports::{Blobs, NodeError};
 
+use crate::build::HeldLayers;
 use crate::node::LocalNode;
 use crate::sandbox::bring_up::failed;
 
 /// What is younger may be on its way.
 const GRACE: Duration = Duration::from_secs(24 * 3600);
+/// A layer that was brought longer ago is brought again where nobody is known to name it: it might be swept before the build is
+/// noted that stands on it. What is left of [`GRACE`] is longer than bringing one takes.
+const YOUNG: Duration = Duration::from_secs(12 * 3600);
 
 impl LocalNode {
     /// Says where builds are brought; without it, they are here alone. The first call counts.
@@ -47,8 +52,15 @@ impl LocalNode {
                 .map_err(|_| broken(STEP)(DiskError::Description("of a layer without a digest")))
         };
         let layers: Vec<Digest> = parts.given.iter().map(layer).collect::<Result<_, _>>()?;
-        let mut description = Description::new(self.runtime.name(), parts.record, layers);
         let kin = Kin::load(&*blobs, kin).await;
+        let archives = match self.images.get() {
+            Some(images) => images.stow(&*blobs, &layers, &kin.archives(), YOUNG).await,
+            None => Ok(LayerArchives::new()),
+        };
+        let archives = archives.map_err(travelled(STEP))?;
+        failpoint::reach("node/layers-stowed");
+        let description = Description::new(self.runtime.name(), parts.record, layers);
+        let mut description = description.with_archives(archives);
         for (image, file) in parts.images {
             let known = match image {
                 PartImage::Sealed(of) => sealed.get(&of).copied().or_else(|| kin.sealed(of)),
@@ -99,31 +111,44 @@ impl LocalNode {
                 self.runtime.name()
             )));
         }
-        let given = self.given(build, &description.layers)?;
+        let layers = self.layers(&*blobs, build, &description).await?;
+        failpoint::reach("node/layers-fetched");
         let images = Stowed {
             blobs: &*blobs,
             description: &description,
         };
         let begun = std::time::Instant::now();
         self.runtime
-            .assemble(build, &description.record, given, &images)
+            .assemble(build, &description.record, layers.paths, &images)
             .await
             .map_err(failed(STEP))?;
+        // From here on the build keeps them.
+        drop(layers.held);
         tracing::info!(%build, took = ?begun.elapsed(), "a build came from the blobs");
         Ok(())
     }
 
-    /// Where the layers of images are here that a build stands on.
-    fn given(&self, build: BuildId, layers: &[Digest]) -> Result<Vec<PathBuf>, NodeError> {
-        let images = self.images.get();
-        let find = |layer: &Digest| {
-            let found = images.and_then(|images| images.layer(&layer.hex()));
-            found.ok_or_else(|| {
-                tracing::warn!(%build, %layer, "a build needs a layer of an image that is not here");
-                NodeError::NoBuild(build)
-            })
+    /// Has the layers of images here that a build stands on.
+    async fn layers(
+        &self,
+        blobs: &dyn Blobs,
+        build: BuildId,
+        description: &Description,
+    ) -> Result<HeldLayers, NodeError> {
+        let missing = |layer: &Digest| {
+            tracing::warn!(%build, %layer, "a build needs a layer of an image that is not here, and not in the blobs");
+            NodeError::NoBuild(build)
         };
-        layers.iter().map(find).collect()
+        let (layers, archives) = (&description.layers, &description.archives);
+        let fetched = match (self.images.get(), layers.first()) {
+            (Some(images), _) => images.fetch(blobs, layers, archives).await,
+            (None, None) => return Ok(HeldLayers::default()),
+            (None, Some(layer)) => return Err(missing(layer)),
+        };
+        fetched.map_err(|error| match error {
+            TravelError::Missing(layer) => missing(&layer),
+            error => travelled("bringing the layers of a build from the blobs")(error),
+        })
     }
 
     /// Removes from the blobs what no living description refers to.
@@ -204,10 +229,25 @@ impl Kin {
         Ok(())
     }
 
+    /// The archives of layers that they stand on.
+    fn archives(&self) -> LayerArchives {
+        let all = self.descriptions.iter();
+        all.flat_map(|description| description.archives.clone()).collect()
+    }
+
     /// The disk that was sealed for a build.
     fn sealed(&self, of: BuildId) -> Option<Digest> {
         let mut found = self.descriptions.iter();
         found.find_map(|description| description.disk(PartImage::Sealed(of)))
+    }
+}
+
+/// How it is told that layers were not brought.
+fn travelled(step: &'static str) -> impl Fn(TravelError) -> NodeError {
+    move |error| NodeError::Failed {
+        step,
+        kind: error.kind(),
+        source: Box::new(error),
     }
 }
 

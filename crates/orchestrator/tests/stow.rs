@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::recipe::{Base, Recipe};
-use model::{BuildId, TemplateRef};
+use model::{BuildId, Kind, TemplateRef};
 use ports::templates::RegisterBuild;
 use ports::{ManagerError, NodeError, SandboxManager, TemplateManager};
 use world::{World, eventually, request};
@@ -151,6 +151,38 @@ async fn what_the_blobs_do_not_hold_is_a_fault_that_leaves_nothing() {
     let before = world.store.live().await.unwrap().len();
     assert!(from_snapshot(&world).await.is_err());
     assert_eq!(world.store.live().await.unwrap().len(), before);
+    world.node.assert_right();
+}
+
+#[tokio::test]
+async fn a_start_whose_layers_cannot_be_had_leaves_nothing_and_may_be_tried_again() {
+    let world = stowing().await;
+    let build = snapshot(&world).await;
+    world.orchestrator.stow_now().await.unwrap();
+    let failed = |kind| NodeError::Failed {
+        step: "bringing the layers of a build from the blobs",
+        kind,
+        source: "as the test says".into(),
+    };
+    let live = async || world.store.live().await.unwrap().len();
+    let before = live().await;
+    // They are nowhere, the blobs are away, what is there was changed.
+    for error in [
+        NodeError::NoBuild(build),
+        failed(Kind::Unavailable),
+        failed(Kind::Internal),
+    ] {
+        world.node.lose_build(build);
+        world.node.fail("fetch_build", error);
+        from_snapshot(&world).await.unwrap_err();
+        assert_eq!(live().await, before);
+        let mut request = request();
+        request.template = name("work");
+        let started = world.try_create(request).await.unwrap().sandbox;
+        assert_eq!(started.build, build);
+        let killed = world.orchestrator.kill(world.team.id, started.id).await;
+        killed.unwrap();
+    }
     world.node.assert_right();
 }
 

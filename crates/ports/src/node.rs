@@ -199,15 +199,16 @@ pub trait Node: Send + Sync {
         let _ = build;
         Ok(Vec::new())
     }
-    /// Brings a build that is on the node to the blobs, so that it can be had again where it is not; returns the digest by
-    /// which it is found there. Its memory stays behind: whoever starts from what is brought back boots. `kin` are digests of
-    /// builds that the blobs hold, the likeliest first: blocks that are theirs are not brought again. One that is not there, or
-    /// broken, is none. None of theirs is swept meanwhile.
+    /// Brings a build that is on the node to the blobs, with the layers of images that it stands on, so that it can be had again
+    /// where it is not; returns the digest by which it is found there. Its memory stays behind: whoever starts from what is
+    /// brought back boots. `kin` are digests of builds that the blobs hold, the likeliest first: blocks and layers that are
+    /// theirs are not brought again. One that is not there, or broken, is none. None of theirs is swept meanwhile.
     async fn stow_build(&self, build: BuildId, kin: &[String]) -> Result<String, NodeError> {
         let _ = (build, kin);
         Err(NodeError::unsupported("bringing builds to the blobs"))
     }
-    /// Has a build on the node that the blobs hold by this digest. One that is there already is no error.
+    /// Has a build on the node that the blobs hold by this digest, with the layers that it stands on. One that is there already is
+    /// no error. [`NodeError::NoBuild`]: a layer is neither on the node nor in the blobs.
     async fn fetch_build(&self, build: BuildId, digest: &str) -> Result<(), NodeError> {
         let _ = (build, digest);
         Err(NodeError::unsupported("bringing builds from the blobs"))

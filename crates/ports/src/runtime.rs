@@ -131,7 +131,7 @@ pub struct Recovered {
 pub struct Parts {
     /// How they are put together: for the same kind of runtime.
     pub record: serde_json::Value,
-    /// Layers that were given to [`Runtime::import`].
+    /// Layers that were given to [`Runtime::import`], those of one place with the highest first.
     pub given: Vec<std::path::PathBuf>,
     /// Images of disks, which do not change any more, open to be read.
     pub images: BTreeMap<PartImage, std::fs::File>,

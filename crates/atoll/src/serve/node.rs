@@ -50,7 +50,8 @@ impl NodeRole {
         };
         let agent = LocalNode::open(config, machines.runtime()).context("the node cannot be opened")?;
         let images = Images::open(settings.data_dir.join("images"), settings.images.clone())
-            .context("images cannot be kept: see [images] of the configuration")?;
+            .context("images cannot be kept: see [images] of the configuration")?
+            .keeping_archives(settings.blobs.hold_builds());
         agent.build_from(Arc::new(images.clone()));
         let found = agent
             .recover()

@@ -1,10 +1,14 @@
 //! What a build starts from, where that is an image in a registry.
 use std::any::Any;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use artifact::digest::Digest;
+use artifact::{LayerArchives, TravelError};
 use async_trait::async_trait;
 use model::BuildId;
 use model::recipe::RegistryCredentials;
+use ports::Blobs;
 use sha2::{Digest as _, Sha256};
 
 /// An image, as its name is understood now.
@@ -26,6 +30,25 @@ pub struct Image {
     pub layers: Vec<PathBuf>,
     /// What keeps them here.
     pub held: Box<dyn Any + Send + Sync>,
+}
+
+/// Layers that are here.
+#[derive(Debug)]
+pub struct HeldLayers {
+    /// Where, in the order in which they were asked for.
+    pub paths: Vec<PathBuf>,
+    /// What keeps them here.
+    pub held: Box<dyn Any + Send + Sync>,
+}
+
+impl Default for HeldLayers {
+    /// None.
+    fn default() -> Self {
+        Self {
+            paths: Vec::new(),
+            held: Box::new(()),
+        }
+    }
 }
 
 /// Takes what there is to say of a pull while it goes on, in sentences; those that nobody takes in time are lost.
@@ -73,10 +96,29 @@ pub trait ImageSource: Send + Sync {
         credentials: Option<&RegistryCredentials>,
         says: Says,
     ) -> Result<Image, ImageError>;
-    /// Where a layer is, if it is here, by the hex digits of its digest, unpacked.
-    fn layer(&self, digest: &str) -> Option<PathBuf> {
-        let _ = digest;
-        None
+    /// Brings to the blobs what layers are unpacked from, the highest first; see [`artifact::Images::stow`].
+    async fn stow(
+        &self,
+        blobs: &dyn Blobs,
+        layers: &[Digest],
+        known: &LayerArchives,
+        young: Duration,
+    ) -> Result<LayerArchives, TravelError> {
+        let _ = (blobs, layers, known, young);
+        Ok(LayerArchives::new())
+    }
+    /// Has layers here, the highest first, from the blobs where they are not; see [`artifact::Images::fetch`].
+    async fn fetch(
+        &self,
+        blobs: &dyn Blobs,
+        layers: &[Digest],
+        archives: &LayerArchives,
+    ) -> Result<HeldLayers, TravelError> {
+        let _ = (blobs, archives);
+        match layers.first() {
+            Some(layer) => Err(TravelError::Missing(*layer)),
+            None => Ok(HeldLayers::default()),
+        }
     }
 }
 

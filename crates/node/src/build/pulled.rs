@@ -1,10 +1,14 @@
 //! Images of registries and archives, as builds start from them.
-use artifact::{Images, PullError, PullEvent};
+use std::time::Duration;
+
+use artifact::digest::Digest;
+use artifact::{Images, LayerArchives, PullError, PullEvent, TravelError};
 use async_trait::async_trait;
 use model::Kind;
 use model::recipe::RegistryCredentials;
+use ports::Blobs;
 
-use super::images::{Image, ImageError, ImageSource, Resolved, Says};
+use super::images::{HeldLayers, Image, ImageError, ImageSource, Resolved, Says};
 
 /// More events of a pull than are heard in one go.
 const EVENTS_MAX: usize = 64;
@@ -49,8 +53,27 @@ impl ImageSource for Images {
         })
     }
 
-    fn layer(&self, digest: &str) -> Option<std::path::PathBuf> {
-        Images::layer(self, format!("sha256:{digest}").parse().ok()?)
+    async fn stow(
+        &self,
+        blobs: &dyn Blobs,
+        layers: &[Digest],
+        known: &LayerArchives,
+        young: Duration,
+    ) -> Result<LayerArchives, TravelError> {
+        Images::stow(self, blobs, layers, known, young).await
+    }
+
+    async fn fetch(
+        &self,
+        blobs: &dyn Blobs,
+        layers: &[Digest],
+        archives: &LayerArchives,
+    ) -> Result<HeldLayers, TravelError> {
+        let here = Images::fetch(self, blobs, layers, archives).await?;
+        Ok(HeldLayers {
+            paths: here.paths.clone(),
+            held: Box::new(here),
+        })
     }
 }
 

@@ -7,4 +7,5 @@ mod memory;
 mod pauses;
 mod recovery;
 mod starts;
+mod stowage;
 mod world;

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use model::{BuildId, ExecutionId, Memory, NetworkPolicy, SandboxId};
-use ports::runtime::{Capabilities, Disk, DiskOrigin, Ended, Recovered, Usage};
+use ports::runtime::{Capabilities, Disk, DiskOrigin, Ended, PartImage, PartImages, Parts, Recovered, Usage};
 use ports::{DialError, Machine, MachineSpec, RuntimeError, Stream};
 use tokio::sync::{Notify, watch};
 use wire::init::Init;
@@ -418,6 +418,45 @@ impl ports::Runtime for Runtime {
     async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), RuntimeError> {
         self.0.step("remove", None).await?;
         self.0.state().builds.retain(|build, _| !builds.contains(build));
+        Ok(())
+    }
+
+    async fn parts(&self, build: BuildId) -> Result<Parts, RuntimeError> {
+        self.0.step("parts", None).await?;
+        let content = self.content(build).ok_or(RuntimeError::NoBuild(build))?;
+        let mut disk = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut disk, content.disk.join("\n").as_bytes()).unwrap();
+        Ok(Parts {
+            record: serde_json::json!({}),
+            given: content.layers,
+            images: [(PartImage::Own, disk)].into(),
+        })
+    }
+
+    async fn assemble(
+        &self,
+        build: BuildId,
+        _: &serde_json::Value,
+        given: Vec<PathBuf>,
+        images: &dyn PartImages,
+    ) -> Result<(), RuntimeError> {
+        self.0.step("assemble", None).await?;
+        let mut disk = tempfile::tempfile().unwrap();
+        let written = images.write(PartImage::Own, disk.try_clone().unwrap()).await;
+        written.map_err(|source| RuntimeError::CannotAssemble {
+            build,
+            why: "its disk is not to be had".to_owned(),
+            source: Some(source),
+        })?;
+        let mut text = String::new();
+        std::io::Seek::rewind(&mut disk).unwrap();
+        std::io::Read::read_to_string(&mut disk, &mut text).unwrap();
+        let content = Content {
+            disk: text.lines().map(str::to_owned).collect(),
+            layers: given,
+            ..Content::default()
+        };
+        self.0.state().builds.insert(build, content);
         Ok(())
     }
 
