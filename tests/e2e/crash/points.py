@@ -85,8 +85,8 @@ BUILDS = {
     "fork": ["orchestrator/fork-copied", "orchestrator/starting-stored", "container/disk-given", "node/machine-started", "orchestrator/running-stored"],
     "delete": ["orchestrator/snapshot-untagged", "orchestrator/builds-removed", "orchestrator/template-removed"],
     "look": ["node/copied-to-look"],
-    "stow": ["node/disks-stowed", "orchestrator/build-stowed"],
-    "fetch": ["container/parts-fetched"],
+    "stow": ["node/layers-stowed", "node/disks-stowed", "orchestrator/build-stowed"],
+    "fetch": ["node/layers-fetched", "container/parts-fetched", "container/image-laid"],
     "collect": ["orchestrator/builds-condemned", "container/build-forgotten", "orchestrator/builds-collected"],
 }
 VOLUMES = {

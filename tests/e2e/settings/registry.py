@@ -1,4 +1,4 @@
-"""A registry on loopback, and images that are made of this machine's own programs."""
+"""A registry, on loopback where nothing else is said, and images that are made of this machine's own programs."""
 
 import gzip
 import hashlib
@@ -21,13 +21,13 @@ PROGRAMS = ["bash", "cat", "ls", "id", "mkdir", "rm", "echo", "stat", "sleep", "
 class Registry:
     """Debian's docker-registry, with its files in a directory that goes with it."""
 
-    def __init__(self):
+    def __init__(self, host="127.0.0.1"):
         program = shutil.which("docker-registry") or shutil.which("registry")
         assert program, "docker-registry is not installed: apt-get install docker-registry"
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="atoll-registry-"))
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+            probe.bind((host, 0))
+            self.address = f"{host}:{probe.getsockname()[1]}"
         config = self.dir / "config.yml"
         config.write_text(
             f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n"

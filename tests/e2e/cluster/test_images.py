@@ -1,0 +1,138 @@
+"""What is built from an image is everywhere, though one node alone has ever seen the image."""
+
+import contextlib
+import pathlib
+
+import pytest
+from e2b import SandboxException, ServiceBusyException, Template
+from fleet import eventually
+from settings.registry import Registry, small_root, tar_of
+from test_drain import drain_of, on, told
+
+#: How long a start may be refused while a build is on its way to the blobs.
+STOWED_SECONDS = 90
+
+
+@pytest.fixture(scope="module")
+def registry(fleet):
+    """A registry on the fleet's own network, of which every node is told."""
+    registry = Registry(fleet.told["consul"].rsplit(":", 1)[0])
+    places = {node["name"]: pathlib.Path(node["data"]).parent / "atoll.toml" for node in fleet.nodes}
+    before = {name: place.read_text() for name, place in places.items()}
+
+    def tell(more):
+        for name, place in places.items():
+            place.write_text(before[name] + more)
+            fleet.die(name)
+        fleet.settle()
+
+    tell(f'\n[images.registries."{registry.address}"]\ninsecure = true\n')
+    try:
+        yield registry
+    finally:
+        registry.close()
+        tell("")
+
+
+@pytest.fixture(scope="module")
+def built(fleet, registry):
+    """A template of an image in several layers, of which an upper one implies a directory; its registry is gone."""
+    name = "of-an-image"
+    over = {"opt/app": "of the second layer", "etc/release": "changed"}
+    layers = [small_root(), tar_of(over), tar_of({"srv/more": "x" * 200_000})]
+    registry.push("team/app", "1", layers, {"Env": ["LEVEL=high"]})
+    template = Template().from_image(f"{registry.address}/team/app:1").run_cmd("echo once > /home/user/built")
+    Template.build(template, name, cpu_count=1, memory_mb=512, **fleet.where())
+    registry.process.kill()
+    registry.process.wait()
+    yield name
+    fleet.call("DELETE", f"/templates/{name}", expect=(204, 404, 400))
+
+
+@contextlib.contextmanager
+def only(fleet, node):
+    """Lets new sandboxes start on one node alone."""
+    with contextlib.ExitStack() as stack:
+        for other in fleet.nodes:
+            if other is not node:
+                stack.enter_context(told(fleet, other, "cordoned"))
+        yield
+
+
+def start_on(fleet, fresh, node, template):
+    """A sandbox on this node, as soon as what it starts from can be had there."""
+
+    def start():
+        with contextlib.suppress(SandboxException, ServiceBusyException):
+            return fresh(template)
+        return None
+
+    with only(fleet, node):
+        sandbox = eventually(start, f"{node['name']} starts it", STOWED_SECONDS)
+        assert sandbox.sandbox_id in on(fleet, node)
+    return sandbox
+
+
+def is_whole(sandbox):
+    read = sandbox.files.read
+    assert read("/opt/app") == "of the second layer"
+    assert read("/etc/release") == "changed"
+    assert len(read("/srv/more")) == 200_000
+    assert read("/home/user/built") == "once\n"
+    assert sandbox.commands.run("id -un; echo $LEVEL").stdout == "user\nhigh\n"
+    return True
+
+
+def layers_of(node):
+    return {place.name for place in (pathlib.Path(node["data"]) / "images/layers").iterdir()}
+
+
+def test_a_template_of_an_image_starts_on_every_node(fleet, fresh, built):
+    assert sum(bool(layers_of(node)) for node in fleet.nodes) == 1, "one node has built it"
+    for node in fleet.nodes:
+        assert is_whole(start_on(fleet, fresh, node, built))
+    assert len({frozenset(layers_of(node)) for node in fleet.nodes}) == 1, "the same everywhere"
+
+
+def test_what_is_made_of_such_a_sandbox_is_everywhere_too(fleet, fresh, built):
+    first, second, third = fleet.nodes
+    source = start_on(fleet, fresh, second, built)
+    source.files.write("/home/user/kept", "kept")
+    for fork in source.fork(count=2, timeout=60):
+        assert is_whole(fork) and fork.files.read("/home/user/kept") == "kept"
+        fleet.kill(fork.sandbox_id)
+    snapshot = source.create_snapshot()
+    for node in (third, first):
+        copy = start_on(fleet, fresh, node, snapshot.snapshot_id)
+        assert is_whole(copy) and copy.files.read("/home/user/kept") == "kept"
+    # A template over it, built wherever there is room.
+    name = "of-an-image-and-more"
+    template = Template().from_template(built).run_cmd("cat /opt/app > /home/user/copied")
+    with only(fleet, third):
+        Template.build(template, name, cpu_count=1, memory_mb=512, **fleet.where())
+    try:
+        for node in fleet.nodes:
+            over = start_on(fleet, fresh, node, name)
+            assert is_whole(over) and over.files.read("/home/user/copied") == "of the second layer"
+    finally:
+        fleet.call("DELETE", f"/templates/{name}", expect=(204, 404, 400))
+
+
+def test_such_a_sandbox_is_paused_on_one_node_and_resumed_on_another(fleet, fresh, built):
+    home = fleet.nodes[0]
+    sandbox = start_on(fleet, fresh, home, built)
+    sandbox.files.write("/home/user/kept", "kept")
+    sandbox.pause()
+    with told(fleet, home, "draining", withinSeconds=0):
+        eventually(lambda: drain_of(fleet, home)["isOver"], "it is empty", 120)
+        again = eventually(lambda: connected(fleet, sandbox.sandbox_id), "it is resumed", 60)
+        assert is_whole(again) and again.files.read("/home/user/kept") == "kept"
+        # By its disk, and what its home still held of it is ended.
+        eventually(lambda: sandbox.sandbox_id not in on(fleet, home), "nothing of it is left behind", 30)
+        assert any(sandbox.sandbox_id in on(fleet, node) for node in fleet.nodes)
+
+
+def connected(fleet, name):
+    with contextlib.suppress(SandboxException, ServiceBusyException):
+        return fleet.connect(name, timeout=300)
+    return None
