@@ -89,7 +89,7 @@ impl ImageSource for Layers {
             }
             archives.get(&layer).ok_or(TravelError::Missing(layer))?;
             let got = blobs.get(&key(layer), None).await;
-            got.map_err(|source| TravelError::Blobs { layer, source })?;
+            drop(got.map_err(|source| TravelError::Blobs { layer, source })?);
             self.here.lock().unwrap().insert(layer);
         }
         self.held.fetch_add(1, Ordering::SeqCst);
@@ -167,7 +167,7 @@ async fn a_build_goes_to_another_node_with_its_layers() {
     there
         .world
         .node
-        .stow_build(build, &[digest.clone()])
+        .stow_build(build, std::slice::from_ref(&digest))
         .await
         .unwrap();
     assert_eq!(
