@@ -10,6 +10,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::tasks::Tasks;
+use crate::telemetry::{self, Telemetry};
+
 /// What may be ready.
 #[async_trait]
 pub(crate) trait Ready: Send + Sync {
@@ -20,8 +23,21 @@ pub(crate) trait Ready: Send + Sync {
 /// What serves, once it is recovered.
 pub(crate) type Opened = Arc<OnceLock<Arc<dyn Ready>>>;
 
+/// Has health and metrics served from now on; whoever opens what serves says so by what this returns.
+pub(crate) fn begin(listener: TcpListener, telemetry: &Telemetry, tasks: &mut Tasks) -> Opened {
+    let opened = Opened::default();
+    let (metrics, stop) = (telemetry.metrics.clone(), tasks.stop());
+    tasks.spawn("the upkeep of metrics", telemetry::upkeep(metrics, stop));
+    let (metrics, stop) = (telemetry.metrics.clone(), tasks.stop());
+    tasks.spawn(
+        "the admin listener",
+        serve(listener, metrics, Arc::clone(&opened), stop),
+    );
+    opened
+}
+
 /// Serves until `shutdown`: from before recovery on, so that whoever watches can tell a long recovery from a dead daemon.
-pub(crate) async fn serve(
+async fn serve(
     listener: TcpListener,
     metrics: PrometheusHandle,
     opened: Opened,

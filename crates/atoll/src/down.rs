@@ -9,7 +9,7 @@ use crate::control::{self, Ended, Request};
 use crate::data::DataDir;
 use crate::house::House;
 use crate::settings::Resolved;
-use crate::{out, serve, telemetry};
+use crate::{host, out, telemetry};
 
 /// What a daemon needs to give back what it had prepared.
 const GONE_WITHIN: Duration = Duration::from_secs(60);
@@ -78,7 +78,7 @@ fn down_node(settings: &Resolved, json: bool) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         let _telemetry = telemetry::start(settings)?;
-        serve::end_node(settings, &DataDir::open(&settings.data_dir)?).await
+        host::end_all(settings, &DataDir::open(&settings.data_dir)?).await
     })?;
     let left = records_left(&settings.data_dir);
     if left > 0 {

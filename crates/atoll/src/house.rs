@@ -4,23 +4,21 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use api::{Api, ApiParts};
-use artifact::Images;
 use async_trait::async_trait;
 use edge::{Edge, EdgeParts};
 use model::{Team, TeamId};
-use node::LocalNode;
 use orchestrator::{Orchestrator, Parts, bootstrap};
 use ports::node::{HeldState, Node};
 use ports::volumes::OneNode;
-use ports::{Blobs, Clock, SandboxManager, TeamStore};
+use ports::{Clock, SandboxManager, TeamStore};
 use sql::Sqlite;
 
 use crate::admin::Ready;
 use crate::control::{Ended, Remade, Status};
 use crate::data::{Credentials, DataDir};
-use crate::machines::Machines;
+use crate::host::Host;
 use crate::settings::Resolved;
-use crate::{base, out, tls};
+use crate::{base, tls};
 
 /// All parts, recovered and ready to serve.
 pub(crate) struct House {
@@ -28,11 +26,9 @@ pub(crate) struct House {
     pub(crate) data: DataDir,
     pub(crate) credentials: Credentials,
     pub(crate) orchestrator: Arc<Orchestrator>,
-    pub(crate) node: Arc<LocalNode>,
+    pub(crate) host: Host,
     pub(crate) api: Arc<Api>,
     pub(crate) edge: Arc<Edge>,
-    pub(crate) machines: Machines,
-    pub(crate) images: Images,
     store: Arc<Sqlite>,
     /// The base template is made anew by one at a time.
     making_base: tokio::sync::Mutex<()>,
@@ -40,7 +36,7 @@ pub(crate) struct House {
     started_at: SystemTime,
 }
 
-/// The store and the node answer in milliseconds; whoever asks for health waits for a few seconds.
+/// The store answers in milliseconds; whoever asks for health waits for a few seconds.
 const READY_WITHIN: Duration = Duration::from_secs(2);
 /// The reconciler passes every five seconds, and one pass may end many sandboxes.
 const PASS_WITHIN: Duration = Duration::from_secs(60);
@@ -48,7 +44,6 @@ const PASS_WITHIN: Duration = Duration::from_secs(60);
 impl House {
     /// Opens everything, and settles what earlier daemons left, before anybody is served.
     pub(crate) async fn open(settings: Resolved, data: DataDir) -> Result<Self> {
-        data.belong_to(settings.runtime.name())?;
         let store = Sqlite::open(&data.path().join("atoll.db"))
             .await
             .context("the database cannot be opened")?;
@@ -57,53 +52,21 @@ impl House {
             .context("the default team cannot be made")?;
         let credentials = credentials(&settings, &data, &store, &team).await?;
 
-        let machines = Machines::open(&settings).await?;
-        let can = machines.runtime().capabilities();
-        anyhow::ensure!(
-            can.portable_builds || !settings.blobs.hold_builds(),
-            "the {} runtime cannot keep builds in the blobs: leave `builds` out of [blobs], or choose another --runtime",
-            machines.runtime().name()
-        );
-        let config = node::Config {
-            id: data.node_id()?,
-            data: data.path().join("node"),
-        };
-        let node = LocalNode::open(config, machines.runtime()).context("the node cannot be opened")?;
-        let images = Images::open(data.path().join("images"), settings.images.clone())
-            .context("images cannot be kept: see [images] of the configuration")?
-            .keeping_archives(settings.blobs.hold_builds());
-        node.build_from(Arc::new(images.clone()));
-        let found = node
-            .recover()
-            .await
-            .context("what earlier daemons left cannot be recovered")?;
-        if found != node::Found::default() {
-            out::say(format_args!(
-                "found {} running and {} paused sandboxes, cleared away {} remains",
-                found.running, found.paused, found.reclaimed
-            ));
-        }
-        base::ensure(&*store, &machines, &team).await?;
+        let host = Host::open(&settings, &data).await?;
+        base::ensure(&*store, &host.machines, &team).await?;
 
         let clock: Arc<dyn Clock> = Arc::new(ports::clock::System);
         let catalog = Arc::new(ports::catalog::Memory::default());
         let limits = Arc::new(ports::limits::Memory::default());
-        let blobs: Arc<dyn Blobs> = Arc::new(
-            settings
-                .blobs
-                .open(data.path())
-                .context("the place for uploads cannot be opened")?,
-        );
-        node.stow_in(Arc::clone(&blobs));
-        let volume_nodes = Arc::new(OneNode::new(node.id(), machines.volume_files()));
-        let nodes: Vec<Arc<dyn Node>> = vec![Arc::clone(&node) as Arc<dyn Node>];
+        let volume_nodes = Arc::new(OneNode::new(host.node.id(), host.machines.volume_files()));
+        let nodes: Vec<Arc<dyn Node>> = vec![Arc::clone(&host.node) as _];
         let orchestrator = Orchestrator::new(Parts {
             sandboxes: Arc::clone(&store) as _,
             templates: Arc::clone(&store) as _,
             builds: Arc::clone(&store) as _,
             volumes: Arc::clone(&store) as _,
             volume_nodes,
-            blobs,
+            blobs: Arc::clone(&host.blobs),
             config: orchestrator::Config {
                 stow: settings.blobs.hold_builds(),
                 ..settings.volumes.config()
@@ -137,7 +100,7 @@ impl House {
         });
         let edge = Edge::new(EdgeParts {
             catalog,
-            guest: Arc::clone(&node) as _,
+            guest: Arc::clone(&host.node) as _,
             wake: Arc::clone(&orchestrator) as _,
             domain: settings.domain.clone(),
         });
@@ -146,11 +109,9 @@ impl House {
             data,
             credentials,
             orchestrator,
-            node,
+            host,
             api,
             edge,
-            machines,
-            images,
             store,
             making_base: tokio::sync::Mutex::default(),
             team: team.id,
@@ -160,7 +121,7 @@ impl House {
 
     /// What it is at.
     pub(crate) async fn status(&self) -> Result<Status> {
-        let report = self.node.report().await?;
+        let report = self.host.node.report().await?;
         let count =
             |wanted: fn(HeldState) -> bool| report.held.iter().filter(|held| wanted(held.state)).count();
         Ok(Status {
@@ -200,7 +161,7 @@ impl House {
     /// Makes the base template anew, of this machine's own `/usr`.
     pub(crate) async fn import_host(&self) -> Result<Remade> {
         let _one = self.making_base.lock().await;
-        let build = base::remake(&*self.store, &self.machines, self.team).await?;
+        let build = base::remake(&*self.store, &self.host.machines, self.team).await?;
         Ok(Remade {
             build_id: build.to_string(),
         })
@@ -208,7 +169,7 @@ impl House {
 
     /// What is still there once everything was ended: nothing, or a fault.
     async fn still_held(&self) -> Option<String> {
-        match self.node.report().await {
+        match self.host.node.report().await {
             Ok(report) if report.held.is_empty() => None,
             Ok(report) => Some(format!("the node still holds {}", report.held.len())),
             Err(_) => Some("the node does not report".to_owned()),
@@ -217,7 +178,7 @@ impl House {
 
     /// Gives back what was prepared ahead. Sandboxes live on.
     pub(crate) async fn close(&self) {
-        self.machines.runtime().close().await;
+        self.host.close().await;
     }
 
     /// TLS for the edge, where it is asked for.
@@ -236,10 +197,7 @@ impl Ready for House {
         if !matches!(known, Ok(Ok(Some(_)))) {
             return Err("the store does not answer");
         }
-        let report = tokio::time::timeout(READY_WITHIN, self.node.report()).await;
-        if !matches!(report, Ok(Ok(_))) {
-            return Err("the node does not report");
-        }
+        self.host.ready().await?;
         match self.orchestrator.last_pass() {
             Some(past) if past <= PASS_WITHIN => Ok(()),
             _ => Err("the reconciler has not come to an end for long"),

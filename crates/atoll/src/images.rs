@@ -61,19 +61,26 @@ impl House {
         name: Option<&str>,
         image: Option<&str>,
     ) -> Result<Told> {
-        let (imported, _) = self.images.import(path, image, name).await?;
+        let (imported, _) = self.host.images.import(path, image, name).await?;
         tracing::info!(name = imported.name, digest = %imported.digest, "an image was imported");
         Ok(Told::from(&imported))
     }
 
     /// Images that were imported.
     pub(crate) async fn imported_images(&self) -> Result<Vec<Told>> {
-        Ok(self.images.imported().await?.iter().map(Told::from).collect())
+        Ok(self
+            .host
+            .images
+            .imported()
+            .await?
+            .iter()
+            .map(Told::from)
+            .collect())
     }
 
     /// Forgets one.
     pub(crate) async fn forget_image(&self, name: &str) -> Result<()> {
-        let is_gone = self.images.forget(name).await?;
+        let is_gone = self.host.images.forget(name).await?;
         anyhow::ensure!(
             is_gone,
             "no image called {name} was imported; `atoll image list` lists those that were"
@@ -100,8 +107,8 @@ impl House {
 
     async fn evict(&self) -> Result<Evicted> {
         evict(
-            &self.images,
-            &*self.machines.runtime(),
+            &self.host.images,
+            &*self.host.machines.runtime(),
             self.settings.image_cache_mib,
         )
         .await

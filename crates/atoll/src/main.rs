@@ -23,6 +23,7 @@ mod doctor;
 mod down;
 mod gc;
 mod guest;
+mod host;
 mod house;
 mod image;
 mod images;

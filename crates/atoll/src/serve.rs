@@ -10,7 +10,6 @@ mod control;
 mod edge;
 mod fleet;
 mod members;
-mod node;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,19 +18,17 @@ use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use clap::Args;
 use rpc::tls::{Files, Tls};
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::control::Control;
 use self::members::Members;
-use self::node::NodeRole;
-pub(crate) use self::node::end_all as end_node;
-use crate::admin::{Opened, Ready};
+use crate::admin::Ready;
 use crate::data::DataDir;
+use crate::host::Host;
 use crate::settings::cluster::{ClusterSettings, Role};
 use crate::settings::{Resolved, Settings};
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, signalled};
 use crate::up::{listen, raise_descriptor_limit};
-use crate::{admin, out, telemetry};
+use crate::{admin, base, out, telemetry};
 
 /// What a process of a fleet is told.
 #[derive(Args)]
@@ -63,7 +60,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
 #[derive(Default)]
 struct Served {
     control: Option<Arc<Control>>,
-    node: Option<Arc<NodeRole>>,
+    host: Option<Host>,
 }
 
 #[async_trait]
@@ -72,8 +69,8 @@ impl Ready for Served {
         if let Some(control) = &self.control {
             control.ready().await?;
         }
-        if let Some(node) = &self.node {
-            node.ready().await?;
+        if let Some(host) = &self.host {
+            host.ready().await?;
         }
         Ok(())
     }
@@ -99,14 +96,8 @@ async fn serve(settings: Resolved, roles: &[Role]) -> Result<()> {
         true => Some(listen("edge", settings.edge_listen).await?),
         false => None,
     };
-    let (mut tasks, opened) = (Tasks::default(), Opened::default());
-    let (metrics, stop) = (telemetry.metrics.clone(), tasks.stop());
-    tasks.spawn("the upkeep of metrics", telemetry::upkeep(metrics, stop));
-    let (metrics, stop) = (telemetry.metrics.clone(), tasks.stop());
-    tasks.spawn(
-        "the admin listener",
-        admin::serve(admin_listener, metrics, Arc::clone(&opened), stop),
-    );
+    let mut tasks = Tasks::default();
+    let opened = admin::begin(admin_listener, &telemetry, &mut tasks);
     let tls = identity(&cluster, roles)?;
     tasks.spawn("the watch over certificates", tls.clone().follow(tasks.stop()));
     let members = Arc::new(Members::open(&cluster).await?);
@@ -121,12 +112,14 @@ async fn serve(settings: Resolved, roles: &[Role]) -> Result<()> {
         served.control = Some(Arc::new(control));
     }
     if has(Role::Node) {
-        let node = Arc::new(NodeRole::open(&settings, &cluster, data.node_id()?, &data, &mut tasks).await?);
+        let host = Host::open(&settings, &data).await?;
+        base::ensure_here(&host.machines, base::of_fleet(&cluster.name)).await?;
+        host.tend(&settings, &mut tasks);
         services = services
-            .node(Arc::clone(&node.agent) as _)
-            .guest(Arc::clone(&node.agent) as _)
-            .volumes(node.volume_files());
-        served.node = Some(node);
+            .node(Arc::clone(&host.node) as _)
+            .guest(Arc::clone(&host.node) as _)
+            .volumes(host.machines.volume_files());
+        served.host = Some(host);
     }
     if let Some(listener) = edge_listener {
         let redis = redis.as_ref().context("[cluster.redis] was checked")?;
@@ -145,7 +138,7 @@ async fn serve(settings: Resolved, roles: &[Role]) -> Result<()> {
     let served = Arc::new(served);
     let _ = opened.set(Arc::clone(&served) as _);
     members
-        .join(&settings, &cluster, roles, served.node.as_deref())
+        .join(&settings, &cluster, roles, served.host.as_ref())
         .await?;
     let named: Vec<_> = roles.iter().map(|role| role.name()).collect();
     out::say(format_args!(
@@ -155,19 +148,12 @@ async fn serve(settings: Resolved, roles: &[Role]) -> Result<()> {
         cluster.advertised()
     ));
 
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let told = async {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    };
-    let lasted = tasks.until(told).await;
+    let lasted = tasks.until(signalled()?).await;
     // First of all: nobody is to begin anything with it any more.
     members.leave().await;
     let ended = tasks.end().await;
-    if let Some(node) = &served.node {
-        node.close().await;
+    if let Some(host) = &served.host {
+        host.close().await;
     }
     telemetry.flush();
     Ok(lasted.and(ended)?)

@@ -5,14 +5,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::admin::Opened;
 use crate::data::DataDir;
 use crate::house::House;
 use crate::settings::Resolved;
-use crate::tasks::Tasks;
-use crate::{admin, control, data, images, out, telemetry};
+use crate::tasks::{Tasks, signalled};
+use crate::{admin, control, data, out, telemetry};
 
 /// Starts everything and serves until a signal, or `atoll down`.
 pub(crate) fn run(settings: Resolved, json: bool) -> Result<ExitCode> {
@@ -41,27 +39,12 @@ async fn serve(settings: Resolved, json: bool) -> Result<()> {
         Some(address) => Some(listen("tls", address).await?),
         None => None,
     };
-    let (mut tasks, opened) = (Tasks::default(), Opened::default());
-    let (metrics, stop) = (telemetry.metrics.clone(), tasks.stop());
-    tasks.spawn("the upkeep of metrics", telemetry::upkeep(metrics, stop));
-    let (metrics, stop) = (telemetry.metrics.clone(), tasks.stop());
-    tasks.spawn(
-        "the admin listener",
-        admin::serve(admin_listener, metrics, Arc::clone(&opened), stop),
-    );
+    let mut tasks = Tasks::default();
+    let opened = admin::begin(admin_listener, &telemetry, &mut tasks);
     let house = Arc::new(House::open(settings, data).await?);
     let stop = tasks.stop();
     tasks.spawn("the orchestrator", Arc::clone(&house.orchestrator).run(stop));
-    let (node, stop) = (Arc::clone(&house.node), tasks.stop());
-    tasks.spawn("the watch over use", async move {
-        stop.run_until_cancelled(node.watch_use()).await;
-    });
-    let (images, runtime) = (house.images.clone(), house.machines.runtime());
-    let cache_mib = house.settings.image_cache_mib;
-    tasks.spawn(
-        "the eviction of images",
-        images::evict_until(images, runtime, cache_mib, tasks.stop()),
-    );
+    house.host.tend(&house.settings, &mut tasks);
     let stop = tasks.stop();
     tasks.spawn("the API", Arc::clone(&house.api).serve(api, stop));
     let stop = tasks.stop();
@@ -87,14 +70,7 @@ async fn serve(settings: Resolved, json: bool) -> Result<()> {
     // It serves all the same where nobody reads this.
     let _ = data::show(&house.credentials, json);
 
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let told = async {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    };
-    let lasted = tasks.until(told).await;
+    let lasted = tasks.until(signalled()?).await;
     out::say("stopping; running sandboxes live on, `atoll down` ends them");
     let ended = tasks.end().await;
     house.close().await;

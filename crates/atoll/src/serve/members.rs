@@ -7,13 +7,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use model::{NodeId, ProcessId};
-use ports::ServiceDiscovery;
 use ports::discovery::{self, Capacity, Check, Fixed, Health, Instance, Probe};
+use ports::{Node as _, ServiceDiscovery};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::fleet::address;
-use super::node::NodeRole;
+use crate::host::Host;
 use crate::settings::Resolved;
 use crate::settings::cluster::{ClusterSettings, ConsulSettings, Peer, Role};
 
@@ -110,12 +110,12 @@ impl Members {
         settings: &Resolved,
         cluster: &ClusterSettings,
         roles: &[Role],
-        node: Option<&NodeRole>,
+        host: Option<&Host>,
     ) -> Result<()> {
         let at = cluster.advertised();
         for own in roles {
-            let id = match (own, node) {
-                (Role::Node, Some(node)) => node.id().to_string(),
+            let id = match (own, host) {
+                (Role::Node, Some(host)) => host.node.id().to_string(),
                 _ => format!("{}-{}", own.name(), self.process),
             };
             if *own == Role::Node {
@@ -130,8 +130,8 @@ impl Members {
                 port: at.port(),
                 zone: cluster.zone.clone(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                capacity: match (own, node) {
-                    (Role::Node, Some(node)) => node.capacity().await,
+                capacity: match (own, host) {
+                    (Role::Node, Some(host)) => capacity(host).await,
                     _ => None,
                 },
                 meta,
@@ -182,11 +182,16 @@ impl Members {
             }
         }
     }
+}
 
-    /// How much of a node's machine there is.
-    pub(crate) const fn capacity(cpu: u32, memory: model::MiB, disk: model::MiB) -> Capacity {
-        Capacity { cpu, memory, disk }
-    }
+/// How much of a machine there is.
+async fn capacity(host: &Host) -> Option<Capacity> {
+    let report = host.node.report().await.ok()?;
+    Some(Capacity {
+        cpu: report.cpu_total,
+        memory: report.memory_total,
+        disk: report.disk_total,
+    })
 }
 
 /// A watched value of another.
