@@ -62,6 +62,12 @@ class Fleet:
     def connect(self, name, api=0, edge=0, **kwargs):
         return Sandbox.connect(name, **self.where(api, edge), **kwargs)
 
+    def connected(self, name, **kwargs):
+        """A connection, or nothing: what stands in the way now may be over in a moment."""
+        with contextlib.suppress(SandboxException, ServiceBusyException):
+            return self.connect(name, **kwargs)
+        return None
+
     def kill(self, name, api=0):
         return Sandbox.kill(name, **self.where(api))
 
@@ -111,27 +117,37 @@ class Fleet:
         """What a node holds."""
         return set(self.call("GET", f"/nodes/{node['identity']}", api=OPERATED)["sandboxes"])
 
-    def made_on(self, node, fresh, **kwargs):
-        """A sandbox on a certain node: no other takes any meanwhile."""
+    def drain_of(self, node):
+        """How far the emptying of a node has come."""
+        return self.call("GET", f"/nodes/{node['identity']}", api=OPERATED)["drain"]
+
+    @contextlib.contextmanager
+    def only(self, node):
+        """Lets new sandboxes start on one node alone."""
         held = self.held()
         closed = [one for one in self.nodes if one is not node and held[one["identity"]]["status"] == "ready"]
+        try:
+            for one in closed:
+                self.tell(one, "cordoned")
+            yield
+        finally:
+            for one in closed:
+                self.tell(one, "ready")
+
+    def made_on(self, node, fresh, *args, seconds=PATIENCE_SECONDS, **kwargs):
+        """A sandbox on a certain node, as soon as what it starts from can be had there."""
 
         def made():
             # What an API knows of the nodes may be two seconds old.
             with contextlib.suppress(SandboxException, ServiceBusyException):
-                sandbox = fresh(**kwargs)
+                sandbox = fresh(*args, **kwargs)
                 if sandbox.sandbox_id in self.on(node):
                     return sandbox
                 self.kill(sandbox.sandbox_id)
             return None
 
-        try:
-            for one in closed:
-                self.tell(one, "cordoned")
-            return eventually(made, f"{node['name']} takes a sandbox")
-        finally:
-            for one in closed:
-                self.tell(one, "ready")
+        with self.only(node):
+            return eventually(made, f"{node['name']} takes a sandbox", seconds)
 
     # Processes
 

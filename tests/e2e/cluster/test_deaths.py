@@ -53,15 +53,8 @@ def test_a_pause_is_resumed_after_everything_died(fleet, fresh):
     for node in fleet.nodes:
         fleet.die(node["name"])
     fleet.settle()
-    again = eventually(lambda: connected(fleet, sandbox.sandbox_id), "it is resumed", 60)
+    again = eventually(lambda: fleet.connected(sandbox.sandbox_id), "it is resumed", 60)
     assert again.files.read("/home/user/kept") == "kept"
-
-
-def connected(fleet, name):
-    try:
-        return fleet.connect(name)
-    except (SandboxException, ServiceBusyException):
-        return None
 
 
 def test_what_ran_on_a_lost_node_is_given_up_and_ended_when_it_is_back(fleet, fresh):
@@ -118,7 +111,7 @@ def test_routes_are_made_again_when_redis_has_lost_them(fleet, fresh):
         assert redis.recv(16) == b"+OK\r\n"
     # The other edge may never have seen them.
     for sandbox in made:
-        other = eventually(lambda sandbox=sandbox: connected(fleet, sandbox.sandbox_id), "it is found", 20)
+        other = eventually(lambda sandbox=sandbox: fleet.connected(sandbox.sandbox_id), "it is found", 20)
         eventually(lambda other=other: answers(other, "found"), "it answers", 20)
 
 

@@ -7,10 +7,6 @@ from e2b import SandboxException
 from fleet import OPERATED, eventually
 
 
-def drain_of(fleet, node):
-    return fleet.call("GET", f"/nodes/{node['identity']}", api=OPERATED)["drain"]
-
-
 def reads(fleet, sandbox, path):
     """What a file holds, through a new connection; what stands in the way now may be over in a moment."""
     with contextlib.suppress(SandboxException):
@@ -48,8 +44,8 @@ def test_a_drained_node_is_emptied_and_nothing_is_lost(fleet, fresh):
     paused.pause()
     # Nothing is waited for: all of it is moved with its disk.
     with fleet.marked(node, "draining", withinSeconds=0):
-        eventually(lambda: drain_of(fleet, node)["isOver"], "it is empty", 120)
-        drain = drain_of(fleet, node)
+        eventually(lambda: fleet.drain_of(node)["isOver"], "it is empty", 120)
+        drain = fleet.drain_of(node)
         assert (drain["left"], drain["waiting"], drain["moving"]) == (0, 0, 0), drain
         assert drain["carried"] >= 1, drain
         assert reads(fleet, moves, "/home/user/kept") == "kept"
@@ -67,7 +63,7 @@ def test_a_drain_is_carried_out_though_its_orchestrators_die(fleet, fresh):
         for name in ("orchestrator-1", "orchestrator-2"):
             fleet.die(name)
         fleet.settle()
-        eventually(lambda: drain_of(fleet, node)["isOver"], "it is empty", 240)
+        eventually(lambda: fleet.drain_of(node)["isOver"], "it is empty", 240)
         for sandbox in made:
             kept = eventually(lambda sandbox=sandbox: reads(fleet, sandbox, "/home/user/kept"), "it is reached", 60)
             assert kept == sandbox.sandbox_id
@@ -78,7 +74,7 @@ def test_what_has_time_is_waited_for_until_an_operator_thinks_better_of_it(fleet
     sandbox = fleet.made_on(node, fresh)
     pid = sandbox.commands.run("sleep 1000", background=True).pid
     with fleet.marked(node, "draining", withinSeconds=3600, kill=True):
-        eventually(lambda: drain_of(fleet, node)["waiting"] >= 1, "it is waited for")
+        eventually(lambda: fleet.drain_of(node)["waiting"] >= 1, "it is waited for")
         assert sandbox.commands.run("echo here").stdout == "here\n"
     assert pid in [process.pid for process in sandbox.commands.list()]
 

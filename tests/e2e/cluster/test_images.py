@@ -1,13 +1,11 @@
 """What is built from an image is everywhere, though one node alone has ever seen the image."""
 
-import contextlib
 import pathlib
 
 import pytest
-from e2b import SandboxException, ServiceBusyException, Template
+from e2b import Template
 from fleet import eventually
 from settings.registry import Registry, small_root, tar_of
-from test_drain import drain_of, on, told
 
 #: How long a start may be refused while a build is on its way to the blobs.
 STOWED_SECONDS = 90
@@ -49,28 +47,8 @@ def built(fleet, registry):
     fleet.call("DELETE", f"/templates/{name}", expect=(204, 404, 400))
 
 
-@contextlib.contextmanager
-def only(fleet, node):
-    """Lets new sandboxes start on one node alone."""
-    with contextlib.ExitStack() as stack:
-        for other in fleet.nodes:
-            if other is not node:
-                stack.enter_context(told(fleet, other, "cordoned"))
-        yield
-
-
 def start_on(fleet, fresh, node, template):
-    """A sandbox on this node, as soon as what it starts from can be had there."""
-
-    def start():
-        with contextlib.suppress(SandboxException, ServiceBusyException):
-            return fresh(template)
-        return None
-
-    with only(fleet, node):
-        sandbox = eventually(start, f"{node['name']} starts it", STOWED_SECONDS)
-        assert sandbox.sandbox_id in on(fleet, node)
-    return sandbox
+    return fleet.made_on(node, fresh, template, seconds=STOWED_SECONDS)
 
 
 def is_whole(sandbox):
@@ -108,7 +86,7 @@ def test_what_is_made_of_such_a_sandbox_is_everywhere_too(fleet, fresh, built):
     # A template over it, built wherever there is room.
     name = "of-an-image-and-more"
     template = Template().from_template(built).run_cmd("cat /opt/app > /home/user/copied")
-    with only(fleet, third):
+    with fleet.only(third):
         Template.build(template, name, cpu_count=1, memory_mb=512, **fleet.where())
     try:
         for node in fleet.nodes:
@@ -123,16 +101,10 @@ def test_such_a_sandbox_is_paused_on_one_node_and_resumed_on_another(fleet, fres
     sandbox = start_on(fleet, fresh, home, built)
     sandbox.files.write("/home/user/kept", "kept")
     sandbox.pause()
-    with told(fleet, home, "draining", withinSeconds=0):
-        eventually(lambda: drain_of(fleet, home)["isOver"], "it is empty", 120)
-        again = eventually(lambda: connected(fleet, sandbox.sandbox_id), "it is resumed", 60)
+    with fleet.marked(home, "draining", withinSeconds=0):
+        eventually(lambda: fleet.drain_of(home)["isOver"], "it is empty", 120)
+        again = eventually(lambda: fleet.connected(sandbox.sandbox_id, timeout=300), "it is resumed", 60)
         assert is_whole(again) and again.files.read("/home/user/kept") == "kept"
         # By its disk, and what its home still held of it is ended.
-        eventually(lambda: sandbox.sandbox_id not in on(fleet, home), "nothing of it is left behind", 30)
-        assert any(sandbox.sandbox_id in on(fleet, node) for node in fleet.nodes)
-
-
-def connected(fleet, name):
-    with contextlib.suppress(SandboxException, ServiceBusyException):
-        return fleet.connect(name, timeout=300)
-    return None
+        eventually(lambda: sandbox.sandbox_id not in fleet.on(home), "nothing of it is left behind", 30)
+        assert any(sandbox.sandbox_id in fleet.on(node) for node in fleet.nodes)
