@@ -107,7 +107,7 @@ fn a_new_key_signs_after_a_rotation_and_the_old_is_trusted_until_it_is_retired()
 fn a_rotation_that_was_cut_short_leaves_the_old_key_signing() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::create(dir.path(), &named("blue")).unwrap();
-    let (pem, _) = new_root("blue").unwrap();
+    let (pem, _) = new_root(&named("blue")).unwrap();
     let both = format!("{}{pem}", authority.trust_pem());
     write(&dir.path().join(CERTIFICATE), &both, 0o644).unwrap();
     let mut opened = Authority::open(dir.path()).unwrap();
