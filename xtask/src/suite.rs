@@ -6,7 +6,7 @@
 //! python   official Python SDK (sync, async), code that users write, and @e2b/cli, against a running Atoll
 //! js       official JavaScript SDK
 //! contract made-up requests to every operation of the served OpenAPI: no 5xx, nothing undescribed
-//! tls      both SDKs and @e2b/cli again, by E2B_DOMAIN alone: TLS, wildcard hosts
+//! tls      both SDKs and @e2b/cli on their ways to a sandbox, by E2B_DOMAIN alone: TLS, wildcard hosts
 //! cluster  a whole fleet: PostgreSQL, Redis, Consul, two of each role, three nodes; the SDKs, and what dies
 //! microvms the same with virtual machines as sandboxes: what their runtime does differently
 //! settings houses with settings of their own: traces, metrics, quotas
@@ -96,8 +96,23 @@ const MICROVM_ESCAPES: [&str; 3] = [
     "-k",
     "test_9 or test_10 or test_11",
 ];
-/// Tests of the SDKs, two files at a time: most of them wait for something that is not the processor.
-const SDK_TESTS: [&str; 5] = ["tests/e2e/python", "-n", "2", "--dist", "loadfile"];
+/// Two files at a time: most tests of the SDKs wait for something that is not the processor.
+const BESIDE: [&str; 4] = ["-n", "2", "--dist", "loadfile"];
+/// All tests of the SDKs.
+const SDK_TESTS: [&str; 5] = ["tests/e2e/python", BESIDE[0], BESIDE[1], BESIDE[2], BESIDE[3]];
+/// Tests of the SDKs in which it matters by which names and lines a sandbox is reached.
+const TLS_MODULES: [&str; 10] = [
+    "async",
+    "commands",
+    "e2b_cli",
+    "files",
+    "lifecycle",
+    "network",
+    "ports",
+    "pty",
+    "sandbox",
+    "volumes",
+];
 /// Tests of the crash ring beside which nothing else has its time.
 const ALONE: [&str; 2] = ["tests/e2e/crash/test_floods.py", "tests/e2e/crash/test_leaks.py"];
 /// Where names below `localhost` lead, whoever is asked (RFC 6761, section 6.3).
@@ -336,8 +351,10 @@ fn tls() -> Result<Tally> {
         }
         env.insert("E2B_DOMAIN".into(), "atoll.localhost".into());
         env.insert("ATOLL_RESOLVER_ADDRESS".into(), RESOLVER_ADDRESS.into());
+        let modules = TLS_MODULES.map(|module| format!("tests/e2e/python/test_{module}.py"));
         let mut tests = vec!["tests/e2e/tls"];
-        tests.extend(SDK_TESTS);
+        tests.extend(modules.iter().map(String::as_str));
+        tests.extend(BESIDE);
         let python = pytest(&tests, &env)?;
         let mut total = run_and_count("tls", &mut with_resolver(&python), tally::of_pytest)?;
         total += run_and_count("tls js", &mut with_resolver(&node_test(&env)?), tally::of_node)?;

@@ -310,7 +310,8 @@ async fn what_hibernates_goes_on_where_it_was() {
         }
         runtime.close().await;
         let kept = runtime.house.book.kept.read(&spec.sandbox).unwrap().unwrap();
-        assert!(kept.disk.layers.len() <= 4, "{kept:?}");
+        // Made one while it ran on: by what came meanwhile it is more.
+        assert!(kept.disk.layers.len() < crate::disk::DEPTH_MAX, "{kept:?}");
         assert_eq!(
             (world.files("images"), world.files("states")),
             (kept.disk.layers.len(), 1)
