@@ -17,7 +17,7 @@ pub struct ClusterNameError(String);
 
 impl ClusterName {
     /// In bytes.
-    pub const BYTES_MAX: usize = 32;
+    pub const MAX: usize = 32;
     /// How much of what is wrong is told.
     const SHOWN_MAX: usize = 80;
 
@@ -33,7 +33,7 @@ impl FromStr for ClusterName {
 
     fn from_str(text: &str) -> Result<Self, ClusterNameError> {
         let is_plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
-        let is_name = (1..=Self::BYTES_MAX).contains(&text.len())
+        let is_name = (1..=Self::MAX).contains(&text.len())
             && text.bytes().all(is_plain)
             && !text.starts_with('-')
             && !text.ends_with('-');

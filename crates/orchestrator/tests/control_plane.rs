@@ -15,8 +15,8 @@ use control_plane::clients::{Facts, client};
 use control_plane::house::House;
 use control_plane::laws::{Wrongs, settle, watch};
 
-/// Seeds of an ordinary run: some seconds.
-const SEEDS: u64 = 40;
+/// Seeds of an ordinary run: two minutes on two processors.
+const SEEDS: u64 = 2000;
 const CLIENTS: u64 = 4;
 const OPERATIONS: usize = 30;
 
