@@ -3,8 +3,10 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -161,9 +163,25 @@ fn spawn(atoll: &Path, dir: &Path, env: &BTreeMap<String, String>) -> Result<Chi
         .with_context(|| format!("cannot start {}", atoll.display()))
 }
 
-/// A port that was free a moment ago.
+/// Below the ports that Linux gives to whoever connects (`ip_local_port_range`, ip(7)): a daemon that is started again must find its
+/// own free.
+const PORTS: Range<u16> = 12_000..20_000;
+
+/// A port that was free a moment ago, and that nobody takes by chance.
 pub(crate) fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    static DRAWN: AtomicU32 = AtomicU32::new(0);
+    for _ in PORTS {
+        let drawn = std::process::id().wrapping_add(DRAWN.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(u32::from(PORTS.start) + drawn % u32::from(PORTS.end - PORTS.start))?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!(
+        "no port of loopback from {} to {} is free",
+        PORTS.start,
+        PORTS.end
+    )
 }
 
 pub(crate) fn tail(log: &Path) -> String {

@@ -1,9 +1,11 @@
 //! Who is in the fleet, where each keeps what, and where it listens.
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use model::{BuildId, NodeId, Secret};
 use rpc::ca::{Authority, AuthorityError};
 use rpc::identity::Identity;
@@ -70,12 +72,27 @@ fn host_address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(NET[0], NET[1], NET[2], last)
 }
 
-/// A port that was free a moment ago.
-fn free(ip: IpAddr) -> Result<SocketAddr> {
-    Ok(TcpListener::bind((ip, 0))?.local_addr()?)
-}
+/// Below the ports that Linux gives to whoever connects (`ip_local_port_range`, ip(7)): a process that is started again must find
+/// its own free.
+const PORTS: Range<u16> = 20_000..32_000;
 
-const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// An address of loopback that was free a moment ago, and that nobody takes by chance.
+fn free() -> Result<SocketAddr> {
+    static DRAWN: AtomicU32 = AtomicU32::new(0);
+    for _ in PORTS {
+        let drawn = std::process::id().wrapping_add(DRAWN.fetch_add(1, Ordering::Relaxed));
+        let port = u32::from(PORTS.start) + drawn % u32::from(PORTS.end - PORTS.start);
+        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), u16::try_from(port)?);
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!(
+        "no port of loopback from {} to {} is free",
+        PORTS.start,
+        PORTS.end
+    )
+}
 
 impl Layout {
     /// Plans it below a directory.
@@ -87,8 +104,8 @@ impl Layout {
             members: Vec::new(),
             nodes: Vec::new(),
             gateway,
-            postgres: free(LOOPBACK)?,
-            redis: free(LOOPBACK)?,
+            postgres: free()?,
+            redis: free()?,
             // Reached from the nodes, which have no agent of their own here.
             consul: SocketAddr::new(gateway.into(), 8500),
             admin_token: BuildId::random().to_string(),
@@ -104,7 +121,7 @@ impl Layout {
             for number in 1..=2_u8 {
                 let listen = match (first, number) {
                     (Some(first), 1) => Some(first),
-                    (Some(_), _) => Some(free(LOOPBACK)?),
+                    (Some(_), _) => Some(free()?),
                     (None, _) => None,
                 };
                 layout.add_control(role, number, listen)?;
@@ -125,8 +142,8 @@ impl Layout {
             settings: dir.join("atoll.toml"),
             dir,
             netns: None,
-            rpc: free(LOOPBACK)?,
-            admin: free(LOOPBACK)?,
+            rpc: free()?,
+            admin: free()?,
             listen,
             name,
         });
