@@ -163,5 +163,14 @@ async fn start(layout: &Layout, programs: &Programs, processes: &mut Processes) 
             tokio::time::sleep(ASK_AGAIN).await;
         }
     }
+    // A node is ready before everybody has heard of it.
+    for api in layout.apis(&credentials)? {
+        while api.nodes().await.map_or(0, |nodes| nodes.len()) < layout.nodes.len() {
+            if Instant::now() > deadline {
+                bail!("not every API has heard of all nodes in time");
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
     Ok(credentials)
 }

@@ -276,6 +276,21 @@ impl Layout {
         }
     }
 
+    /// Every API, for who asks it for the nodes.
+    pub(super) fn apis(&self, credentials: &Credentials) -> Result<Vec<sdk::Client>> {
+        let admin_token = Secret::new(self.admin_token.clone());
+        let listening = self.members.iter().filter(|member| member.role == Role::Api);
+        let client = |member: &Member| {
+            let listen = member.listen.context("an API listens")?;
+            let url = format!("http://{listen}");
+            Ok(match member.name == OPERATED {
+                true => sdk::Client::of_operator(&url, &admin_token)?,
+                false => sdk::Client::new(&url, &credentials.api_key)?,
+            })
+        };
+        listening.map(client).collect()
+    }
+
     /// What tests are told of it.
     pub(super) fn told(&self, credentials: &Credentials) -> serde_json::Value {
         let members: Vec<_> = self
