@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the benchmark table, against release builds that this starts and ends: one with prepared
+//! `cargo xtask bench`: the benchmark table, against builds that this starts and ends: one with prepared
 //! slots, one without. `cargo xtask bench cluster`: the table of a fleet.
 mod cluster;
 
@@ -7,20 +7,21 @@ use std::net::TcpListener;
 
 use anyhow::Result;
 
+use crate::build::Build;
 use crate::house::House;
 use crate::shell::{cache, command};
-use crate::{build, clients, setup, shell};
+use crate::{clients, setup, shell};
 
 /// Runs testkit's benchmark against houses of its own, or against one and a fleet.
-pub(crate) fn run(rest: &[String]) -> Result<()> {
+pub(crate) fn run(rest: &[String], build: Build) -> Result<()> {
     if let [first, rest @ ..] = rest
         && first == "cluster"
     {
-        return cluster::run(rest);
+        return cluster::run(rest, build);
     }
     setup::to_bench()?;
     let python = clients::python()?;
-    let (bench, atoll) = build::benchmark()?;
+    let (bench, atoll) = build.benchmark()?;
     let dir = cache().join("bench");
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir)?;

@@ -106,7 +106,7 @@ fn main() -> Result<()> {
         Chore::Criu => criu::get().map(|program| println!("{}", program.display())),
         Chore::Services => services::print(),
         Chore::Check => check::run().map(|tally| println!("{tally}")),
-        Chore::Bench { rest } => bench::run(&rest),
+        Chore::Bench { rest } => bench::run(&rest, build::Build::Released),
         Chore::Fuzz(options) => fuzz::fuzz(&options),
         Chore::Soak { rest } => soak::run_for(&rest),
         Chore::Gen { check } => generate::run(check),

@@ -18,9 +18,10 @@ use anyhow::{Context, Result, bail};
 
 use self::machine::Machine;
 use self::root::Root;
+use crate::build::Build;
 use crate::shell::{cache, has};
 use crate::tally::Tally;
-use crate::{build, kernel, setup};
+use crate::{kernel, setup};
 
 mod machine;
 mod root;
@@ -109,7 +110,7 @@ fn programs() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("ATOLL_TEST_BIN_DIR") {
         return Ok(PathBuf::from(dir));
     }
-    let atoll = build::failpoints()?;
+    let atoll = Build::Tested.atoll()?;
     atoll
         .parent()
         .map(Path::to_owned)

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every ring of the test suite, and one closing line.
 //!
 //! ```text
-//! check    fmt, clippy, tidy, generated files, licences
+//! check    fmt, clippy (which builds everything that is tested), tidy, generated files, licences
 //! rust     unit, contract, whole-house and runtime tests (root: the real container runtime)
 //! python   official Python SDK (sync, async), code that users write, and @e2b/cli, against a running Atoll
 //! js       official JavaScript SDK
@@ -24,11 +24,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::build::{Build, for_tests};
 use crate::fleet::Fleet;
 use crate::house::House;
-use crate::shell::{cache, cargo, command, read, root};
+use crate::shell::{cache, command, read, root};
 use crate::tally::{self, Tally};
-use crate::{bench, build, check, clients, criu, kernel, nested, services, setup};
+use crate::{bench, check, clients, criu, kernel, nested, services, setup};
 
 /// What to run.
 #[derive(Args)]
@@ -42,6 +43,19 @@ pub(crate) struct Options {
     /// Only the ring `cluster`.
     #[arg(long)]
     cluster: bool,
+    /// Runs Atoll as it is released, not as its tests are built: slower to build, and what users have.
+    #[arg(long)]
+    release: bool,
+}
+
+impl Options {
+    /// What is run.
+    fn build(&self) -> Build {
+        match self.release {
+            true => Build::Released,
+            false => Build::Tested,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -172,30 +186,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn one(ring: Ring, options: &Options) -> Result<Tally> {
+    let build = options.build();
     match ring {
         Ring::Check => check::run(),
-        Ring::Rust => rust(),
-        Ring::Python => with_house("python", &[], |env| python(&SDK_TESTS, env)),
-        Ring::Js => with_house("js", &[], javascript),
-        Ring::Contract => with_house("contract", &[], contract),
-        Ring::Tls => tls(),
-        Ring::Cluster => cluster(),
-        Ring::Microvms => microvms(options.whole),
-        Ring::Settings => own_houses(&["tests/e2e/settings", "-n", "2"]),
+        Ring::Rust => rust(build),
+        Ring::Python => with_house(build, "python", &[], |env| python(&SDK_TESTS, env)),
+        Ring::Js => with_house(build, "js", &[], javascript),
+        Ring::Contract => with_house(build, "contract", &[], contract),
+        Ring::Tls => tls(build),
+        Ring::Cluster => cluster(build),
+        Ring::Microvms => microvms(build, options.whole),
+        Ring::Settings => own_houses(build, &["tests/e2e/settings", "-n", "2"]),
         Ring::Crash => {
             // Houses beside each other, but for those that keep the whole machine busy.
             let mut beside = vec!["tests/e2e/crash", "-n", "2"];
             beside.extend(ALONE.iter().flat_map(|alone| ["--ignore", *alone]));
-            let mut total = own_houses(&beside)?;
-            total += own_houses(&ALONE)?;
+            let mut total = own_houses(build, &beside)?;
+            total += own_houses(build, &ALONE)?;
             Ok(total)
         }
-        Ring::Escape => escape(),
+        Ring::Escape => escape(build),
         Ring::Firecracker => nested::run(python),
         Ring::Bench => {
             // The parts that take no registry and no large disk, and of a fleet those for which nothing else is built.
-            in_short(&[], &["floor", "sandboxes", "python", "traffic", "memory"])?;
-            in_short(&["cluster"], &["creates", "routes", "burst"])?;
+            in_short(build, &[], &["floor", "sandboxes", "python", "traffic", "memory"])?;
+            in_short(build, &["cluster"], &["creates", "routes", "burst"])?;
             Ok(Tally {
                 passed: 2,
                 ..Tally::default()
@@ -205,22 +220,21 @@ fn one(ring: Ring, options: &Options) -> Result<Tally> {
 }
 
 /// Some parts of a table of the benchmark, in short.
-fn in_short(table: &[&str], parts: &[&str]) -> Result<()> {
+fn in_short(build: Build, table: &[&str], parts: &[&str]) -> Result<()> {
     let mut words = table.to_vec();
     words.push("--short");
     words.extend(parts.iter().flat_map(|part| ["--only", *part]));
     let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-    bench::run(&words)
+    bench::run(&words, build)
 }
 
-fn rust() -> Result<Tally> {
+fn rust(build: Build) -> Result<Tally> {
     // The container runtime's tests run the static programs themselves.
-    let atoll = build::release()?;
+    let atoll = build.atoll()?;
     let bin = atoll.parent().context("a program lies in a directory")?;
-    let mut tests = cargo();
+    let mut tests = for_tests("test");
     tests
-        .args(["test", "--no-fail-fast"])
-        .args(build::IN_TESTS)
+        .arg("--no-fail-fast")
         // No documentation has examples to run, and asking for them costs a run of rustdoc for each crate.
         .args(["--lib", "--bins", "--tests", "--examples"])
         .env("ATOLL_TEST_BIN_DIR", bin);
@@ -247,22 +261,22 @@ fn guest(atoll: &Path, kernel: &Path) -> Result<String> {
 }
 
 fn with_house(
+    build: Build,
     name: &str,
     more: &[(&str, String)],
     tests: impl FnOnce(&BTreeMap<String, String>) -> Result<Tally>,
 ) -> Result<Tally> {
-    let atoll = build::release()?;
-    let house = House::start(&atoll, name, more)?;
+    let house = House::start(&build.atoll()?, name, more)?;
     let outcome = tests(&house.env());
     house.down()?;
     outcome
 }
 
 /// Tests that start daemons of their own, some of which die where they are told to.
-fn own_houses(tests: &[&str]) -> Result<Tally> {
+fn own_houses(build: Build, tests: &[&str]) -> Result<Tally> {
     let programs = [
-        ("ATOLL_BIN", build::release()?),
-        ("ATOLL_FAILPOINTS_BIN", build::failpoints()?),
+        ("ATOLL_BIN", build.atoll()?),
+        ("ATOLL_FAILPOINTS_BIN", Build::Tested.atoll()?),
     ];
     let env = programs.map(|(name, path)| (name.to_owned(), path.display().to_string()));
     python(tests, &BTreeMap::from(env))
@@ -335,7 +349,7 @@ fn copy_into(from: &Path, to: &Path) -> Result<()> {
 
 /// The SDKs with nothing but `E2B_DOMAIN`: names below the domain resolve to the house by a resolver of the test's
 /// own, in a mount namespace in which `/etc/resolv.conf` names it.
-fn tls() -> Result<Tally> {
+fn tls(build: Build) -> Result<Tally> {
     if !setup::is_root() {
         eprintln!("SKIPPED: the TLS ring binds port 443 and a resolver: run it as root");
         return Ok(Tally {
@@ -344,7 +358,7 @@ fn tls() -> Result<Tally> {
         });
     }
     let listen = [("ATOLL_TLS_LISTEN", format!("{TLS_ADDRESS}:443"))];
-    with_house("tls", &listen, |env| {
+    with_house(build, "tls", &listen, |env| {
         let mut env = env.clone();
         for direct in ["E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL"] {
             env.remove(direct);
@@ -363,7 +377,7 @@ fn tls() -> Result<Tally> {
 }
 
 /// The SDKs against a whole fleet, and what becomes of it when parts of it die.
-fn cluster() -> Result<Tally> {
+fn cluster(build: Build) -> Result<Tally> {
     if !setup::is_root() {
         eprintln!("SKIPPED: the cluster ring makes network namespaces: run it as root");
         return Ok(Tally {
@@ -372,7 +386,7 @@ fn cluster() -> Result<Tally> {
         });
     }
     let mut total = services::check_jobs(&services::have())?;
-    let fleet = Fleet::start(&build::release()?, &services::consul()?)?;
+    let fleet = Fleet::start(&build.atoll()?, &services::consul()?)?;
     total += python(&SDK_TESTS, fleet.env())?;
     total += javascript(fleet.env())?;
     total += python(&["tests/e2e/cluster"], fleet.env())?;
@@ -381,7 +395,7 @@ fn cluster() -> Result<Tally> {
 }
 
 /// The SDKs against sandboxes that are virtual machines.
-fn microvms(whole: bool) -> Result<Tally> {
+fn microvms(build: Build, whole: bool) -> Result<Tally> {
     let Some(kernel) = kernel::have() else {
         return Ok(Tally {
             skipped: 1,
@@ -392,7 +406,7 @@ fn microvms(whole: bool) -> Result<Tally> {
         ("ATOLL_RUNTIME", "qemu".to_owned()),
         ("ATOLL_GUEST_KERNEL", kernel.display().to_string()),
     ];
-    with_house("microvms", &more, |env| {
+    with_house(build, "microvms", &more, |env| {
         let mut total = python(&["tests/e2e/microvms"], env)?;
         total += if whole {
             python(&["tests/e2e/python"], env)?
@@ -420,7 +434,7 @@ fn with_resolver(tests: &Command) -> Command {
 }
 
 /// What a sandbox must not reach is made on this machine: networks, sockets, other sandboxes.
-fn escape() -> Result<Tally> {
+fn escape(build: Build) -> Result<Tally> {
     if !setup::is_root() {
         eprintln!(
             "SKIPPED: the escape ring confines sandboxes, which the container runtime does as root: run it as root"
@@ -430,8 +444,7 @@ fn escape() -> Result<Tally> {
             ..Tally::default()
         });
     }
-    let atoll = build::release()?;
-    let env = BTreeMap::from([("ATOLL_BIN".to_owned(), atoll.display().to_string())]);
+    let env = BTreeMap::from([("ATOLL_BIN".to_owned(), build.atoll()?.display().to_string())]);
     python(&["tests/e2e/escape"], &env)
 }
 

@@ -3,12 +3,13 @@ use std::os::unix::process::CommandExt;
 
 use anyhow::{Context, Result};
 
-use crate::{build, criu, setup};
+use crate::build::Build;
+use crate::{criu, setup};
 
 /// Prepares the machine, builds, and becomes `atoll up`.
 pub(crate) fn run(rest: &[String]) -> Result<()> {
     setup::to_run()?;
-    let atoll = build::release()?;
+    let atoll = Build::Released.atoll()?;
     eprintln!(
         "up: the program is {}; a PATH of yours may name its directory",
         atoll.display()

@@ -2,7 +2,7 @@
 //! `cargo bench -p orchestrator --bench fleet`.
 #![expect(clippy::print_stdout, reason = "a bench prints its numbers")]
 
-#[path = "../tests/simulation/mod.rs"]
+#[path = "../tests/orchestrator/simulation/mod.rs"]
 mod simulation;
 
 use std::time::{Duration, Instant};

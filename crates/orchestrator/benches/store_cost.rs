@@ -2,7 +2,7 @@
 //! theirs: `cargo bench -p orchestrator --bench store_cost`.
 #![expect(clippy::print_stdout, reason = "a bench prints its numbers")]
 
-#[path = "../tests/world/mod.rs"]
+#[path = "../tests/orchestrator/world/mod.rs"]
 mod world;
 
 use std::time::{Duration, Instant};

@@ -52,12 +52,18 @@ impl Orchestrator {
         let (id, Phase::Killing { at, why }) = (killing.id, killing.phase) else {
             return Ok(());
         };
-        self.withdraw(id, at).await;
+        let is_unreachable = self.withdraw(id, at).await;
         let Ok(node) = self.node(at.node) else {
             // Its node is away. The kill is recorded, and carried out when the node is there again.
             let share = share(&killing, at.execution);
             self.parts.shares.release(share).await;
-            return Ok(());
+            return if is_unreachable {
+                Ok(())
+            } else {
+                // The node may be there again at any moment, and what it runs would still be served.
+                let cause = "its node is away, and its route could not be withdrawn";
+                Err(failure::fault("ending the sandbox", Kind::Unavailable, cause))
+            };
         };
         within(KILL_MAX, "the kill", node.kill(id, why))
             .await

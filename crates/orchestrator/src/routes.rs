@@ -55,11 +55,13 @@ impl Orchestrator {
         }
     }
 
-    /// Makes a sandbox unreachable at `seat`, and cuts its streams.
-    pub(crate) async fn withdraw(&self, id: SandboxId, seat: Seat) {
-        if let Err(error) = self.parts.catalog.withdraw(id, seat).await {
+    /// Makes a sandbox unreachable at `seat`, and cuts its streams. Whether it is: where it is not, the reconciler tries again.
+    pub(crate) async fn withdraw(&self, id: SandboxId, seat: Seat) -> bool {
+        let withdrawn = self.parts.catalog.withdraw(id, seat).await;
+        if let Err(error) = &withdrawn {
             tracing::error!(%error, sandbox = %id, "a route was not withdrawn; the reconciler tries again");
             self.nudge.notify_one();
         }
+        withdrawn.is_ok()
     }
 }

@@ -1,6 +1,9 @@
 //! Brings a database to the schema of this program.
 use std::time::Duration;
 
+use sqlx::SqlSafeStr as _;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
 use crate::postgres::{Fault, PostgresConfigError, SchemaError};
 use crate::stores::Database;
 
@@ -58,6 +61,20 @@ impl From<sqlx::migrate::MigrateError> for MigrateError {
     }
 }
 
+/// The name and the text of a migration, which is numbered by its place.
+pub(crate) type Text = (&'static str, &'static str);
+
+/// What migrates a schema. Its texts are named, where `sqlx::migrate!` would find them: that macro compiles every database's driver
+/// a second time.
+pub(crate) fn migrator(texts: &[Text]) -> Migrator {
+    let migration = |(number, (name, text)): (i64, &Text)| {
+        let is_alone = text.starts_with("-- no-transaction");
+        let text = text.into_sql_str();
+        Migration::new(number, (*name).into(), MigrationType::Simple, text, is_alone)
+    };
+    Migrator::with_migrations((1..).zip(texts).map(migration).collect())
+}
+
 /// Brings a database to the schema of this program, and says what was applied. May be run by many at once, at any time, and
 /// again. SQLite does the same whenever it is opened.
 ///
@@ -67,5 +84,28 @@ pub async fn migrate(database: &Database) -> Result<Migrated, MigrateError> {
     match database {
         Database::Sqlite(path) => crate::sqlite::migrate(path).await,
         Database::Postgres(config) => crate::postgres::migrate(config).await,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Whether the files of a directory are all of a schema's migrations, and each has its number and its name.
+    pub(crate) fn check(directory: &str, migrations: &Migrator) {
+        let mut files: Vec<String> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        files.sort();
+        let named = |migration: &Migration| {
+            let name = migration.description.replace(' ', "_");
+            format!("{:04}_{name}.sql", migration.version)
+        };
+        assert_eq!(files, migrations.iter().map(named).collect::<Vec<_>>());
+        for (file, migration) in files.iter().zip(migrations.iter()) {
+            let text = std::fs::read_to_string(format!("{directory}/{file}")).unwrap();
+            assert_eq!(text, migration.sql.as_str(), "{file}");
+        }
     }
 }

@@ -1,5 +1,5 @@
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ports::StoreError;
@@ -10,7 +10,7 @@ use sqlx::sqlite::{
 use sqlx::{Connection, SqliteConnection, SqlitePool};
 
 use crate::checkpoint::Checkpoints;
-use crate::migrate::{Applied, MigrateError, Migrated};
+use crate::migrate::{Applied, MigrateError, Migrated, migrator};
 use crate::writer::{Statement, Writer};
 
 /// Readers: a listing that takes long must not stop a create, and the machine may have two cores only.
@@ -23,7 +23,17 @@ const WAL_PAGES_MAX: u32 = 32_768;
 /// How long a read waits for a free reader. Reads take microseconds: longer means that the disk hangs.
 const READER_WAIT: Duration = Duration::from_secs(10);
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    migrator(&[
+        ("begin", include_str!("../migrations/sqlite/0001_begin.sql")),
+        ("builds", include_str!("../migrations/sqlite/0002_builds.sql")),
+        ("stowed", include_str!("../migrations/sqlite/0003_stowed.sql")),
+        (
+            "volumes at home",
+            include_str!("../migrations/sqlite/0004_volumes_at_home.sql"),
+        ),
+    ])
+});
 
 /// All stores over one SQLite file.
 pub struct Sqlite {
@@ -146,4 +156,12 @@ pub(crate) async fn migrate(path: &Path) -> Result<Migrated, MigrateError> {
 /// What is neither missing nor in conflict is a store that is away.
 pub(crate) fn away(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
     StoreError::Away(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_migrations_are_those_of_the_directory() {
+        crate::migrate::tests::check("migrations/sqlite", &super::MIGRATIONS);
+    }
 }

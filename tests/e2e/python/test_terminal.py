@@ -157,7 +157,9 @@ def test_a_list_that_nobody_reads_ends_quietly(sandbox):
 
 def test_every_verb_answers_json_with_one_document(fresh):
     def document(*command):
-        return json.loads(subprocess.run([ATOLL, *command, "--json"], capture_output=True, text=True, timeout=60).stdout)
+        ended = subprocess.run([ATOLL, *command, "--json"], capture_output=True, text=True, timeout=60)
+        assert ended.stdout, ended.stderr
+        return json.loads(ended.stdout)
 
     name = fresh().sandbox_id
     assert document("sandbox", "pause", name) == {"sandboxID": name, "state": "paused"}

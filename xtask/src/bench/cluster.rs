@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::build::Build;
 use crate::fleet::Fleet;
 use crate::house::House;
 use crate::shell::{self, cargo, command, read};
-use crate::{build, services, setup};
+use crate::{services, setup};
 
 /// Benchmarks of other crates that time themselves.
 struct Program {
@@ -52,7 +53,7 @@ const WITH_FLEET: [&str; 3] = ["creates", "routes", "burst"];
 const WITH_HOUSE: [&str; 1] = ["creates"];
 
 /// Runs testkit's benchmark of fleets. A part that there is not starts nothing, and is refused by it.
-pub(super) fn run(rest: &[String]) -> Result<()> {
+pub(super) fn run(rest: &[String], build: Build) -> Result<()> {
     let only: Vec<&str> = rest
         .windows(2)
         .filter(|words| words[0] == "--only")
@@ -60,7 +61,7 @@ pub(super) fn run(rest: &[String]) -> Result<()> {
         .collect();
     let is_wanted = |part: &&str| only.is_empty() || only.contains(part);
     setup::to_test()?;
-    let (bench, atoll) = build::benchmark()?;
+    let (bench, atoll) = build.benchmark()?;
     let mut bench = command(bench);
     bench.arg("cluster").args(rest).env("ATOLL_BIN", &atoll);
     if PROGRAMS.iter().any(|program| is_wanted(&program.part)) {

@@ -20,9 +20,11 @@ use super::{ANSWER_WITHIN, CONNECT_WITHIN, ConnectError, is_refusal};
 
 /// Waits between two attempts to open a line: the first, and the longest.
 const AGAIN_MIN: Duration = Duration::from_millis(50);
-const AGAIN_MAX: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_millis(500);
 /// How often a line is tried, so that one that broke while nobody asked is known before somebody does.
 const PROBE: Duration = Duration::from_secs(1);
+/// How long a line that broke is waited for: so long a restart of Redis takes. One that answers late is not restarted.
+const RESTART: Duration = Duration::from_secs(2);
 
 /// Why there is no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -43,7 +45,8 @@ pub(super) enum Away {
 
 #[derive(Clone)]
 enum State {
-    Down(Arc<str>),
+    /// Why, and until when it may be up again in a moment.
+    Down(Arc<str>, Instant),
     /// The how-manieth line it is.
     Up(u64, MultiplexedConnection),
 }
@@ -66,7 +69,7 @@ impl Link {
         let inner = Arc::new(Inner {
             client,
             prefix,
-            state: watch::Sender::new(State::Down("it was not opened yet".into())),
+            state: watch::Sender::new(State::Down("it was not opened yet".into(), Instant::now())),
         });
         Self {
             _keeper: Arc::new(Task::spawn(Arc::clone(&inner).keep())),
@@ -120,17 +123,23 @@ impl Link {
         self.judge(number, within(ask.query_async(&mut line)).await)
     }
 
-    /// Asks what may be asked twice, and asks once more on the next line where this one breaks: Redis may have died and be back
-    /// without anybody having noticed.
+    /// Asks what may be asked twice, and asks once more on the next line where this one breaks, or broke a moment ago: Redis may
+    /// have died and be back without anybody having noticed.
     pub(super) async fn twice<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Away>
     where
         F: Future<Output = Result<T, Away>>,
     {
-        match ask().await {
-            Err(Away::Failed(_)) => {}
-            answer => return answer,
+        let answer = ask().await;
+        if !matches!(answer, Err(Away::Failed(_) | Away::Down(_))) {
+            return answer;
         }
-        let _ = tokio::time::timeout(ANSWER_WITHIN, self.up()).await;
+        let back_by = match &*self.inner.state.borrow() {
+            State::Down(_, back_by) => *back_by,
+            State::Up(..) => Instant::now(),
+        };
+        if tokio::time::timeout_at(back_by, self.up()).await.is_err() {
+            return answer;
+        }
         ask().await
     }
 
@@ -172,7 +181,7 @@ impl Link {
     fn line(&self) -> Result<(u64, MultiplexedConnection), Away> {
         match &*self.inner.state.borrow() {
             State::Up(number, line) => Ok((*number, line.clone())),
-            State::Down(why) => Err(Away::Down(Arc::clone(why))),
+            State::Down(why, _) => Err(Away::Down(Arc::clone(why))),
         }
     }
 
@@ -245,7 +254,8 @@ impl Inner {
             // Another question may have found out before, and the line be a new one by now.
             let is_it = matches!(state, State::Up(up, _) if *up == number);
             if is_it {
-                *state = State::Down(why.to_string().into());
+                let wait = if why.is_timeout() { Duration::ZERO } else { RESTART };
+                *state = State::Down(why.to_string().into(), Instant::now() + wait);
             }
             is_it
         });
@@ -256,7 +266,7 @@ impl Inner {
         let mut state = self.state.subscribe();
         loop {
             let (number, mut line) = match &*state.borrow_and_update() {
-                State::Down(why) => return Arc::clone(why),
+                State::Down(why, _) => return Arc::clone(why),
                 State::Up(number, line) => (*number, line.clone()),
             };
             // The sender is in our hand: what changes is the line, or nothing does.
@@ -285,8 +295,12 @@ impl Inner {
                 match self.try_open().await {
                     Ok(line) => break line,
                     Err(error) => {
-                        self.state
-                            .send_modify(|state| *state = State::Down(error.to_string().into()));
+                        self.state.send_if_modified(|state| {
+                            if let State::Down(why, _) = state {
+                                *why = error.to_string().into();
+                            }
+                            false
+                        });
                     }
                 }
                 tokio::time::sleep(pause).await;

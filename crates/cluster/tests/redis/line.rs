@@ -335,6 +335,22 @@ async fn a_redis_that_died_while_nobody_asked_is_asked_and_told_all_the_same() {
 }
 
 #[tokio::test]
+async fn what_is_told_and_asked_of_routes_while_redis_is_restarted_waits_for_it() {
+    let Some(mut server) = server() else { return };
+    let redis = process(&server).await;
+    server.kill();
+    let (one, two) = (route(SandboxId::random(), 1), route(SandboxId::random(), 1));
+    let (catalog, asked) = (redis.catalog(), redis.catalog());
+    let told = tokio::spawn(async move { catalog.publish(one).await });
+    let asked = tokio::spawn(async move { asked.find(two.sandbox).await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!told.is_finished() && !asked.is_finished());
+    server.start_again().unwrap();
+    told.await.unwrap().unwrap();
+    assert!(asked.await.unwrap().unwrap().is_none());
+}
+
+#[tokio::test]
 async fn a_line_that_broke_while_nobody_asked_is_opened_again_by_itself() {
     let Some(mut server) = server() else { return };
     let redis = process(&server).await;

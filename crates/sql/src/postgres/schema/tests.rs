@@ -95,6 +95,7 @@ fn wrong(migration: &Migration, before: Option<i64>) -> Vec<&'static str> {
 
 #[test]
 fn the_migrations_keep_the_rule_and_are_numbered_without_gaps() {
+    crate::migrate::tests::check("migrations/postgres", &MIGRATIONS);
     let mut before = None;
     for (number, migration) in (1..).zip(MIGRATIONS.iter()) {
         assert_eq!(migration.version, number);

@@ -1,15 +1,14 @@
 //! Nodes that are to be emptied: what is there goes on elsewhere, is carried, waited for, killed or left, as the plan says.
-mod world;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::world::{FakeNode, World, eventually, wakes};
 use model::{Lifecycle, NodeId, OnTimeout, PauseMode, Phase, SandboxId};
 use orchestrator::Orchestrator;
 use ports::manager::{Connected, Drained, NodeWish};
 use ports::node::{HeldState, OrderOrigin};
 use ports::{ManagerError, Node, NodeError, SandboxManager, Wake};
-use world::{FakeNode, World, eventually, wakes};
 
 const FULL: PauseMode = PauseMode::Full;
 const DISK: PauseMode = PauseMode::Filesystem;
@@ -355,7 +354,7 @@ async fn a_cordoned_node_gets_nothing_new_and_keeps_what_it_has_until_it_is_read
     assert_eq!(fleet.runs_on(id).await, Some(node));
     fleet.other.set_accepts(false).await.unwrap();
     fleet.world.orchestrator.settle_now().await.unwrap();
-    let refused = fleet.world.try_create(world::request()).await.unwrap_err();
+    let refused = fleet.world.try_create(crate::world::request()).await.unwrap_err();
     assert!(
         matches!(&refused, ManagerError::NoCapacity(why) if why.contains("cordoned: 2")),
         "{refused}"

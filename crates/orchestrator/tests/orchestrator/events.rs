@@ -1,5 +1,4 @@
 //! What nodes tell, and what traffic wakes.
-mod world;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use ports::manager::Connected;
 use ports::node::{HeldState, PauseOutcome};
 use ports::{ManagerError, NodeError, NodeEvent, Presented, SandboxManager, Wake, WakeRefused};
 
-use world::{World, eventually, wakes};
+use crate::world::{World, eventually, wakes};
 
 const FULL: PauseMode = PauseMode::Full;
 
@@ -261,7 +260,7 @@ async fn traffic_wakes_nothing_else() {
 #[tokio::test]
 async fn strangers_wake_nothing() {
     let world = World::new().await;
-    let mut request = world::request();
+    let mut request = crate::world::request();
     request.lifecycle = wakes();
     request.network.public_traffic = Some(false);
     let granted = world.try_create(request).await.unwrap();

@@ -3,17 +3,21 @@
 //!
 //! `ATOLL_TEST_PLANE_SEEDS` names the seeds: `200` for the first two hundred, `17..18` for one. A failure names its seed. What
 //! is left to chance follows the seed, but for ids, and for the order of things that happen at the same instant.
-#[path = "control_plane/mod.rs"]
-mod control_plane;
+pub(crate) mod clients;
+pub(crate) mod house;
+pub(crate) mod laws;
+pub(crate) mod line;
+pub(crate) mod machine;
+pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use control_plane::clients::{Facts, client};
-use control_plane::house::House;
-use control_plane::laws::{Wrongs, settle, watch};
+use self::clients::{Facts, client};
+use self::house::House;
+use self::laws::{Wrongs, settle, watch};
 
 /// Seeds of an ordinary run: two minutes on two processors.
 const SEEDS: u64 = 2000;

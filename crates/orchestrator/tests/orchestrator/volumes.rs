@@ -1,5 +1,4 @@
 //! Volumes, and sandboxes that have them.
-mod world;
 
 use std::time::Duration;
 
@@ -7,7 +6,7 @@ use model::{Kind, MiB, VolumeId};
 use ports::volumes::FileError;
 use ports::{ManagerError, SandboxManager, VolumeError, VolumeManager};
 
-use world::{Fuse, World, request, stranger};
+use crate::world::{Fuse, World, request, stranger};
 
 fn failed() -> FileError {
     FileError::Failed {

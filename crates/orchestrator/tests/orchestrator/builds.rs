@@ -1,5 +1,4 @@
 //! Building templates.
-mod world;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use ports::store::contract;
 use ports::templates::RegisterBuild;
 use ports::{Blobs, NodeError, SandboxManager, TemplateError, TemplateManager};
 
-use world::{Fuse, World, eventually, request, stranger};
+use crate::world::{Fuse, World, eventually, request, stranger};
 
 fn name(text: &str) -> TemplateRef {
     text.parse().unwrap()

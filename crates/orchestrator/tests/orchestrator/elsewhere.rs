@@ -1,17 +1,16 @@
 //! Pauses that outlive their nodes: brought to the blobs, resumed where their node is not, and ended where they do not belong.
-mod world;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::world::{FakeNode, Fuse, World, eventually, wakes};
 use model::{
     BuildId, KillReason, Kind, Lifecycle, Memory, OnTimeout, Origin, PauseMode, Phase, SandboxId, Seat,
 };
 use ports::manager::Connected;
 use ports::node::{HeldState, OrderOrigin, PauseOutcome};
 use ports::{ManagerError, Node, NodeError, NodeEvent, Presented, SandboxManager, Wake, WakeRefused};
-use world::{FakeNode, Fuse, World, eventually, wakes};
 
 const FULL: PauseMode = PauseMode::Full;
 const DISK: PauseMode = PauseMode::Filesystem;

@@ -1,10 +1,9 @@
 //! What placement does for a whole fleet, in virtual time. The whole form, 10 000 nodes and 1 000 000 sandboxes, is
 //! `cargo bench -p orchestrator --bench fleet`.
-mod simulation;
 
 use std::time::Duration;
 
-use simulation::{Outcome, Setup, run};
+use crate::simulation::{Outcome, Setup, run};
 
 fn per_mille(part: usize, of: usize) -> usize {
     1000 * part / of.max(1)

@@ -17,10 +17,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::clients::Facts;
-use super::fake_files::FakeFiles;
 use super::line::Line;
 use super::machine::Machine;
 use super::wire::{Far, Wire};
+use crate::world::FakeFiles;
 
 pub(crate) const PROCESSES: usize = 2;
 pub(crate) const MACHINES: usize = 3;

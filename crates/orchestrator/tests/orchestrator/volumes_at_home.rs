@@ -1,16 +1,15 @@
 //! Volumes of a fleet: each lies on one node, and several processes make, mount and delete them.
-mod world;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::world::{FakeNode, Fuse, World, request};
 use model::{Kind, NodeId, OnTimeout, PauseMode, SandboxId, Volume, VolumeId, VolumeState};
 use orchestrator::Orchestrator;
 use ports::manager::{Granted, NodeWish};
 use ports::volumes::FileError;
 use ports::{ManagerError, Node as _, NodeError, SandboxManager, VolumeError, VolumeManager};
-use world::{FakeNode, Fuse, World, request};
 
 /// What another process may be at is left to it for so long.
 const LONG: Duration = Duration::from_secs(61);

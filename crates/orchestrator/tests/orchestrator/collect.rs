@@ -1,5 +1,4 @@
 //! What nothing names is removed, and nothing else.
-mod world;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,8 +10,8 @@ use ports::blobs::ByteStream;
 use ports::templates::RegisterBuild;
 use ports::{Blobs, Clock, NodeError, SandboxManager, TemplateManager};
 
+use crate::world::{Dice, Fuse, World, eventually};
 use futures_util::StreamExt;
-use world::{Dice, Fuse, World, eventually};
 
 const GRACE: Duration = Duration::from_secs(61);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -310,7 +309,7 @@ async fn storm(seed: u64) {
                     0 | 1 => {
                         let create = ports::CreateSandbox {
                             template: name(text),
-                            ..world::request()
+                            ..crate::world::request()
                         };
                         let Ok(granted) = it.create(team, create).await else {
                             continue;

@@ -1,5 +1,4 @@
 //! After a crash, and whenever store and node disagree.
-mod world;
 
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +7,7 @@ use ports::node::{Held, HeldState};
 use ports::store::contract;
 use ports::{Catalog, ManagerError, NodeError, SandboxManager};
 
-use world::{Fuse, World, request};
+use crate::world::{Fuse, World, request};
 
 /// What a process was doing when it died.
 #[derive(Debug, Clone, Copy)]

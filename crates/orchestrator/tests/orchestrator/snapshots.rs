@@ -1,5 +1,4 @@
 //! Snapshots and forks of running sandboxes.
-mod world;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use ports::store::contract;
 use ports::templates::{SnapshotInfo, SnapshotQuery};
 use ports::{ManagerError, NodeError, SandboxManager, TemplateError, TemplateManager};
 
-use world::{Fuse, World, eventually};
+use crate::world::{Fuse, World, eventually};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -251,7 +250,7 @@ async fn forks_are_the_source_but_for_ids_tokens_and_time() {
             request.env.insert("MINE".to_owned(), "yes".to_owned());
             request.metadata.insert("team".to_owned(), "red".to_owned());
             request.network.internet = Some(false);
-            request.lifecycle = world::wakes();
+            request.lifecycle = crate::world::wakes();
         })
         .await;
     let before = world.orchestrator.get(world.team.id, source).await.unwrap();
@@ -381,7 +380,7 @@ async fn snapshots_are_listed_newest_first_with_filters() {
     assert!(matches!(error, TemplateError::Namespace { .. }));
     let others = world
         .orchestrator
-        .snapshots(world::stranger(), SnapshotQuery::default())
+        .snapshots(crate::world::stranger(), SnapshotQuery::default())
         .await;
     assert!(others.unwrap().is_empty());
 }

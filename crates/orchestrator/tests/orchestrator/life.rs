@@ -1,5 +1,4 @@
 //! What owners do with sandboxes that are there.
-mod world;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +10,8 @@ use ports::node::{HeldState, OrderOrigin};
 use ports::store::{SandboxQuery, contract};
 use ports::{Bus, LogQuery, ManagerError, NodeError, SandboxManager};
 
+use crate::world::{World, stranger, wakes};
 use tokio::task::JoinHandle;
-use world::{World, stranger, wakes};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const FULL: PauseMode = PauseMode::Full;
@@ -367,7 +366,7 @@ async fn a_restart_that_was_not_begun_leaves_what_runs() {
         let after = world.stored(id).await;
         assert_eq!((after.phase, after.end_at), (before.phase, before.end_at));
         world.assert_agreed().await;
-        let more = world.try_create(world::request()).await;
+        let more = world.try_create(crate::world::request()).await;
         assert_eq!(more.unwrap_err().kind(), Kind::Exhausted);
     }
 }

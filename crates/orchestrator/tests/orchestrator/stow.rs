@@ -1,14 +1,13 @@
 //! What the blobs hold of builds: brought there once, had again from there, gone with what named it.
-mod world;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::world::{World, eventually, request};
 use model::recipe::{Base, Recipe};
 use model::{BuildId, Kind, TemplateRef};
 use ports::templates::RegisterBuild;
 use ports::{ManagerError, NodeError, SandboxManager, TemplateManager};
-use world::{World, eventually, request};
 
 fn name(text: &str) -> TemplateRef {
     text.parse().unwrap()

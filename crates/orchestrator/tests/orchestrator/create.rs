@@ -1,5 +1,4 @@
 //! Creating sandboxes.
-mod world;
 
 use std::time::Duration;
 
@@ -7,7 +6,7 @@ use model::{BuildId, KillReason, Kind, MiB, PauseMode, State};
 use ports::store::contract;
 use ports::{Bus, ManagerError, NodeError, NodeEvent, SandboxManager};
 
-use world::{World, request};
+use crate::world::{World, request};
 
 fn broken() -> NodeError {
     NodeError::Failed {
@@ -127,7 +126,7 @@ async fn a_client_that_hangs_up_leaves_a_whole_sandbox() {
 async fn one_that_ends_while_it_starts_is_a_failed_create() {
     let world = World::new().await;
     let _running = world.run();
-    world::eventually(async || world.node.is_heard()).await;
+    crate::world::eventually(async || world.node.is_heard()).await;
     let gate = world.node.hold_back("start");
     let create = tokio::spawn({
         let (orchestrator, team) = (world.orchestrator.clone(), world.team.id);
@@ -149,7 +148,7 @@ async fn one_that_ends_while_it_starts_is_a_failed_create() {
 #[tokio::test]
 async fn a_template_is_found_by_name_namespace_id_and_tag() {
     let world = World::new().await;
-    let mut public = contract::template(world::stranger(), "shared");
+    let mut public = contract::template(crate::world::stranger(), "shared");
     public.public = true;
     public.tag(["v1".to_owned()], BuildId::random(), model::Settings::default());
     world.templates.insert(&public).await.unwrap();
@@ -207,7 +206,7 @@ async fn spawns_are_counted() {
             .spawn_count
             == 1
     };
-    world::eventually(counted).await;
+    crate::world::eventually(counted).await;
 }
 
 #[tokio::test]
@@ -315,7 +314,7 @@ async fn a_pass_counts_what_is_stored_and_was_not_counted() {
     // A new process whose first word with its store failed.
     world.reborn(None);
     let _running = world.run();
-    world::eventually(async || world.route(id).await.is_some()).await;
+    crate::world::eventually(async || world.route(id).await.is_some()).await;
     assert_eq!(
         world.try_create(request()).await.unwrap_err().kind(),
         Kind::Exhausted
