@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
@@ -45,8 +46,13 @@ pub(crate) struct Services {
     pub(crate) jobs: Option<PathBuf>,
 }
 
-/// Has the services, building what is not there yet; says aloud what could not be had, and why.
-pub(crate) fn have() -> Services {
+/// Has the services, building what is not there yet; says aloud, once, what could not be had, and why.
+pub(crate) fn have() -> &'static Services {
+    static HAD: OnceLock<Services> = OnceLock::new();
+    HAD.get_or_init(get)
+}
+
+fn get() -> Services {
     let built = |program: &Built| {
         build(program)
             .inspect_err(|error| {
@@ -91,7 +97,7 @@ pub(crate) fn print() -> Result<()> {
     if services.consul.is_none() || services.jobs.is_none() {
         bail!("not all services are there");
     }
-    check_jobs(&services).map(drop)
+    check_jobs(services).map(drop)
 }
 
 /// Holds the jobs of `deploy/nomad`, and what the adapter sends, against the types of Nomad's client, and, where there is a Nomad, has

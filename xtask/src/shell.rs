@@ -32,6 +32,13 @@ pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
 /// Cargo itself.
 pub(crate) fn cargo() -> Command {
     let mut cargo = command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What `cargo xtask` says of xtask is not to be taken for what is built: some build scripts run again when it changes.
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_string_lossy();
+        if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
     if std::env::var_os("CI").is_some() {
         // What is built once is not built for the next change.
         cargo.env("CARGO_INCREMENTAL", "0");

@@ -385,7 +385,7 @@ fn cluster(build: Build) -> Result<Tally> {
             ..Tally::default()
         });
     }
-    let mut total = services::check_jobs(&services::have())?;
+    let mut total = services::check_jobs(services::have())?;
     let fleet = Fleet::start(&build.atoll()?, &services::consul()?)?;
     total += python(&SDK_TESTS, fleet.env())?;
     total += javascript(fleet.env())?;

@@ -13,6 +13,7 @@
 
 mod admin;
 mod base;
+mod block;
 mod ca;
 mod client;
 mod control;
@@ -120,6 +121,9 @@ enum Command {
     Ca(ca::Command),
     /// Prints the id of this machine as a node, which its certificate names; makes one where there is none.
     NodeId(Settings),
+    /// Holds capacity of this machine for its node, in an allocation of Nomad's, until it is told to stop and nothing is in it any
+    /// more.
+    Block(block::Options),
     /// Writes what starts a fleet's processes.
     #[command(subcommand)]
     Deploy(deploy::Command),
@@ -213,6 +217,7 @@ fn run(Arguments { command, json }: Arguments) -> anyhow::Result<ExitCode> {
         Command::Bootstrap { settings, name } => migrate::bootstrap(&settings.resolve()?, &name, json),
         Command::Ca(command) => command.run(json),
         Command::NodeId(settings) => data::print_node_id(&settings.resolve()?, json),
+        Command::Block(options) => on_runtime(block::run(options, json)),
         Command::Deploy(command) => command.run(json),
         Command::Dev(command) => command.run(json),
         Command::Down(settings) => down::run(settings.resolve()?, json),

@@ -6,6 +6,7 @@
 //! node ──▶ machines of this one machine, behind RPC
 //! all ──▶ members: who is there, and that we are
 //! ```
+mod blocks;
 mod control;
 mod edge;
 mod fleet;
@@ -115,6 +116,10 @@ async fn serve(settings: Resolved, roles: &[Role]) -> Result<()> {
         let host = Host::open(&settings, &data).await?;
         base::ensure_here(&host.machines, base::of_fleet(&cluster.name)).await?;
         host.tend(&settings, &mut tasks);
+        if let Some(nomad) = &cluster.nomad {
+            let offering = blocks::listen(nomad, &cluster, Arc::clone(&host.node), tasks.stop())?;
+            tasks.spawn("the watch over this machine's blocks", offering);
+        }
         services = services
             .node(Arc::clone(&host.node) as _)
             .guest(Arc::clone(&host.node) as _)

@@ -37,6 +37,9 @@ mod holds;
 mod job;
 mod render;
 
+/// Where a node's daemon listens to its blocks, unless it is told otherwise.
+pub const SOCKET: &str = "/run/atoll/blocks.sock";
+
 /// Where Nomad is, and who we are to it.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -90,7 +93,7 @@ impl Config {
             driver: "raw_exec".to_owned(),
             program: "/usr/local/bin/atoll".to_owned(),
             arguments: None,
-            socket: "/run/atoll/blocks.sock".to_owned(),
+            socket: SOCKET.to_owned(),
             cpu_mhz: 1000,
             drain_within: Duration::from_secs(300),
             lost_after: Duration::from_secs(60),
@@ -99,7 +102,11 @@ impl Config {
         }
     }
 
-    fn check(&self) -> Result<(), ScheduleError> {
+    /// Refuses what cannot work.
+    ///
+    /// # Errors
+    /// [`ScheduleError::Invalid`] with the first thing that is wrong.
+    pub fn check(&self) -> Result<(), ScheduleError> {
         let wrong = |what: String| Err(ScheduleError::Invalid(what));
         for (what, name) in [("region", &self.region), ("namespace", &self.namespace)] {
             if name.as_deref().is_some_and(|name| !is_name(name)) {

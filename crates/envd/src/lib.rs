@@ -52,6 +52,10 @@ use std::time::Duration;
 use crate::arguments::Arguments;
 use crate::http::Envd;
 
+/// For ever, as far as a sandbox is concerned: where a user's program has taken all tasks there is no other thread to be had, and files
+/// are to be read and written all the same. A thread that rests costs some pages.
+const THREAD_RESTS: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// Serves until it is told to end, as its arguments say.
 #[must_use]
 pub fn run() -> ExitCode {
@@ -77,10 +81,15 @@ pub fn run() -> ExitCode {
         .max_blocking_threads(8)
         // Packing takes a few hundred kilobytes; what is not touched costs nothing.
         .thread_stack_size(1024 * 1024)
-        .thread_keep_alive(Duration::from_secs(2))
+        .thread_keep_alive(THREAD_RESTS)
         .build();
-    let outcome =
-        runtime.and_then(|runtime| runtime.block_on(Arc::new(Envd::new(&arguments)).run(arguments)));
+    let outcome = runtime.and_then(|runtime| {
+        runtime.block_on(async {
+            // There is one before any user's program can take all tasks that there may be.
+            let _ = tokio::task::spawn_blocking(|| ()).await;
+            Arc::new(Envd::new(&arguments)).run(arguments).await
+        })
+    });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

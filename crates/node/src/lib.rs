@@ -7,6 +7,7 @@
 //!   ├─▶ build                      templates, each built in a sandbox of its own that nobody else knows of
 //!   ├─▶ stow                       builds in the blobs, where they outlive the node
 //!   ├─▶ admission                  whether new sandboxes are taken, as an operator wants it
+//!   ├─▶ offer                      what of the machine is to be used, as a scheduler gives it
 //!   └─▶ recover                    adopting what earlier daemons left
 //! guest                            connections into sandboxes, for the edge
 //! ```
@@ -24,10 +25,12 @@ mod history;
 mod journal;
 mod lines;
 mod node;
+mod offer;
 mod recover;
 mod sandbox;
 mod stow;
 
 pub use build::{HeldLayers, Image, ImageError, ImageSource, Resolved, Says, warm};
 pub use node::{Config, LocalNode};
+pub use offer::Offer;
 pub use recover::Found;

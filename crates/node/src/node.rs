@@ -25,6 +25,7 @@ use crate::build::{ImageSource, InUse, fault};
 use crate::envd;
 use crate::history::EVERY;
 use crate::journal::{Entry, Journal};
+use crate::offer::{Offer, Offered};
 use crate::sandbox::bring_up::failed;
 use crate::sandbox::{Sandbox, name};
 
@@ -48,6 +49,7 @@ pub struct LocalNode {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) journal: Journal,
     admission: Admission,
+    offered: Offered,
     pub(crate) clock: Arc<dyn Clock>,
     sandboxes: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
     /// Sandboxes whose entries are not understood: what there is of them is kept for people to look at.
@@ -94,6 +96,7 @@ impl LocalNode {
             runtime,
             journal,
             admission,
+            offered: Offered::default(),
             clock,
             sandboxes: Mutex::default(),
             unreadable: Mutex::default(),
@@ -114,6 +117,11 @@ impl LocalNode {
     /// first call counts.
     pub fn build_from(&self, images: Arc<dyn ImageSource>) {
         let _ = self.images.set(images);
+    }
+
+    /// Says what of the machine is to be used from now on; all of it, until this is called.
+    pub fn offer(&self, offer: Offer) {
+        self.offered.set(offer);
     }
 
     /// Takes samples of every running sandbox, for ever.
@@ -253,12 +261,17 @@ impl LocalNode {
         })
     }
 
-    /// Whether an order is carried out, as the operator wants it. What is here goes on, and so does what was begun.
-    fn takes(&self, order: &Order) -> bool {
+    /// Refuses an order that is not carried out, as the operator wants it, or whoever gives out the machine. What is here goes on,
+    /// and so does what was begun.
+    fn check_taken(&self, order: &Order) -> Result<(), NodeError> {
         let is_begun = |sandbox: Arc<Sandbox>| sandbox.now().entry.order.execution == order.execution;
-        self.admission.accepts()
-            || order.origin != OrderOrigin::Fresh
-            || self.find(order.sandbox).is_some_and(is_begun)
+        if order.origin != OrderOrigin::Fresh || self.find(order.sandbox).is_some_and(is_begun) {
+            return Ok(());
+        }
+        if !self.admission.accepts() {
+            return Err(self.admission.refusal());
+        }
+        self.offered.takes().then_some(()).ok_or_else(Offered::refusal)
     }
 
     fn shared(&self) -> Result<Arc<Self>, NodeError> {
@@ -314,9 +327,7 @@ impl Node for LocalNode {
     #[tracing::instrument(level = "debug", name = "node.start", skip_all, fields(node = %self.config.id, sandbox = %order.sandbox, execution = %order.execution))]
     async fn start(&self, order: Order) -> Result<(), NodeError> {
         let node = self.shared()?;
-        if !self.takes(&order) {
-            return Err(self.admission.refusal());
-        }
+        self.check_taken(&order)?;
         see_through(async move {
             let _counted = Counted::new(&node);
             node.bring_up(order).await
@@ -514,21 +525,23 @@ impl Node for LocalNode {
         let disk = self.disk_space();
         let disk_mib = |bytes: u64| MiB(u32::try_from(bytes >> 20).unwrap_or(u32::MAX));
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+        let (cpu_total, memory_total) = self.offered.of(cpus, mib("MemTotal:"));
         Ok(Report {
             node: self.config.id,
             runtime: self.runtime.name().to_owned(),
             capabilities: self.runtime.capabilities(),
             started_at: self.started_at,
             held: self.all().iter().map(|sandbox| sandbox.held()).collect(),
-            cpu_total: u32::try_from(cpus).unwrap_or(u32::MAX),
-            memory_total: mib("MemTotal:"),
+            cpu_total,
+            memory_total,
             memory_available: mib("MemAvailable:"),
             disk_total: disk_mib(disk.total_bytes),
             disk_available: disk_mib(disk.free_bytes),
             slots_ready: self.runtime.slots_ready(),
             starting: self.starting.load(Ordering::Relaxed),
-            accepts: self.admission.accepts(),
-            draining: self.admission.draining(),
+            accepts: self.admission.accepts() && self.offered.takes(),
+            draining: self.admission.draining().or_else(|| self.offered.draining()),
         })
     }
 

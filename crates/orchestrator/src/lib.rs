@@ -13,6 +13,7 @@
 //!  NodeEvent ───────▶ hear                │        what nodes tell
 //!  tick, nudge ─────▶ reconcile ──────────┘        what nodes hold against what is stored
 //!              drain        nodes that are to be emptied
+//!              capacity     blocks of a scheduler, asked for ahead of need
 //!              collect      what nothing names, and nobody has in hand (uses), is removed
 //! ```
 //!
@@ -29,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod bring_up;
+mod capacity;
 mod change;
 mod checkpoint;
 mod collect;
@@ -70,6 +72,7 @@ mod wake;
 pub mod bootstrap;
 pub mod placement;
 
+pub use capacity::Capacity;
 pub use collect::Collected;
 pub use config::Config;
 pub use orchestrator::{Orchestrator, Parts};

@@ -14,7 +14,7 @@ use tracing::Instrument;
 use crate::collect::Unnamed;
 use crate::config::Config;
 use crate::locks::Locks;
-use crate::placement::Placement;
+use crate::placement::{Placement, Room};
 use crate::template::building::Building;
 use crate::tokens::Tokens;
 use crate::uses::Uses;
@@ -105,6 +105,8 @@ pub struct Orchestrator {
     pub(crate) starts: Arc<Semaphore>,
     /// When the reconciler's last pass came to its end.
     pub(crate) passed: Mutex<Option<Instant>>,
+    /// What was promised to sandboxes when it began.
+    pub(crate) promised: Mutex<Option<Room>>,
     tokens: OnceCell<Tokens>,
     me: Weak<Orchestrator>,
 }
@@ -141,6 +143,7 @@ impl Orchestrator {
             tasks: TaskTracker::new(),
             starts: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             passed: Mutex::default(),
+            promised: Mutex::default(),
             tokens: OnceCell::new(),
             me: me.clone(),
         });

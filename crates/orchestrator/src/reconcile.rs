@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::away::Away;
 pub(crate) use self::others::Others;
 use self::verdict::{Verdict, verdict};
+use crate::capacity::promised;
 use crate::failure;
 use crate::nodes::{WORD_MAX, within};
 use crate::orchestrator::Orchestrator;
@@ -39,7 +40,7 @@ const AT_ONCE: usize = 16;
 /// Passes in a row that must miss a paused sandbox before it is given up: it is somebody's data, and nothing waits for it.
 const ABSENCES_MAX: u32 = 3;
 
-const PASSED: &str = "nothing panics while it holds the time of the last pass";
+const PASSED: &str = "nothing panics while it holds what the last pass found";
 
 /// Paused sandboxes that their nodes did not report, and how often in a row.
 pub(crate) type Absent = Mutex<HashMap<SandboxId, u32>>;
@@ -248,7 +249,7 @@ impl Orchestrator {
             silent_nodes: fleet.len() - reports.len(),
             ..Settled::default()
         };
-        self.gauge(&live);
+        self.measure(&live);
         let known: Known = live.iter().map(|sandbox| (sandbox.id, sandbox.phase)).collect();
         let seats = known.values().filter_map(Phase::seat);
         let seated = seats.map(|seat| seat.execution).collect();
@@ -500,7 +501,9 @@ impl Orchestrator {
         }
     }
 
-    fn gauge(&self, live: &[Sandbox]) {
+    /// Notes how many there are, and what is promised to them.
+    fn measure(&self, live: &[Sandbox]) {
+        *self.promised.lock().expect(PASSED) = Some(promised(live));
         for (name, state) in [("running", State::Running), ("paused", State::Paused)] {
             let count = live
                 .iter()

@@ -141,9 +141,9 @@ pub struct Report {
     pub started_at: SystemTime,
     /// Everything it holds.
     pub held: Vec<Held>,
-    /// CPUs of the machine.
+    /// CPUs of the machine; where a scheduler gives out blocks of it, those of its blocks.
     pub cpu_total: u32,
-    /// Memory of the machine.
+    /// Memory of the machine, or of its blocks.
     pub memory_total: MiB,
     /// Memory that is free for use.
     pub memory_available: MiB,

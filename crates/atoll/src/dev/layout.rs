@@ -305,6 +305,7 @@ impl Layout {
                     "rpc": member.rpc,
                     "listen": member.listen,
                     "netns": member.netns,
+                    "settings": member.settings,
                     "log": member.log(),
                     "data": member.dir.join("data"),
                 })

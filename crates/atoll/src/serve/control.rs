@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use api::{Api, ApiParts};
+use cluster::nomad::Nomad;
 use cluster::redis::Redis;
 use model::NodeId;
 use orchestrator::{Orchestrator, Parts, bootstrap};
@@ -116,6 +117,15 @@ impl Control {
             tasks.spawn("the orchestrator", Arc::clone(&orchestrator).run(stop));
         } else {
             tasks.spawn("the use cases", Arc::clone(&orchestrator).serve(stop));
+        }
+        if is_background && let Some(nomad) = &cluster.nomad {
+            let scheduler = Nomad::connect(nomad.config(&cluster.name)?).await;
+            let scheduler = scheduler.context("[cluster.nomad] cannot be used")?;
+            let capacity = nomad.capacity(cluster.overcommit()?);
+            tasks.spawn(
+                "the watch over capacity",
+                Arc::clone(&orchestrator).keep_capacity(scheduler, capacity, tasks.stop()),
+            );
         }
         Ok(Self {
             orchestrator,

@@ -3,8 +3,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use model::{ClusterName, NodeId, Secret};
+use cluster::nomad;
+use model::{ClusterName, MiB, NodeId, Secret};
+use orchestrator::Capacity;
 use orchestrator::placement::{Overcommit, Ratio};
+use ports::scheduler::Size;
 use serde::Deserialize;
 use sql::{Database, PostgresConfig};
 
@@ -15,6 +18,8 @@ const NODE_LOST_AFTER: u64 = 60;
 const NODE_LOST_AFTER_MIN: u64 = 15;
 /// A part of the names of services.
 const ZONE_MAX: usize = 32;
+/// Ten thousand machines with some each.
+const BLOCKS_MAX: u32 = 50_000;
 
 /// What makes processes one fleet: `[cluster]` of the file, and in it alone.
 #[derive(Debug, Clone, Deserialize)]
@@ -48,6 +53,8 @@ pub(crate) struct ClusterSettings {
     pub(crate) redis: Option<RedisSettings>,
     /// The Consul by which they find each other.
     pub(crate) consul: Option<ConsulSettings>,
+    /// The Nomad that gives nodes what they offer. Without it they offer all that they have.
+    pub(crate) nomad: Option<NomadSettings>,
     /// Who is there, in the place of a Consul.
     #[serde(default)]
     pub(crate) peers: Vec<Peer>,
@@ -99,6 +106,55 @@ pub(crate) struct ConsulSettings {
     pub(crate) ca: Option<PathBuf>,
     /// Its datacentre, where it is not the agent's own.
     pub(crate) datacenter: Option<String>,
+}
+
+/// Nomad.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NomadSettings {
+    /// An agent, such as `http://127.0.0.1:4646`.
+    address: String,
+    /// An ACL token with `submit-job`, `dispatch-job`, `list-jobs` and `read-job`.
+    token: Option<Secret<String>>,
+    /// The authority of its certificate, where the machine does not know it.
+    ca: Option<PathBuf>,
+    /// Its region, where it is not the agent's own.
+    region: Option<String>,
+    /// Its namespace [default: Nomad's default].
+    namespace: Option<String>,
+    /// Datacentres in which blocks may be [default: all].
+    datacenters: Option<Vec<String>>,
+    /// Nomad's driver, `raw_exec` or `exec` [default: raw_exec].
+    driver: Option<String>,
+    /// Atoll's program on the machines [default: /usr/local/bin/atoll].
+    program: Option<String>,
+    /// Where nodes listen to their blocks [default: /run/atoll/blocks.sock].
+    socket: Option<String>,
+    /// What Nomad counts for one CPU, in MHz, 100 to 20000 [default: 1000].
+    cpu_mhz: Option<u32>,
+    /// How long a block that is taken back may take to be emptied, seconds [default: 300]. Nomad's clients cut it to their
+    /// `max_kill_timeout`.
+    drain_within_seconds: Option<u64>,
+    /// After which Nomad gives up a machine that it does not hear of, seconds [default: 60].
+    lost_after_seconds: Option<u64>,
+    /// What is asked for.
+    block: BlockSettings,
+}
+
+/// Blocks of capacity.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BlockSettings {
+    /// CPUs of one.
+    cpu: u32,
+    /// Memory of one, MiB.
+    memory_mib: u32,
+    /// Blocks beyond those that are needed now [default: 1].
+    #[serde(default = "default_spare")]
+    spare: u32,
+    /// Blocks at the most [default: 100].
+    #[serde(default = "default_most")]
+    most: u32,
 }
 
 /// A process of the fleet that is always there.
@@ -154,6 +210,75 @@ const fn default_node_lost_after() -> u64 {
     NODE_LOST_AFTER
 }
 
+const fn default_spare() -> u32 {
+    1
+}
+
+const fn default_most() -> u32 {
+    100
+}
+
+impl NomadSettings {
+    /// How it is reached, and what it is asked for on behalf of a fleet.
+    pub(crate) fn config(&self, cluster: &ClusterName) -> Result<nomad::Config> {
+        let ca_pem = self.ca.as_deref().map(std::fs::read_to_string).transpose();
+        let usual = nomad::Config::new(&self.address, cluster.clone());
+        let seconds = |set: Option<u64>, usual| set.map_or(usual, Duration::from_secs);
+        Ok(nomad::Config {
+            token: self.token.clone(),
+            tls: nomad::Tls {
+                ca_pem: ca_pem.context("cluster.nomad.ca cannot be read")?,
+                identity_pem: None,
+            },
+            region: self.region.clone(),
+            namespace: self.namespace.clone(),
+            datacenters: self.datacenters.clone().unwrap_or(usual.datacenters),
+            driver: self.driver.clone().unwrap_or(usual.driver),
+            program: self.program.clone().unwrap_or(usual.program),
+            socket: self.socket().display().to_string(),
+            cpu_mhz: self.cpu_mhz.unwrap_or(usual.cpu_mhz),
+            drain_within: seconds(self.drain_within_seconds, usual.drain_within),
+            lost_after: seconds(self.lost_after_seconds, usual.lost_after),
+            ..nomad::Config::new(&self.address, cluster.clone())
+        })
+    }
+
+    /// Where nodes listen to their blocks.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.socket.as_deref().unwrap_or(nomad::SOCKET).into()
+    }
+
+    /// What is asked for, of which so much may be promised.
+    pub(crate) fn capacity(&self, overcommit: Overcommit) -> Capacity {
+        Capacity {
+            size: Size {
+                cpu: self.block.cpu,
+                memory: MiB(self.block.memory_mib),
+            },
+            spare: self.block.spare,
+            most: self.block.most,
+            overcommit,
+        }
+    }
+
+    fn check(&self, cluster: &ClusterName) -> Result<()> {
+        let config = self.config(cluster)?;
+        config.check().context("[cluster.nomad] cannot be used")?;
+        let block = self.block;
+        if block.cpu == 0 || block.memory_mib == 0 {
+            bail!("[cluster.nomad.block] holds nothing: set `cpu`, and `memory_mib`");
+        }
+        if block.most == 0 || block.most > BLOCKS_MAX || block.spare > block.most {
+            bail!(
+                "cluster.nomad.block.spare is {}, and `most` is {}: of 1 to {BLOCKS_MAX} blocks some may be spare",
+                block.spare,
+                block.most
+            );
+        }
+        Ok(())
+    }
+}
+
 fn is_label(text: &str) -> bool {
     let is_good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     !text.is_empty() && text.len() <= ZONE_MAX && text.bytes().all(is_good) && !text.starts_with('-')
@@ -196,6 +321,9 @@ impl ClusterSettings {
             bail!("[cluster.redis] is missing: roles api, edge and orchestrator share routes by it");
         }
         self.overcommit()?;
+        if let Some(nomad) = &self.nomad {
+            nomad.check(&self.name)?;
+        }
         let reached = self.advertised();
         if reached.ip().is_unspecified() {
             bail!(
@@ -288,6 +416,29 @@ mod tests {
             ("[database]", "[overcommit]\ncpu = 0.0\n[database]"),
             &all,
             Some("cluster.overcommit.cpu is 0"),
+        );
+        let nomad = |block: &str| {
+            format!("[nomad]\naddress = 'http://127.0.0.1:4646'\n[nomad.block]\n{block}\n[database]")
+        };
+        for (block, wrong) in [
+            ("cpu = 4\nmemory_mib = 8192", None),
+            (
+                "cpu = 0\nmemory_mib = 8192",
+                Some("[cluster.nomad.block] holds nothing"),
+            ),
+            (
+                "cpu = 4\nmemory_mib = 8192\nspare = 9\nmost = 3",
+                Some("block.spare is 9"),
+            ),
+        ] {
+            check(("[database]", &nomad(block)), &all, wrong);
+        }
+        let driver =
+            nomad("cpu = 1\nmemory_mib = 1").replace("[nomad.block]", "driver = 'docker'\n[nomad.block]");
+        check(
+            ("[database]", &driver),
+            &all,
+            Some("[cluster.nomad] cannot be used"),
         );
         check(
             ("name =", "rpc_listen = '0.0.0.0:1'\nname ="),

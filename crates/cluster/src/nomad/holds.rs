@@ -110,6 +110,10 @@ impl Holds {
 
     /// Says that nothing is in a block any more, so that its process may end.
     pub fn emptied(&self, id: &str, allocation: &str) {
+        let is_held = |hold: &Hold| hold.allocation == allocation;
+        if !self.shared.holds.borrow().get(id).is_some_and(is_held) {
+            return;
+        }
         self.shared.emptied.send_modify(|emptied| {
             emptied.insert(id.to_owned(), allocation.to_owned());
         });

@@ -103,23 +103,14 @@ pub trait ImageSource: Send + Sync {
         layers: &[Digest],
         known: &LayerArchives,
         young: Duration,
-    ) -> Result<LayerArchives, TravelError> {
-        let _ = (blobs, layers, known, young);
-        Ok(LayerArchives::new())
-    }
+    ) -> Result<LayerArchives, TravelError>;
     /// Has layers here, the highest first, from the blobs where they are not; see [`artifact::Images::fetch`].
     async fn fetch(
         &self,
         blobs: &dyn Blobs,
         layers: &[Digest],
         archives: &LayerArchives,
-    ) -> Result<HeldLayers, TravelError> {
-        let _ = (blobs, archives);
-        match layers.first() {
-            Some(layer) => Err(TravelError::Missing(*layer)),
-            None => Ok(HeldLayers::default()),
-        }
-    }
+    ) -> Result<HeldLayers, TravelError>;
 }
 
 /// What the build that is nothing but an image is called: the same for the same image, on every node and for ever.

@@ -29,6 +29,11 @@ impl Ratio {
         Some(Self { per_mille })
     }
 
+    /// How much there must be so that so much may be promised.
+    pub(crate) fn needs(self, promised: u64) -> u64 {
+        promised.saturating_mul(1000).div_ceil(u64::from(self.per_mille))
+    }
+
     /// What may be promised of `total`.
     pub(super) fn of(self, total: u64) -> i32 {
         if self == Self::UNBOUNDED {
@@ -60,6 +65,14 @@ impl Default for Overcommit {
             memory: Ratio::ONE,
             disk: Ratio::UNBOUNDED,
         }
+    }
+}
+
+impl Overcommit {
+    /// Whether so many CPUs and so much memory may be promised where there is so much of them. Disks are not looked at.
+    #[must_use]
+    pub fn fits(&self, promised: super::Room, total: super::Room) -> bool {
+        self.cpu.needs(promised.cpu) <= total.cpu && self.memory.needs(promised.memory) <= total.memory
     }
 }
 

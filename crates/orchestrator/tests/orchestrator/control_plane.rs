@@ -19,8 +19,8 @@ use self::clients::{Facts, client};
 use self::house::House;
 use self::laws::{Wrongs, settle, watch};
 
-/// Seeds of an ordinary run: two minutes on two processors.
-const SEEDS: u64 = 2000;
+/// Seeds of an ordinary run: a minute on two processors.
+const SEEDS: u64 = 1000;
 const CLIENTS: u64 = 4;
 const OPERATIONS: usize = 30;
 

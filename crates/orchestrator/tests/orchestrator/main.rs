@@ -1,6 +1,7 @@
 //! The orchestrator as its clients and its nodes see it: alone with scripted nodes, among others in virtual time, and as a placer of
 //! a whole fleet.
 mod builds;
+mod capacity;
 mod collect;
 mod control_plane;
 mod create;

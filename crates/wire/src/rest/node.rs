@@ -22,9 +22,9 @@ pub struct Node {
     pub sandbox_starting_count: u32,
     /// Prepared ahead.
     pub slots_ready: u32,
-    /// CPUs of the machine.
+    /// CPUs of the machine, or of the blocks of it that a scheduler gives out.
     pub cpu_count: u32,
-    /// Memory of the machine, MiB.
+    /// Memory of the machine, or of the blocks of it that a scheduler gives out, MiB.
     #[serde(rename = "memoryTotalMB")]
     pub memory_total_mb: u32,
     /// Free memory, MiB.

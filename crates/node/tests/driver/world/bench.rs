@@ -3,16 +3,19 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use artifact::digest::Digest;
+use artifact::{LayerArchives, TravelError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use model::recipe::{Action, Base, Key, Recipe, RegistryCredentials, Step};
 use model::{BuildFailure, BuildId, Resources, TeamId};
-use node::{Image, ImageError, ImageSource, Resolved, Says};
+use node::{HeldLayers, Image, ImageError, ImageSource, Resolved, Says};
 use ports::blobs::{BlobError, ByteStream};
 use ports::builds::{BuildError, BuildLine, BuildOrder, BuildShelf, BuildTalk, Built, CachedStep};
-use ports::{Level, Node};
+use ports::{Blobs, Level, Node};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -106,6 +109,27 @@ impl ImageSource for Registry {
             layers: vec![PathBuf::from("/layer")],
             held: Box::new(()),
         })
+    }
+
+    async fn stow(
+        &self,
+        _: &dyn Blobs,
+        layers: &[Digest],
+        _: &LayerArchives,
+        _: Duration,
+    ) -> Result<LayerArchives, TravelError> {
+        assert!(layers.is_empty(), "what is built here is not brought away");
+        Ok(LayerArchives::new())
+    }
+
+    async fn fetch(
+        &self,
+        _: &dyn Blobs,
+        layers: &[Digest],
+        _: &LayerArchives,
+    ) -> Result<HeldLayers, TravelError> {
+        assert!(layers.is_empty(), "what is built here is not brought back");
+        Ok(HeldLayers::default())
     }
 }
 

@@ -1,0 +1,237 @@
+//! What Nomad gives this machine: the node offers the blocks that are held here, and is emptied of what a block that goes leaves no
+//! room for.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result};
+use cluster::nomad::{Hold, Holds};
+use model::MiB;
+use node::{LocalNode, Offer};
+use orchestrator::placement::{Facts, Overcommit, Place, Room};
+use ports::Node as _;
+use ports::node::Draining;
+use ports::scheduler::Size;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::settings::cluster::{ClusterSettings, NomadSettings};
+
+/// How often it is looked what is in the blocks.
+const LOOK: Duration = Duration::from_secs(1);
+/// A block that went without a word may be back: its process looks for a daemon that starts anew every half second.
+const BACK_WITHIN: Duration = Duration::from_secs(10);
+/// Of the time that Nomad gives, so much is for those who can be moved: the rest is for what has to be ended.
+const MOVED_IN_TENTHS: u32 = 8;
+
+/// Offers what is held, until `stop`. Before this returns, nothing is offered.
+pub(super) fn listen(
+    settings: &NomadSettings,
+    cluster: &ClusterSettings,
+    node: Arc<LocalNode>,
+    stop: CancellationToken,
+) -> Result<impl Future<Output = ()> + Send + use<>> {
+    let socket = settings.socket();
+    if let Some(directory) = socket.parent() {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}, for cluster.nomad.socket", directory.display()))?;
+    }
+    let holds = Holds::listen(&socket)
+        .with_context(|| format!("cannot listen on {}, cluster.nomad.socket", socket.display()))?;
+    let terms = Terms {
+        overcommit: cluster.overcommit()?,
+        drain_within: settings.config(&cluster.name)?.drain_within,
+    };
+    node.offer(Offer::default());
+    Ok(async move {
+        stop.run_until_cancelled(follow(holds, node, terms)).await;
+    })
+}
+
+struct Terms {
+    overcommit: Overcommit,
+    drain_within: Duration,
+}
+
+async fn follow(holds: Holds, node: Arc<LocalNode>, terms: Terms) {
+    let mut watched = holds.watch();
+    let mut short = None;
+    loop {
+        let now = watched.borrow_and_update().clone();
+        match node.report().await {
+            Ok(report) => {
+                let place = Place {
+                    zone: String::new(),
+                    protocol: 0,
+                };
+                let promised = Facts::of(&report, place).promised;
+                let decided = decide(
+                    &now,
+                    promised,
+                    &terms,
+                    &mut short,
+                    Instant::now(),
+                    SystemTime::now(),
+                );
+                node.offer(decided.offer);
+                for (id, hold) in decided.emptied {
+                    holds.emptied(id, &hold.allocation);
+                }
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "the node does not say what is in its blocks");
+            }
+        }
+        let _ = tokio::time::timeout(LOOK, watched.changed()).await;
+    }
+}
+
+/// Since when there is too little, and until when it is to be made good.
+#[derive(Debug, Clone, Copy)]
+struct Short {
+    since: Instant,
+    deadline: SystemTime,
+}
+
+#[derive(Debug)]
+struct Decided<'a> {
+    offer: Offer,
+    emptied: Vec<(&'a str, &'a Hold)>,
+}
+
+/// What is offered, and which blocks are empty: blocks are no places, so one that goes is empty when what runs fits into the others.
+fn decide<'a>(
+    holds: &'a BTreeMap<String, Hold>,
+    promised: Room,
+    terms: &Terms,
+    short: &mut Option<Short>,
+    now: Instant,
+    day: SystemTime,
+) -> Decided<'a> {
+    let stays = holds.values().filter(|hold| !hold.draining);
+    let size = stays.fold(Size::default(), |sum, hold| Size {
+        cpu: sum.cpu.saturating_add(hold.size.cpu),
+        memory: MiB(sum.memory.0.saturating_add(hold.size.memory.0)),
+    });
+    let going = holds.iter().filter(|(_, hold)| hold.draining);
+    let going: Vec<_> = going.map(|(id, hold)| (id.as_str(), hold)).collect();
+    let total = Room {
+        cpu: u64::from(size.cpu),
+        memory: u64::from(size.memory.0),
+        disk: 0,
+    };
+    if terms.overcommit.fits(promised, total) {
+        *short = None;
+        return Decided {
+            offer: Offer { size, draining: None },
+            emptied: going,
+        };
+    }
+    let short = *short.get_or_insert_with(|| Short {
+        since: now,
+        deadline: day + terms.drain_within * MOVED_IN_TENTHS / 10,
+    });
+    let is_meant = !going.is_empty() || now.duration_since(short.since) >= BACK_WITHIN;
+    let draining = is_meant.then_some(Draining {
+        deadline: short.deadline,
+        // Where some capacity is left, nobody says whose end would make room: what cannot be moved is waited for.
+        kills: size == Size::default(),
+    });
+    Decided {
+        offer: Offer { size, draining },
+        emptied: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERMS: Terms = Terms {
+        overcommit: Overcommit {
+            cpu: orchestrator::placement::Ratio::ONE,
+            memory: orchestrator::placement::Ratio::ONE,
+            disk: orchestrator::placement::Ratio::UNBOUNDED,
+        },
+        drain_within: Duration::from_secs(300),
+    };
+
+    fn holds(of: &[(&str, bool)]) -> BTreeMap<String, Hold> {
+        let hold = |(id, draining): &(&str, bool)| {
+            let hold = Hold {
+                allocation: format!("of-{id}"),
+                size: Size {
+                    cpu: 4,
+                    memory: MiB(1000),
+                },
+                draining: *draining,
+            };
+            ((*id).to_owned(), hold)
+        };
+        of.iter().map(hold).collect()
+    }
+
+    fn promised(cpu: u64) -> Room {
+        Room {
+            cpu,
+            memory: 100,
+            disk: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_held_and_stays_is_offered_and_a_block_goes_when_the_rest_suffices() {
+        let (mut short, now, day) = (None, Instant::now(), SystemTime::UNIX_EPOCH);
+        let both = holds(&[("a", false), ("b", false)]);
+        let decided = decide(&both, promised(6), &TERMS, &mut short, now, day);
+        assert_eq!((decided.offer.size.cpu, decided.offer.draining), (8, None));
+        assert!(decided.emptied.is_empty() && short.is_none());
+
+        let one = holds(&[("a", false), ("b", true)]);
+        let decided = decide(&one, promised(6), &TERMS, &mut short, now, day);
+        let draining = decided.offer.draining.unwrap();
+        assert_eq!(draining.deadline, day + Duration::from_secs(240));
+        assert!(!draining.kills, "some of it may stay");
+        assert!(decided.emptied.is_empty());
+
+        // Time passes, and the deadline stays what it was.
+        let later = day + Duration::from_secs(100);
+        let decided = decide(&one, promised(5), &TERMS, &mut short, now, later);
+        assert_eq!(
+            decided.offer.draining.unwrap().deadline,
+            day + Duration::from_secs(240)
+        );
+        let decided = decide(&one, promised(4), &TERMS, &mut short, now, later);
+        assert_eq!((decided.offer.size.cpu, decided.offer.draining), (4, None));
+        assert_eq!(
+            decided.emptied.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+            ["b"]
+        );
+        assert!(short.is_none());
+    }
+
+    #[test]
+    fn of_the_last_block_everything_goes() {
+        let (mut short, now, day) = (None, Instant::now(), SystemTime::UNIX_EPOCH);
+        let last = holds(&[("a", true)]);
+        let decided = decide(&last, promised(1), &TERMS, &mut short, now, day);
+        assert_eq!(decided.offer.size, Size::default());
+        assert!(decided.offer.draining.unwrap().kills);
+        let decided = decide(&last, Room::default(), &TERMS, &mut short, now, day);
+        assert_eq!(decided.emptied.len(), 1);
+    }
+
+    #[test]
+    fn a_block_that_went_without_a_word_is_waited_for() {
+        let (mut short, now, day) = (None, Instant::now(), SystemTime::UNIX_EPOCH);
+        let none = holds(&[]);
+        let decided = decide(&none, promised(1), &TERMS, &mut short, now, day);
+        assert_eq!(decided.offer, Offer::default(), "nothing new is taken meanwhile");
+        let decided = decide(&none, promised(1), &TERMS, &mut short, now + BACK_WITHIN, day);
+        assert!(decided.offer.draining.is_some());
+        let back = holds(&[("a", false)]);
+        let decided = decide(&back, promised(1), &TERMS, &mut short, now + BACK_WITHIN, day);
+        assert_eq!((decided.offer.size.cpu, decided.offer.draining), (4, None));
+    }
+}
