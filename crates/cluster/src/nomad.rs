@@ -28,7 +28,7 @@ use crate::peer::{Answer, Call, Peer, PeerError, check_times, is_name, told};
 
 pub use crate::peer::Tls;
 pub use holder::{Holder, hold};
-pub use holds::{Hold, Holds};
+pub use holds::{Hold, Holds, usable};
 pub use render::{Configuration, Deployment, File, RenderError, Share, render};
 
 mod follow;

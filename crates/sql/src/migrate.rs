@@ -75,6 +75,12 @@ pub(crate) fn migrator(texts: &[Text]) -> Migrator {
     Migrator::with_migrations((1..).zip(texts).map(migration).collect())
 }
 
+/// The generation of a program with these migrations: the number of the last one.
+pub(crate) fn generation(migrations: &Migrator) -> i64 {
+    let numbers = migrations.iter().map(|migration| migration.version);
+    numbers.max().unwrap_or_default()
+}
+
 /// Brings a database to the schema of this program, and says what was applied. May be run by many at once, at any time, and
 /// again. SQLite does the same whenever it is opened.
 ///

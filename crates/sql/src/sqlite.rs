@@ -10,7 +10,7 @@ use sqlx::sqlite::{
 use sqlx::{Connection, SqliteConnection, SqlitePool};
 
 use crate::checkpoint::Checkpoints;
-use crate::migrate::{Applied, MigrateError, Migrated, migrator};
+use crate::migrate::{Applied, MigrateError, Migrated, generation, migrator};
 use crate::writer::{Statement, Writer};
 
 /// Readers: a listing that takes long must not stop a create, and the machine may have two cores only.
@@ -143,11 +143,7 @@ pub(crate) async fn migrate(path: &Path) -> Result<Migrated, MigrateError> {
         });
     let migrated = Migrated {
         applied: applied.collect(),
-        generation: MIGRATIONS
-            .iter()
-            .map(|migration| migration.version)
-            .max()
-            .unwrap_or_default(),
+        generation: generation(&MIGRATIONS),
     };
     connection.close().await.map_err(failed)?;
     Ok(migrated)

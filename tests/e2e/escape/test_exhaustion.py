@@ -10,7 +10,7 @@ import pytest
 from attacker import Attacker
 from patience import eventually
 
-TASKS_MAX = 4096
+TASKS_MAX = 1024
 # What one sandbox takes, and how much of the same another one needs meanwhile.
 FLOODS = {
     "processes": 50,

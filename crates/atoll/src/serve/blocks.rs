@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
-use cluster::nomad::{Hold, Holds};
-use model::MiB;
+use cluster::nomad::{Hold, Holds, usable};
 use node::{LocalNode, Offer};
 use orchestrator::placement::{Facts, Overcommit, Place, Room};
 use ports::Node as _;
@@ -109,11 +108,7 @@ fn decide<'a>(
     now: Instant,
     day: SystemTime,
 ) -> Decided<'a> {
-    let stays = holds.values().filter(|hold| !hold.draining);
-    let size = stays.fold(Size::default(), |sum, hold| Size {
-        cpu: sum.cpu.saturating_add(hold.size.cpu),
-        memory: MiB(sum.memory.0.saturating_add(hold.size.memory.0)),
-    });
+    let size = usable(holds);
     let going = holds.iter().filter(|(_, hold)| hold.draining);
     let going: Vec<_> = going.map(|(id, hold)| (id.as_str(), hold)).collect();
     let total = Room {
@@ -146,6 +141,8 @@ fn decide<'a>(
 
 #[cfg(test)]
 mod tests {
+    use model::MiB;
+
     use super::*;
 
     const TERMS: Terms = Terms {

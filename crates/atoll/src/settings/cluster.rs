@@ -239,7 +239,7 @@ impl NomadSettings {
             cpu_mhz: self.cpu_mhz.unwrap_or(usual.cpu_mhz),
             drain_within: seconds(self.drain_within_seconds, usual.drain_within),
             lost_after: seconds(self.lost_after_seconds, usual.lost_after),
-            ..nomad::Config::new(&self.address, cluster.clone())
+            ..usual
         })
     }
 

@@ -55,6 +55,16 @@ pub struct Hold {
     pub draining: bool,
 }
 
+/// How much of blocks may be used: what those hold that do not drain, in sum.
+#[must_use]
+pub fn usable(holds: &BTreeMap<String, Hold>) -> Size {
+    let stay = holds.values().filter(|hold| !hold.draining);
+    stay.fold(Size::default(), |sum, hold| Size {
+        cpu: sum.cpu.saturating_add(hold.size.cpu),
+        memory: MiB(sum.memory.0.saturating_add(hold.size.memory.0)),
+    })
+}
+
 /// The blocks of this machine, by their ids, as they come and go. One whose process ended is gone at once.
 pub struct Holds {
     shared: Arc<Shared>,
@@ -95,17 +105,6 @@ impl Holds {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<BTreeMap<String, Hold>> {
         self.shared.holds.subscribe()
-    }
-
-    /// How much may be used: the blocks that do not drain, in sum.
-    #[must_use]
-    pub fn usable(&self) -> Size {
-        let holds = self.shared.holds.borrow();
-        let usable = holds.values().filter(|hold| !hold.draining);
-        usable.fold(Size::default(), |sum, hold| Size {
-            cpu: sum.cpu.saturating_add(hold.size.cpu),
-            memory: MiB(sum.memory.0.saturating_add(hold.size.memory.0)),
-        })
     }
 
     /// Says that nothing is in a block any more, so that its process may end.

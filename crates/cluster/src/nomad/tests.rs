@@ -333,7 +333,7 @@ async fn a_block_is_counted_while_its_process_lives_and_emptied_before_it_ends()
     let held = tokio::spawn(async move { hold(&at, &holder("b", "1"), stopped).await });
     until(&mut watched, "it is held", |holds| holds.contains_key("b")).await;
     assert_eq!(
-        holds.usable(),
+        usable(&watched.borrow()),
         Size {
             cpu: 2,
             memory: MiB(512)
@@ -344,7 +344,7 @@ async fn a_block_is_counted_while_its_process_lives_and_emptied_before_it_ends()
         holds.get("b").is_some_and(|hold| hold.draining)
     })
     .await;
-    assert_eq!(holds.usable(), Size::default());
+    assert_eq!(usable(&watched.borrow()), Size::default());
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!held.is_finished(), "it waits until nothing is in it");
     holds.emptied("b", "1");

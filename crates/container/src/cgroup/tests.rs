@@ -52,6 +52,12 @@ fn version_2_alone_suffices() {
 }
 
 #[test]
+fn tasks_grow_with_memory_within_bounds() {
+    let tasks = [128, 1024, 2000, 4096, 65536].map(|mib| tasks_max(MiB(mib)));
+    assert_eq!(tasks, [1024, 1024, 2000, 4096, 4096]);
+}
+
+#[test]
 fn limits_and_use_of_version_2_are_in_its_own_files() {
     let dir = tempfile::tempdir().unwrap();
     let found = fake_v2(dir.path());
@@ -67,7 +73,7 @@ fn limits_and_use_of_version_2_are_in_its_own_files() {
         })
         .unwrap();
     let read = |name: &str| fs::read_to_string(at.join(name)).unwrap();
-    assert_eq!(read("pids.max"), "4096");
+    assert_eq!(read("pids.max"), "1024");
     assert_eq!(read("memory.max"), "536870912");
     assert_eq!(read("memory.swap.max"), "0");
     assert_eq!(read("cpu.max"), "200000 100000");

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use model::{TeamId, Volume, VolumeId, VolumeState};
+use model::{Phase, Sandbox, TeamId, Volume, VolumeId, VolumeState};
 use ports::{ManagerError, StoreError, VolumeError};
 use tokio::time::Instant;
 
@@ -90,11 +90,15 @@ impl Orchestrator {
         }
     }
 
-    /// That a sandbox has it, if one does.
+    /// That a sandbox has it, if one does. One that is ended does not, though its node may not have done it yet: what was killed
+    /// comes back nowhere, and a node removes no files that somebody has there.
     async fn user_of(&self, volume: &Volume) -> Result<Option<VolumeError>, VolumeError> {
         let live = self.parts.sandboxes.live().await;
         let live = live.map_err(failure::store("reading the sandboxes"))?;
-        let has = |sandbox: &&model::Sandbox| sandbox.volumes.iter().any(|mount| mount.volume == volume.id);
+        let has = |sandbox: &&Sandbox| {
+            let is_ended = matches!(sandbox.phase, Phase::Killing { .. });
+            !is_ended && sandbox.volumes.iter().any(|mount| mount.volume == volume.id)
+        };
         Ok(live.iter().find(has).map(|sandbox| VolumeError::InUse {
             name: volume.name.clone(),
             sandbox: sandbox.id,

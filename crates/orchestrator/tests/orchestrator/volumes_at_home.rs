@@ -331,6 +331,38 @@ async fn a_volume_is_deleted_while_its_home_is_away_and_removed_when_it_is_back(
     assert_eq!(on_disks(&world, &nodes), BTreeSet::from([again.id]));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_killed_on_a_node_that_is_away_does_not_hold_its_volume() {
+    let (world, nodes) = fleet(2).await;
+    let volume = make(&world, "data").await;
+    let home = node_of(&nodes, &volume);
+    let id = with(&world.orchestrator, &world, &["data"])
+        .await
+        .unwrap()
+        .sandbox
+        .id;
+    world.leaves(home);
+    let error = delete(&world.orchestrator, &world, volume.id).await.unwrap_err();
+    assert!(
+        matches!(error, VolumeError::InUse { sandbox, .. } if sandbox == id),
+        "{error}"
+    );
+    world.kill(id).await.unwrap();
+    assert!(holds(home, id), "its node was not told");
+    delete(&world.orchestrator, &world, volume.id).await.unwrap();
+    assert_eq!(remains(&world).await, 1);
+    world.all_are_there();
+    for _ in 0..2 {
+        // Whoever killed it may be at it still.
+        world.orchestrator.settle_now().await.unwrap();
+        tokio::time::advance(Duration::from_secs(60)).await;
+    }
+    assert!(!holds(home, id));
+    world.orchestrator.settle_volumes().await.unwrap();
+    assert_eq!(remains(&world).await, 0);
+    assert_eq!(on_disks(&world, &nodes), BTreeSet::new());
+}
+
 #[tokio::test]
 async fn a_volume_is_made_elsewhere_where_one_node_cannot_and_nothing_is_left_behind() {
     let (world, nodes) = fleet(2).await;

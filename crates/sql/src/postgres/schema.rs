@@ -40,7 +40,7 @@ use tokio::time::Instant;
 use super::config::PostgresConfig;
 use super::fault::{self, Fault};
 use super::pool;
-use crate::migrate::{Applied, MigrateError, Migrated, migrator};
+use crate::migrate::{self, Applied, MigrateError, Migrated, migrator};
 
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     migrator(&[
@@ -98,11 +98,7 @@ pub enum SchemaError {
 
 /// The generation of this program.
 pub(crate) fn generation() -> i64 {
-    MIGRATIONS
-        .iter()
-        .map(|migration| migration.version)
-        .max()
-        .unwrap_or_default()
+    migrate::generation(&MIGRATIONS)
 }
 
 /// Whether a program of generation `is` may run over a database of generation `has` that excludes those before `oldest`.
