@@ -405,6 +405,10 @@ fn microvms(build: Build, whole: bool) -> Result<Tally> {
     let more = [
         ("ATOLL_RUNTIME", "qemu".to_owned()),
         ("ATOLL_GUEST_KERNEL", kernel.display().to_string()),
+        (
+            "ATOLL_FAILPOINTS_BIN",
+            Build::Tested.atoll()?.display().to_string(),
+        ),
     ];
     with_house(build, "microvms", &more, |env| {
         let mut total = python(&["tests/e2e/microvms"], env)?;

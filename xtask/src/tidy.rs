@@ -33,7 +33,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("envd", &["model", "wire", "linux"]),
     ("guest", &["ports"]),
-    ("qemu", &["model", "ports", "guest", "linux", "net", "rootfs"]),
+    (
+        "qemu",
+        &["model", "ports", "guest", "linux", "net", "rootfs", "failpoint"],
+    ),
     (
         "fc-control",
         &["model", "ports", "guest", "linux", "net", "rootfs"],

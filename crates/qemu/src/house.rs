@@ -234,6 +234,7 @@ impl House {
         if let Some((network, slot)) = slot {
             network.unplug(slot)?;
         }
+        failpoint::reach("qemu/network-unplugged");
         self.clear_away(execution)?;
         self.give_back(record);
         Ok(())
@@ -301,7 +302,9 @@ impl House {
     /// Removes the sockets and control groups of a machine that is over, then its record.
     pub(crate) fn clear_away(&self, execution: ExecutionId) -> Result<(), Step> {
         self.leave(execution)?;
+        failpoint::reach("qemu/groups-removed");
         remove_dir(&self.sockets_dir(execution))?;
+        failpoint::reach("qemu/sockets-removed");
         self.book.machines.remove(&execution)
     }
 

@@ -317,6 +317,7 @@ impl Vm {
             record.copying = !stood;
         })
         .await?;
+        failpoint::reach("qemu/copying-recorded");
         self.sync().await;
         let copied = self.copy_standing(stood, state).await;
         let is_sealed = copied.is_ok();
@@ -338,6 +339,7 @@ impl Vm {
             false => failed.into(),
         })?;
         noted?;
+        failpoint::reach("qemu/copy-noted");
         let fits = house.fits(&before);
         let kept = Arc::clone(house);
         let made = blocking(move || {
@@ -356,6 +358,7 @@ impl Vm {
             kept.book.builds.write(&into, &build)
         });
         made.await?;
+        failpoint::reach("qemu/build-recorded");
         house.flatten_build_soon(into);
         Ok(if memory {
             model::Memory::Durable
@@ -372,16 +375,20 @@ impl Vm {
         }
         let begun = Instant::now();
         self.command("stop", json!({})).await?;
+        failpoint::reach("qemu/machine-stands");
         let copied = async {
             if let Some(state) = state {
                 self.write_state(state).await?;
+                failpoint::reach("qemu/memory-written");
             }
             self.seal_disk(&record).await
         };
         let copied = copied.await;
+        failpoint::reach("qemu/disk-sealed");
         if !stood {
             self.command("cont", json!({})).await?;
         }
+        failpoint::reach("qemu/machine-goes-on");
         tracing::debug!(execution = %self.execution, stood = ?begun.elapsed(), "a machine was copied");
         copied
     }
@@ -403,6 +410,7 @@ impl Vm {
             record.state = Some(state);
         })
         .await?;
+        failpoint::reach("qemu/hibernation-recorded");
         self.sync().await;
         if let Err(failed) = self.write_down(state).await {
             let (house, execution) = (Arc::clone(&self.house), self.execution);
@@ -429,6 +437,7 @@ impl Vm {
             return Err(cannot(format!("{failed}: {}", failed.source)));
         }
         // From here on what is kept is the sandbox.
+        failpoint::reach("qemu/hibernation-kept");
         self.stopping.store(true, Ordering::SeqCst);
         self.end(true).await?;
         *stopped = true;
@@ -439,7 +448,9 @@ impl Vm {
 
     async fn write_down(&self, state: Uuid) -> Result<(), Step> {
         self.command("stop", json!({})).await?;
+        failpoint::reach("qemu/hibernation-stands");
         self.write_state(state).await?;
+        failpoint::reach("qemu/hibernation-written");
         let record = self.record();
         let (house, execution) = (Arc::clone(&self.house), self.execution);
         let fits = house.fits(&record);
@@ -467,8 +478,10 @@ impl Vm {
         self.process.kill();
         let mut ended = self.ended.subscribe();
         let _ = ended.wait_for(Option::is_some).await;
+        failpoint::reach("qemu/process-ended");
         let (house, record) = (Arc::clone(&self.house), self.record());
         blocking(move || house.strike(&record)).await?;
+        failpoint::reach("qemu/record-removed");
         self.house.sweep_soon();
         Ok(())
     }
@@ -482,6 +495,7 @@ impl Vm {
         if keeps {
             self.sync().await;
             self.note(|record| record.keep = true).await?;
+            failpoint::reach("qemu/keep-recorded");
         }
         self.stopping.store(true, Ordering::SeqCst);
         if keeps {
@@ -497,6 +511,7 @@ impl Vm {
             }
             let (house, record, execution) = (Arc::clone(&self.house), self.record(), self.execution);
             blocking(move || keep(&house, &record, execution, None)).await?;
+            failpoint::reach("qemu/disk-kept");
         }
         self.end(false).await?;
         *stopped = true;

@@ -253,6 +253,30 @@ pub(crate) fn end(pid: u32, is_still: impl Fn() -> bool) {
 /// What of a log goes into an error.
 pub(crate) const LAST_WORDS_BYTES: usize = 1024;
 
+/// Between a QEMU's start and somebody who watches over it.
+pub(crate) struct KilledUnlessTaken(Option<Process>);
+
+impl KilledUnlessTaken {
+    pub(crate) fn new(process: Process) -> Self {
+        Self(Some(process))
+    }
+    pub(crate) fn get(&self) -> &Process {
+        self.0.as_ref().expect("it is taken once, and not looked at then")
+    }
+    pub(crate) fn take(mut self) -> Process {
+        self.0.take().expect("it is taken once")
+    }
+}
+
+impl Drop for KilledUnlessTaken {
+    fn drop(&mut self) {
+        if let Some(process) = self.0.take() {
+            process.kill();
+            tokio::spawn(async move { process.ended().await });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,7 +23,7 @@ use crate::machine::{Handle, Vm, blocking, in_time, migrated, panicked};
 use crate::memory::{Found, Memory};
 use crate::network::Network;
 use crate::probe::{Probed, probe};
-use crate::process::{LAST_WORDS_BYTES, Process, Rights};
+use crate::process::{KilledUnlessTaken, LAST_WORDS_BYTES, Process, Rights};
 use crate::qmp::Qmp;
 use crate::record;
 use crate::users::Users;
@@ -175,6 +175,7 @@ impl Started {
         let vm = self.vm.as_ref().expect("it is handed over once");
         let record = vm.record();
         vm.house.stake(&record::Machine { up: true, ..record })?;
+        failpoint::reach("qemu/handed-over");
         vm.is_up();
         if let Some(sandbox) = self.from_kept {
             // A restart of the daemon does the same, since the machine is up.
@@ -212,6 +213,7 @@ impl House {
         self.make_shallow(&spec).await?;
         let (house, wanted) = (Arc::clone(self), spec.clone());
         let (record, memory, _pins) = blocking(move || Ok(house.put_on_record(wanted))).await??;
+        failpoint::reach("qemu/machine-recorded");
         let staked = record.clone();
         let up = self.launch(record, memory.as_ref()).await;
         if up.is_err() {
@@ -330,6 +332,7 @@ impl House {
                 .transpose()
         })
         .await?;
+        failpoint::reach("qemu/network-plugged");
         let shape = Shape {
             execution,
             accel: self.probed.accel,
@@ -358,18 +361,22 @@ impl House {
             groups,
         };
         let process = Process::start(&self.config.qemu, &arguments(&shape), rights)?;
+        failpoint::reach("qemu/process-started");
         record.process = Some(process.identity.clone());
         record.started_at = SystemTime::now();
         let (log, house, written) = (Arc::clone(&process.log), Arc::clone(self), record.clone());
-        let process = KilledUnlessTaken(Some(process));
+        let process = KilledUnlessTaken::new(process);
         blocking(move || house.stake(&written)).await?;
+        failpoint::reach("qemu/process-recorded");
         let qmp = process.get().listen(&sockets.qmp, &sockets.serial).await?;
         if let Some(state) = state
             && let Err(error) = bring_in(&qmp, state).await
         {
             return Err(cannot_restore(&record.spec, format!("{error}: {}", error.source)));
         }
+        failpoint::reach("qemu/memory-brought-in");
         qmp.run("cont", json!({})).await.at("letting a machine begin")?;
+        failpoint::reach("qemu/machine-begins");
         let vm = Vm::watch(Arc::clone(self), record, process.take(), qmp, false);
         let mut ended = vm.ended_receiver();
         let up = tokio::select! {
@@ -385,6 +392,7 @@ impl House {
                 detail: format!("{error}; it said: {said}"),
             });
         }
+        failpoint::reach("qemu/guest-up");
         Ok(vm)
     }
 
@@ -417,11 +425,13 @@ impl House {
     fn prepare(&self, execution: ExecutionId, disk: &Disk) -> Result<Prepared, Step> {
         let top = *disk.layers.last().expect("a machine has an image of its own");
         self.disks.make(top, disk.size_bytes)?;
+        failpoint::reach("qemu/image-made");
         let dir = self.sockets_dir(execution);
         fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
         let (listening, listeners) = Sockets::within(&dir)
             .listen()
             .at(format!("listening in {}", dir.display()))?;
+        failpoint::reach("qemu/sockets-made");
         let open = |path: &Path| fs::File::open(path).at(format!("opening {}", path.display()));
         Ok(Prepared {
             kernel: open(&self.config.guest.kernel)?.into(),
@@ -464,27 +474,6 @@ fn cannot_restore(spec: &MachineSpec, why: String) -> RuntimeError {
         DiskOrigin::Fresh | DiskOrigin::Single => format!("build {}", spec.build),
     };
     RuntimeError::CannotRestore { what, why }
-}
-
-/// Between a QEMU's start and somebody who watches over it.
-struct KilledUnlessTaken(Option<Process>);
-
-impl KilledUnlessTaken {
-    fn get(&self) -> &Process {
-        self.0.as_ref().expect("it is taken once, and not looked at then")
-    }
-    fn take(mut self) -> Process {
-        self.0.take().expect("it is taken once")
-    }
-}
-
-impl Drop for KilledUnlessTaken {
-    fn drop(&mut self) {
-        if let Some(process) = self.0.take() {
-            process.kill();
-            tokio::spawn(async move { process.ended().await });
-        }
-    }
 }
 
 #[async_trait]

@@ -138,4 +138,36 @@ MEMORY = {
     "fork": ["orchestrator/fork-copied", "container/skeleton-made", "container/memory-restored", "node/settings-told"],
     "build that starts a command": ["container/memory-written", "node/build-result"],
 }
-ALL = set(RECOVERY).union(*(points for flows in (SANDBOX, BUILDS, VOLUMES, MEMORY) for points in flows.values()))
+# Of virtual machines under QEMU: tests/e2e/microvms/test_failpoints.py.
+QEMU_START = [
+    "qemu/machine-recorded",
+    "qemu/image-made",
+    "qemu/sockets-made",
+    "qemu/network-plugged",
+    "qemu/process-started",
+    "qemu/process-recorded",
+    "qemu/memory-brought-in",
+    "qemu/machine-begins",
+    "qemu/guest-up",
+    "qemu/handed-over",
+]
+QEMU_END = ["qemu/process-ended", "qemu/network-unplugged", "qemu/groups-removed", "qemu/sockets-removed", "qemu/record-removed"]
+QEMU = {
+    "create": QEMU_START,
+    "pause": ["qemu/hibernation-recorded", "qemu/hibernation-stands", "qemu/hibernation-written", "qemu/hibernation-kept", *QEMU_END],
+    "pause to disk": ["qemu/keep-recorded", "qemu/disk-kept"],
+    # The rest is that of a create.
+    "resume": ["qemu/machine-recorded", "qemu/process-started", "qemu/memory-brought-in", "qemu/handed-over"],
+    "snapshot": [
+        "qemu/copying-recorded",
+        "qemu/machine-stands",
+        "qemu/memory-written",
+        "qemu/disk-sealed",
+        "qemu/machine-goes-on",
+        "qemu/copy-noted",
+        "qemu/build-recorded",
+    ],
+    "kill": QEMU_END,
+    "recovery": ["qemu/machine-adopted", "qemu/remains-ended", "qemu/groups-removed", "qemu/sockets-removed"],
+}
+ALL = set(RECOVERY).union(*(points for flows in (SANDBOX, BUILDS, VOLUMES, MEMORY, QEMU) for points in flows.values()))

@@ -45,6 +45,7 @@ impl House {
             Ok(Ok((qmp, frozen))) => {
                 let (house, written) = (Arc::clone(self), record.clone());
                 blocking(move || house.stake(&written)).await?;
+                failpoint::reach("qemu/machine-adopted");
                 Ok(Some(Vm::watch(Arc::clone(self), record, process, qmp, frozen)))
             }
             Ok(Err(error)) => {
@@ -106,6 +107,7 @@ impl House {
         let house = Arc::clone(self);
         blocking(move || {
             end_all(&dir);
+            failpoint::reach("qemu/remains-ended");
             if let Some(mut record) = record.filter(|record| record.up) {
                 let kept = house.book.kept.read(&record.spec.sandbox)?;
                 let next = record.next.take();
