@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use model::{Lifecycle, OnTimeout, PauseMode, Quota};
 use ports::CreateSandbox;
 use sha2::{Digest as _, Sha256};
@@ -59,7 +59,8 @@ pub(crate) async fn create_v1(
 
 /// Create a sandbox.
 #[utoipa::path(post, path = "/v2/sandboxes", tag = "sandboxes", request_body = NewSandbox,
-    params(("Idempotency-Key" = Option<String>, Header, description = "The same key with the same body has the same result; 1..255 of [a-z0-9-].")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key with the same body has the same result; 1..255 of [a-z0-9-]."),
+        ("X-Atoll-Allocation" = Option<String>, Header, description = "`own`: an allocation of its own of the scheduler's, which takes seconds; `shared` otherwise.")),
     responses((status = 201, description = "It is usable.", body = Sandbox),
         (status = 422, description = "The Idempotency-Key was used with a different request.", body = wire::rest::Error)))]
 pub(crate) async fn create_v2(
@@ -78,16 +79,31 @@ async fn create(
     headers: &HeaderMap,
     body: NewSandbox,
 ) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
-    let idempotency = idempotency(headers, &body)?;
+    let own_allocation = own_allocation(headers)?;
+    let idempotency = idempotency(headers, &body, own_allocation)?;
     let request = CreateSandbox {
         idempotency,
+        own_allocation,
         ..request(version, body, &caller.team.quota)?
     };
     let granted = api.parts.manager.create(caller.team.id, request).await?;
     Ok((StatusCode::CREATED, Json(api.granted(&granted))))
 }
 
-fn idempotency(headers: &HeaderMap, body: &NewSandbox) -> Result<Option<(String, [u8; 32])>, ApiError> {
+/// Whether the sandbox is to be an allocation of its own of the scheduler's.
+fn own_allocation(headers: &HeaderMap) -> Result<bool, ApiError> {
+    match headers.get("x-atoll-allocation").map(HeaderValue::as_bytes) {
+        None | Some(b"shared") => Ok(false),
+        Some(b"own") => Ok(true),
+        Some(_) => Err(ApiError::invalid("X-Atoll-Allocation must be 'own' or 'shared'")),
+    }
+}
+
+fn idempotency(
+    headers: &HeaderMap,
+    body: &NewSandbox,
+    own_allocation: bool,
+) -> Result<Option<(String, [u8; 32])>, ApiError> {
     let Some(key) = headers.get("idempotency-key") else {
         return Ok(None);
     };
@@ -99,7 +115,11 @@ fn idempotency(headers: &HeaderMap, body: &NewSandbox) -> Result<Option<(String,
     let key =
         key.ok_or_else(|| ApiError::invalid("Idempotency-Key must be 1..255 characters of [a-z0-9-]"))?;
     // The parsed request, so that white space and the order of fields make no difference.
-    let digest = Sha256::digest(serde_json::to_vec(body).unwrap_or_default());
+    let mut digest = Sha256::new_with_prefix(serde_json::to_vec(body).unwrap_or_default());
+    if own_allocation {
+        digest.update(b"own allocation");
+    }
+    let digest = digest.finalize();
     Ok(Some((key.to_owned(), digest.into())))
 }
 
@@ -141,6 +161,7 @@ pub(crate) fn request(version: Version, body: NewSandbox, quota: &Quota) -> Resu
         env: environment(body.env_vars)?,
         volumes: volumes(body.volume_mounts)?,
         idempotency: None,
+        own_allocation: false,
     })
 }
 

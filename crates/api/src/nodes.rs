@@ -233,6 +233,7 @@ pub(crate) mod tests {
             starting: 0,
             accepts: true,
             draining: None,
+            own: Vec::new(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use cluster::nomad::{Holder, SOCKET, hold};
-use model::MiB;
+use model::{MiB, SandboxId};
 use ports::scheduler::Size;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,22 @@ pub(crate) struct Options {
     /// Memory that it holds, MiB.
     #[arg(long, env = "NOMAD_META_atoll_memory_mib", value_parser = clap::value_parser!(u32).range(1..))]
     memory_mib: u32,
+    /// The sandbox for which alone it is, if it is for one.
+    #[arg(long, env = "NOMAD_META_atoll_sandbox", value_parser = sandbox, default_value = "", hide_default_value = true)]
+    sandbox: MaybeSandbox,
+}
+
+/// Nomad sets what a block is not told to nothing.
+type MaybeSandbox = Option<SandboxId>;
+
+fn sandbox(text: &str) -> Result<MaybeSandbox, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let id = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not the id of a sandbox"))?;
+    Ok(Some(id))
 }
 
 /// Holds it until a signal; then until nothing is in it any more.
@@ -41,6 +57,7 @@ pub(crate) async fn run(options: Options, json: bool) -> Result<ExitCode> {
             cpu: options.cpu,
             memory: MiB(options.memory_mib),
         },
+        sandbox: options.sandbox,
     };
     let (stop, signalled) = (CancellationToken::new(), tasks::signalled()?);
     let told = stop.clone();

@@ -78,6 +78,7 @@ impl House {
             idempotency: Arc::new(ports::idempotency::Memory::default()),
             bus: Arc::new(ports::bus::Memory::default()),
             fleet: Arc::new(ports::fleet::Static::new(nodes)),
+            scheduler: None,
             clock: Arc::clone(&clock),
         });
         orchestrator

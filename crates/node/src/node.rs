@@ -542,6 +542,7 @@ impl Node for LocalNode {
             starting: self.starting.load(Ordering::Relaxed),
             accepts: self.admission.accepts() && self.offered.takes(),
             draining: self.admission.draining().or_else(|| self.offered.draining()),
+            own: self.offered.own(),
         })
     }
 

@@ -3,14 +3,16 @@
 use std::sync::{Mutex, MutexGuard};
 
 use model::MiB;
-use ports::node::{Draining, NodeError};
+use ports::node::{Draining, NodeError, Own};
 use ports::scheduler::Size;
 
 /// What of the machine is to be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Offer {
     /// At the most.
     pub size: Size,
+    /// What of that is for one sandbox alone.
+    pub own: Vec<Own>,
     /// How the node is to be emptied, where what runs is more than that.
     pub draining: Option<Draining>,
 }
@@ -31,25 +33,34 @@ impl Offered {
     }
 
     pub(crate) fn set(&self, offer: Offer) {
-        let before = self.now().replace(offer);
-        if before != Some(offer) {
+        let mut now = self.now();
+        if now.as_ref() != Some(&offer) {
             tracing::info!(size = %offer.size, draining = offer.draining.is_some(), "what of the machine may be used is set");
         }
+        *now = Some(offer);
     }
 
     /// Whether new sandboxes are taken.
     pub(crate) fn takes(&self) -> bool {
-        self.now().is_none_or(|offer| offer.takes())
+        self.now().as_ref().is_none_or(Offer::takes)
     }
 
     /// How the node is to be emptied, if it is.
     pub(crate) fn draining(&self) -> Option<Draining> {
-        self.now().and_then(|offer| offer.draining)
+        self.now().as_ref().and_then(|offer| offer.draining)
+    }
+
+    /// What of it is for one sandbox alone.
+    pub(crate) fn own(&self) -> Vec<Own> {
+        self.now()
+            .as_ref()
+            .map(|offer| offer.own.clone())
+            .unwrap_or_default()
     }
 
     /// CPUs and memory, of those that there are.
     pub(crate) fn of(&self, cpu: u32, memory: MiB) -> (u32, MiB) {
-        match *self.now() {
+        match &*self.now() {
             Some(offer) => (cpu.min(offer.size.cpu), memory.min(offer.size.memory)),
             None => (cpu, memory),
         }
@@ -79,7 +90,10 @@ mod tests {
             cpu: 16,
             memory: MiB(500),
         };
-        offered.set(Offer { size, draining: None });
+        offered.set(Offer {
+            size,
+            ..Offer::default()
+        });
         assert!(offered.takes());
         assert_eq!(offered.of(8, MiB(1000)), (8, MiB(500)));
         let draining = Draining {
@@ -89,6 +103,7 @@ mod tests {
         offered.set(Offer {
             size,
             draining: Some(draining),
+            own: Vec::new(),
         });
         assert!(!offered.takes());
         assert_eq!(offered.draining(), Some(draining));

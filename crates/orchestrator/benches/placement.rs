@@ -102,6 +102,7 @@ fn facts(teams: &[TeamId], used: f64, dice: &mut SmallRng) -> Facts {
         disk_available: 1_000_000,
         slots_ready: dice.random_range(0..8),
         starting: dice.random_range(0..3),
+        own: Vec::new(),
         teams: (0..10)
             .map(|_| (teams[dice.random_range(0..teams.len())], 1))
             .collect(),

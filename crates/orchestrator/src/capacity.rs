@@ -14,6 +14,7 @@ use ports::scheduler::{Ask, Block, BlockState, Blocks, Purpose, Size};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::alone::Unstored;
 use crate::orchestrator::Orchestrator;
 use crate::placement::{Overcommit, Room};
 
@@ -132,6 +133,7 @@ impl Orchestrator {
     ) {
         let view = scheduler.watch();
         let mut asked: Option<Instant> = None;
+        let (mut before, mut unstored) = (Arc::clone(&view.borrow()), Unstored::default());
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while shutdown.run_until_cancelled(tick.tick()).await.is_some() {
@@ -142,6 +144,9 @@ impl Orchestrator {
             let (Known::Current, Some(promised)) = (&blocks.known, promised) else {
                 continue;
             };
+            self.settle_alone(&*scheduler, &before, &blocks, &mut unstored)
+                .await;
+            before = Arc::clone(&blocks);
             let failed = blocks
                 .all
                 .values()

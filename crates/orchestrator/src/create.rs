@@ -70,6 +70,9 @@ impl Orchestrator {
         let (team, resolved) = Flow::Create.stage("resolve", resolve).await?;
         let mut mounted = self.mounts_of(team.id, &request.volumes).await?;
         let design = Design::of(resolved, std::mem::take(&mut mounted.mounts), request);
+        if request.own_allocation {
+            return self.create_alone(&team, design).await;
+        }
         if let Some(home) = mounted.home {
             return self.create_at_home(&team, &design, home).await;
         }
@@ -263,6 +266,8 @@ fn elsewhere(error: &NodeError, shared: bool) -> Option<Elsewhere> {
 /// What a sandbox is made as.
 #[derive(Debug)]
 pub(crate) struct Design {
+    /// Which it is, where that was said before it is made.
+    pub(crate) id: Option<SandboxId>,
     /// Its base.
     pub(crate) template: TemplateId,
     /// What it starts from.
@@ -290,6 +295,7 @@ pub(crate) struct Design {
 impl Design {
     fn of(resolved: Resolved, volumes: Vec<VolumeMount>, request: &CreateSandbox) -> Self {
         Self {
+            id: None,
             template: resolved.template.id,
             build: resolved.build,
             alias: resolved.alias,
@@ -308,7 +314,7 @@ impl Design {
     fn intend(&self, at: Seat, team: &Team, now: SystemTime) -> Sandbox {
         let started_at = whole_micros(now);
         Sandbox {
-            id: SandboxId::random(),
+            id: self.id.unwrap_or_else(SandboxId::random),
             team: team.id,
             template: self.template,
             build: self.build,

@@ -36,6 +36,7 @@ fn check_count(count: u32, team: &Team) -> Result<(), ManagerError> {
 fn design(copied: &Copied, timeout: Duration) -> Design {
     let source = copied.source.clone();
     Design {
+        id: None,
         template: source.template,
         build: copied.build,
         alias: source.alias,

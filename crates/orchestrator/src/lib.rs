@@ -29,6 +29,7 @@
 //! - Placement, quotas and the verdicts of the reconciler are pure functions. This crate knows no SQL and no HTTP.
 #![forbid(unsafe_code)]
 
+mod alone;
 mod bring_up;
 mod capacity;
 mod change;

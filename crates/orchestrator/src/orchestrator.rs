@@ -3,8 +3,8 @@ use std::time::SystemTime;
 
 use model::{Kind, ProcessId, TeamId, TemplateId};
 use ports::{
-    Blobs, BuildStore, Bus, Catalog, Clock, Fleet, Idempotency, Limits, ManagerError, SandboxStore, Shares,
-    TeamStore, TemplateStore, VolumeNodes, VolumeStore,
+    Blobs, BuildStore, Bus, Catalog, Clock, Fleet, Idempotency, Limits, ManagerError, ResourceScheduler,
+    SandboxStore, Shares, TeamStore, TemplateStore, VolumeNodes, VolumeStore,
 };
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, RwLock, Semaphore, watch};
 use tokio::time::Instant;
@@ -48,6 +48,8 @@ pub struct Parts {
     pub bus: Arc<dyn Bus>,
     /// The nodes.
     pub fleet: Arc<dyn Fleet>,
+    /// Who gives capacity out, where somebody does: asked for sandboxes that are to be allocations of their own.
+    pub scheduler: Option<Arc<dyn ResourceScheduler>>,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
     /// What the operator has set.

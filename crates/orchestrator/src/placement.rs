@@ -26,7 +26,7 @@ mod score;
 mod view;
 mod wish;
 
-pub use facts::{Facts, Place, Room};
+pub use facts::{Facts, Place, Room, promised};
 pub use handle::{Placement, Reserved, Search};
 pub use policy::{Overcommit, Policy, Ratio, STARTING_MANY, WARM_ENOUGH, Weights};
 pub use refusals::{Filtered, Reason, Refusals};

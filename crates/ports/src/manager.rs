@@ -31,6 +31,9 @@ pub struct CreateSandbox {
     pub volumes: Vec<(String, String)>,
     /// The client's `Idempotency-Key`, and a digest of the request that it came with.
     pub idempotency: Option<(String, [u8; 32])>,
+    /// Whether it is to be an allocation of its own of the scheduler's, and not one of many in a shared one: slow, for the scheduler
+    /// takes seconds, and accounted for by the scheduler itself.
+    pub own_allocation: bool,
 }
 
 /// A sandbox with the tokens that its owner uses.

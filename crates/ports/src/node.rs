@@ -12,6 +12,7 @@ use tokio::sync::broadcast;
 
 use crate::builds::{BuildError, BuildOrder, BuildTalk, Built};
 use crate::logs::{LogLine, LogQuery, MetricSample};
+use crate::scheduler::Size;
 
 /// Everything that a node must know of a sandbox to run it with nobody's help: also its deadline and what then.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -159,6 +160,17 @@ pub struct Report {
     pub accepts: bool,
     /// How it is to be emptied, where it is: it takes no new ones then.
     pub draining: Option<Draining>,
+    /// Of what it has, that which a scheduler gave for one sandbox alone, whether or not that is there yet.
+    pub own: Vec<Own>,
+}
+
+/// Capacity that is for one sandbox alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    /// For which.
+    pub sandbox: SandboxId,
+    /// How much.
+    pub size: Size,
 }
 
 /// A machine that runs sandboxes. All calls are idempotent for the same execution: repeating one that was carried out

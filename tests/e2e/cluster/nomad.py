@@ -5,6 +5,7 @@ It is no Nomad, which is under no open-source licence. What it answers is what t
 """
 
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -98,7 +99,7 @@ class Nomad:
             for key, value in known.items():
                 argument = argument.replace(f"${{{key}}}", value)
             arguments.append(argument)
-        process = subprocess.Popen([task["command"], *arguments], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([task["command"], *arguments], env=os.environ | known, stderr=subprocess.PIPE, text=True)
         self.jobs[name] = {"ID": name, "Status": "running", "Stop": False, "Meta": meta}
         self.allocations[allocation] = {
             "ID": allocation, "JobID": name, "NodeID": "one", "NodeName": "one",

@@ -24,7 +24,7 @@ def nomad():
 def given(fleet, nomad):
     """A node that offers what Nomad gives it, in a fleet whose orchestrators ask Nomad for it."""
     node = fleet.nodes[2]
-    told = [node, *(fleet.members[name] for name in ("orchestrator-1", "orchestrator-2"))]
+    told = [node, *(fleet.members[name] for name in ("orchestrator-1", "orchestrator-2", "api-1"))]
     files = [pathlib.Path(member["settings"]) for member in told]
     before = [file.read_text() for file in files]
     socket = files[0].with_name("blocks.sock")
@@ -101,3 +101,34 @@ def test_of_a_node_that_loses_its_last_block_everything_is_moved(fleet, fresh, n
     eventually(lambda: not nomad.running() & last, "the blocks end when nothing is in them", 60)
     assert {nomad.processes[name].returncode for name in last} == {0}
     assert nomad.refused > 0, "more is asked for all the while"
+
+
+def alone(nomad):
+    """The allocations that are sandboxes of their own: which job, and of which sandbox."""
+    return {name: job["Meta"]["atoll_sandbox"] for name, job in nomad.jobs.items() if "atoll_sandbox" in job["Meta"]}
+
+
+def test_a_sandbox_is_an_allocation_of_its_own(fleet, fresh, nomad, given):
+    eventually(lambda: offered(fleet, given) >= BLOCK, "the node offers something", 60)
+    made = [fresh(api_headers={"X-Atoll-Allocation": "own"}) for _ in range(2)]
+    assert sorted(alone(nomad).values()) == sorted(one.sandbox_id for one in made)
+    jobs = {sandbox: name for name, sandbox in alone(nomad).items()}
+    kept, ends = made
+    for one in made:
+        assert one.sandbox_id in fleet.on(given)
+        info = one.get_info()
+        meta = nomad.jobs[jobs[one.sandbox_id]]["Meta"]
+        assert (int(meta["atoll_cpu"]), int(meta["atoll_memory_mib"])) == (info.cpu_count, info.memory_mb)
+    # What becomes of one concerns the other as little as the rest.
+    ends.kill()
+    eventually(lambda: jobs[ends.sandbox_id] not in nomad.running(), "its allocation is given back", 60)
+    assert kept.commands.run("echo here").stdout == "here\n"
+    nomad.stop(jobs[kept.sandbox_id])
+    eventually(lambda: kept.sandbox_id not in fleet.on(given), "a sandbox ends with its allocation", 60)
+    eventually(lambda: jobs[kept.sandbox_id] not in nomad.running(), "which ends when it is empty", 60)
+    assert {nomad.processes[name].returncode for name in jobs.values()} == {0}
+    # Where nobody knows of Nomad it is said so.
+    with pytest.raises(SandboxException, match=r"400.*\[cluster.nomad\]"):
+        fresh(api=1, api_headers={"X-Atoll-Allocation": "own"})
+    with pytest.raises(SandboxException, match="400.*X-Atoll-Allocation must be 'own' or 'shared'"):
+        fresh(api_headers={"X-Atoll-Allocation": "mine"})

@@ -10,7 +10,7 @@ use cluster::nomad::Nomad;
 use cluster::redis::Redis;
 use model::NodeId;
 use orchestrator::{Orchestrator, Parts, bootstrap};
-use ports::{Blobs, Clock, SandboxManager};
+use ports::{Blobs, Clock, ResourceScheduler, SandboxManager};
 use rpc::node::RemoteNode;
 use rpc::tls::Tls;
 use rpc::volumes::RemoteVolumes;
@@ -88,6 +88,13 @@ impl Control {
             Arc::clone(&fleet).follow(members.watch(Role::Node), connect, tasks.stop()),
         );
         let is_background = roles.contains(&Role::Orchestrator);
+        let scheduler: Option<Arc<dyn ResourceScheduler>> = match &cluster.nomad {
+            Some(nomad) => {
+                let nomad = Nomad::connect(nomad.config(&cluster.name)?).await;
+                Some(nomad.context("[cluster.nomad] cannot be used")?)
+            }
+            None => None,
+        };
         let orchestrator = Orchestrator::new(Parts {
             sandboxes: Arc::clone(&stores.sandboxes),
             templates: Arc::clone(&stores.templates),
@@ -102,6 +109,7 @@ impl Control {
             idempotency: redis.idempotency(),
             bus: redis.bus(),
             fleet,
+            scheduler: scheduler.clone(),
             clock: clock(),
             config: orchestrator::Config {
                 stow: settings.blobs.hold_builds(),
@@ -118,9 +126,7 @@ impl Control {
         } else {
             tasks.spawn("the use cases", Arc::clone(&orchestrator).serve(stop));
         }
-        if is_background && let Some(nomad) = &cluster.nomad {
-            let scheduler = Nomad::connect(nomad.config(&cluster.name)?).await;
-            let scheduler = scheduler.context("[cluster.nomad] cannot be used")?;
+        if is_background && let Some((nomad, scheduler)) = cluster.nomad.as_ref().zip(scheduler) {
             let capacity = nomad.capacity(cluster.overcommit()?);
             tasks.spawn(
                 "the watch over capacity",

@@ -2,6 +2,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use model::SandboxId;
 use ports::scheduler::Size;
 use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -23,6 +24,8 @@ pub struct Holder {
     pub allocation: String,
     /// How much it holds.
     pub size: Size,
+    /// For which sandbox alone, if for one: `NOMAD_META_atoll_sandbox`.
+    pub sandbox: Option<SandboxId>,
 }
 
 /// Holds a block until told to stop; then has the node empty it, and returns when nothing is in it any more. `true`: it was emptied;
@@ -65,6 +68,7 @@ async fn open(socket: &Path, holder: &Holder) -> Option<Line> {
         allocation: holder.allocation.clone(),
         cpu: holder.size.cpu,
         memory_mib: holder.size.memory.0,
+        sandbox: holder.sandbox,
     };
     write.write_all(line(&said).as_bytes()).await.ok()?;
     let mut lines = BufReader::new(read);

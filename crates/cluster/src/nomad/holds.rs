@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use model::MiB;
+use model::{MiB, SandboxId};
 use ports::scheduler::Size;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -27,6 +27,8 @@ pub(super) enum Said {
         allocation: String,
         cpu: u32,
         memory_mib: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sandbox: Option<SandboxId>,
     },
     /// It is to stop: the node is to empty it.
     Drain,
@@ -51,6 +53,8 @@ pub struct Hold {
     pub allocation: String,
     /// How much it holds.
     pub size: Size,
+    /// For which sandbox alone it is, if it is.
+    pub sandbox: Option<SandboxId>,
     /// It is to be emptied.
     pub draining: bool,
 }
@@ -187,6 +191,7 @@ async fn serve(stream: UnixStream, shared: &Shared) {
         allocation,
         cpu,
         memory_mib,
+        sandbox,
     }) = serde_json::from_str(&first)
     else {
         return;
@@ -207,6 +212,7 @@ async fn serve(stream: UnixStream, shared: &Shared) {
             let hold = Hold {
                 allocation: allocation.clone(),
                 size,
+                sandbox,
                 draining: false,
             };
             holds.insert(id.clone(), hold);

@@ -315,6 +315,7 @@ fn holder(id: &str, allocation: &str) -> Holder {
     Holder {
         id: id.to_owned(),
         allocation: allocation.to_owned(),
+        sandbox: None,
         size: Size {
             cpu: 2,
             memory: MiB(512),

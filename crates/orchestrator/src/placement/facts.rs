@@ -1,6 +1,6 @@
 //! What is known of a node.
-use model::{Memory, TeamId};
-use ports::node::{Held, HeldState, Report};
+use model::{Memory, SandboxId, TeamId};
+use ports::node::{Held, HeldState, Own, Report};
 
 use super::Needs;
 
@@ -49,24 +49,20 @@ pub struct Facts {
     pub starting: u32,
     /// How many sandboxes of which teams run on it, each team once.
     pub teams: Vec<(TeamId, u32)>,
+    /// For which sandboxes it has capacity that is theirs alone.
+    pub own: Vec<SandboxId>,
 }
 
 impl Facts {
     /// What a report says.
     #[must_use]
     pub fn of(report: &Report, place: Place) -> Self {
-        let mut promised = Room::default();
-        let mut teams: Vec<_> = Vec::new();
-        for held in &report.held {
-            let (of_cpu, of_memory) = charges(held);
-            let resources = held.order.resources;
-            promised.disk += u64::from(resources.disk.0);
-            promised.memory += u64::from(resources.memory.0) * u64::from(of_memory);
-            promised.cpu += u64::from(resources.cpu) * u64::from(of_cpu);
-            if of_cpu {
-                teams.push((held.order.team, 1));
-            }
-        }
+        // What is for one sandbox alone is neither to be had by others nor used by it out of what is.
+        let own: Vec<_> = report.own.iter().map(|own| own.sandbox).collect();
+        let for_one = |part: fn(&Own) -> u32| report.own.iter().map(part).fold(0, u32::saturating_add);
+        let (own_cpu, own_memory) = (for_one(|own| own.size.cpu), for_one(|own| own.size.memory.0));
+        let runs = report.held.iter().filter(|held| charges(held).0);
+        let mut teams: Vec<_> = runs.map(|held| (held.order.team, 1)).collect();
         teams.sort_unstable_by_key(|(team, _)| *team);
         teams.dedup_by(|(team, count), (kept, sum)| {
             let same = team == kept;
@@ -79,18 +75,33 @@ impl Facts {
             can: Needs::of(report.capabilities),
             accepts: report.accepts,
             total: Room {
-                cpu: u64::from(report.cpu_total),
-                memory: u64::from(report.memory_total.0),
+                cpu: u64::from(report.cpu_total.saturating_sub(own_cpu)),
+                memory: u64::from(report.memory_total.0.saturating_sub(own_memory)),
                 disk: u64::from(report.disk_total.0),
             },
-            promised,
+            promised: promised(report, |id| own.contains(&id)),
             memory_available: u64::from(report.memory_available.0),
             disk_available: u64::from(report.disk_available.0),
             slots_ready: report.slots_ready,
             starting: report.starting,
             teams,
+            own,
         }
     }
+}
+
+/// What a node's sandboxes were promised, but for those that have capacity of their own: of these, their disks alone.
+pub fn promised(report: &Report, has_own: impl Fn(SandboxId) -> bool) -> Room {
+    report.held.iter().fold(Room::default(), |sum, held| {
+        let (of_cpu, of_memory) = charges(held);
+        let shares = !has_own(held.order.sandbox);
+        let resources = held.order.resources;
+        Room {
+            cpu: sum.cpu + u64::from(resources.cpu) * u64::from(of_cpu && shares),
+            memory: sum.memory + u64::from(resources.memory.0) * u64::from(of_memory && shares),
+            disk: sum.disk + u64::from(resources.disk.0),
+        }
+    })
 }
 
 /// Whether what is held uses CPUs, and memory. All of it has a disk.

@@ -1,5 +1,6 @@
 //! The orchestrator as its clients and its nodes see it: alone with scripted nodes, among others in virtual time, and as a placer of
 //! a whole fleet.
+mod alone;
 mod builds;
 mod capacity;
 mod collect;

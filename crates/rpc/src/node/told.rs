@@ -1,9 +1,10 @@
 //! Events, reports, logs and changes as messages, and back.
 use model::{BuildId, ExecutionId, KillReason, MiB, NodeId, PauseMode, SandboxId};
 use ports::logs::LogQuery;
-use ports::node::{Draining, Held, Report};
+use ports::node::{Draining, Held, Own, Report};
 use ports::root::{Change, ChangeKind};
 use ports::runtime::Capabilities;
+use ports::scheduler::Size;
 use ports::{LogLine, MetricSample, NodeEvent};
 use wire::node as proto;
 use wire::node::__buffa::oneof::event::News;
@@ -116,6 +117,7 @@ pub(crate) fn report_head(report: &Report) -> proto::ReportHead {
         protocol_major: PROTOCOL.major,
         protocol_minor: PROTOCOL.minor,
         held: report.held.len() as u64,
+        own: report.own.iter().map(own).collect(),
         ..Default::default()
     }
 }
@@ -150,6 +152,26 @@ pub(crate) fn from_report_head(head: &proto::ReportHead, expected: NodeId) -> Re
         starting: head.starting,
         accepts: head.accepts,
         draining: head.draining.as_option().map(from_draining),
+        own: head.own.iter().map(from_own).collect::<Read<_>>()?,
+    })
+}
+
+fn own(own: &Own) -> proto::Own {
+    proto::Own {
+        sandbox: own.sandbox.to_string(),
+        cpu: own.size.cpu,
+        memory_mib: own.size.memory.0,
+        ..Default::default()
+    }
+}
+
+fn from_own(own: &proto::Own) -> Read<Own> {
+    Ok(Own {
+        sandbox: parsed(&own.sandbox, "sandbox id")?,
+        size: Size {
+            cpu: own.cpu,
+            memory: MiB(own.memory_mib),
+        },
     })
 }
 

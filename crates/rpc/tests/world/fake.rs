@@ -15,7 +15,7 @@ use model::{
 use ports::blobs::ByteStream;
 use ports::builds::{BuildError, BuildLine, BuildOrder, BuildTalk, Built, CachedStep};
 use ports::logs::Level;
-use ports::node::{Draining, Held, HeldState, Order, OrderOrigin, PauseOutcome, Report};
+use ports::node::{Draining, Held, HeldState, Order, OrderOrigin, Own, PauseOutcome, Report};
 use ports::root::{Change, ChangeKind, Changes};
 use ports::runtime::Capabilities;
 use ports::volumes::FileKind;
@@ -181,6 +181,13 @@ impl FakeNode {
                 deadline: SystemTime::UNIX_EPOCH + Duration::from_nanos(9_876_543_210_987_654_321 / 2),
                 kills: true,
             }),
+            own: vec![Own {
+                sandbox: SandboxId::random(),
+                size: ports::scheduler::Size {
+                    cpu: 2,
+                    memory: MiB(512),
+                },
+            }],
         }
     }
 }

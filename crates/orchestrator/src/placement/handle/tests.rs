@@ -22,6 +22,7 @@ fn facts() -> Facts {
         slots_ready: 0,
         starting: 0,
         teams: Vec::new(),
+        own: Vec::new(),
     }
 }
 

@@ -50,6 +50,7 @@ fn facts() -> Facts {
         slots_ready: 4,
         starting: 0,
         teams: Vec::new(),
+        own: Vec::new(),
     }
 }
 

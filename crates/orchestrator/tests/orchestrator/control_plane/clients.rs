@@ -141,6 +141,7 @@ fn request(dice: &mut SmallRng) -> (CreateSandbox, bool) {
         env: BTreeMap::new(),
         volumes: Vec::new(),
         idempotency: None,
+        own_allocation: false,
     };
     (request, is_long)
 }

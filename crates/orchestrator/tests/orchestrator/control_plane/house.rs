@@ -160,6 +160,7 @@ impl House {
             idempotency: self.idempotency.clone(),
             bus: self.bus.clone(),
             fleet: fleet.clone(),
+            scheduler: None,
             clock: Arc::clone(&self.clock),
             config: Config {
                 shared: true,

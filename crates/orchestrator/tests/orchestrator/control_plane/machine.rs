@@ -368,6 +368,7 @@ impl Machine {
             starting: 0,
             accepts: true,
             draining: None,
+            own: Vec::new(),
         })
     }
 

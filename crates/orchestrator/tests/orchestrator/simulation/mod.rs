@@ -602,6 +602,7 @@ impl Fleet {
             disk_available: node.total.disk / 2,
             slots_ready: 8_u32.saturating_sub(node.starting),
             starting: node.starting,
+            own: Vec::new(),
             teams: node
                 .teams
                 .iter()

@@ -11,7 +11,7 @@ use model::{
 };
 use ports::builds::{BuildError, BuildLine, BuildOrder, BuildTalk, Built, CachedStep};
 use ports::logs::Level;
-use ports::node::{Draining, Held, HeldState, Order, OrderOrigin, PauseOutcome, Report};
+use ports::node::{Draining, Held, HeldState, Order, OrderOrigin, Own, PauseOutcome, Report};
 use ports::runtime::Capabilities;
 use ports::{LogLine, LogQuery, MetricSample, Node, NodeError, NodeEvent};
 use tokio::sync::{Semaphore, broadcast};
@@ -45,6 +45,8 @@ struct Inner {
     kin: BTreeMap<BuildId, Vec<BuildId>>,
     /// Beside what builds were brought to the blobs.
     told_kin: BTreeMap<BuildId, Vec<String>>,
+    /// What a scheduler gave for one sandbox alone.
+    own: Vec<Own>,
     /// How much memory copies hold.
     copies: Memory,
     /// How builds fail, in this order.
@@ -104,6 +106,11 @@ impl FakeNode {
         inner.is_strict = true;
         drop(inner);
         node
+    }
+
+    /// A scheduler gives it capacity for one sandbox alone.
+    pub(crate) fn gives(&self, own: Own) {
+        self.inner().own.push(own);
     }
 
     /// What the owner of an execution was told.
@@ -617,12 +624,13 @@ impl Node for FakeNode {
 
     async fn report(&self) -> Result<Report, NodeError> {
         self.enter("report").await?;
-        let (held, is_closed, draining) = {
+        let (held, is_closed, draining, own) = {
             let inner = self.inner();
             (
                 inner.held.values().cloned().collect(),
                 inner.is_closed,
                 inner.draining,
+                inner.own.clone(),
             )
         };
         Ok(Report {
@@ -648,6 +656,7 @@ impl Node for FakeNode {
             starting: 0,
             accepts: !is_closed,
             draining,
+            own,
         })
     }
 

@@ -99,6 +99,8 @@ struct Bare {
     bus: Arc<bus::Memory>,
     clock: Arc<Hands>,
     config: Config,
+    /// Who gives capacity out.
+    pub(crate) scheduler: Option<Arc<ports::scheduler::Embedded>>,
     /// Nodes beside the one.
     others: Vec<Arc<FakeNode>>,
 }
@@ -144,6 +146,7 @@ impl Bare {
             idempotency: Arc::new(ports::idempotency::Memory::default()),
             bus: self.bus.clone(),
             fleet: fleet.clone(),
+            scheduler: self.scheduler.clone().map(|scheduler| scheduler as _),
             clock: self.clock.clone(),
             config: self.config,
         };
@@ -201,6 +204,7 @@ impl World {
             bus: Arc::default(),
             clock,
             config: Config::default(),
+            scheduler: None,
             others: Vec::new(),
         };
         let catalog = Arc::new(catalog::Memory::default());
@@ -271,6 +275,12 @@ impl World {
     /// The same stores and node under a new process that is set otherwise.
     pub(crate) fn configured(&mut self, edit: impl FnOnce(&mut Config)) {
         edit(&mut self.bare.config);
+        self.reborn(None);
+    }
+
+    /// Has somebody give capacity out.
+    pub(crate) fn scheduled(&mut self, scheduler: Arc<ports::scheduler::Embedded>) {
+        self.bare.scheduler = Some(scheduler);
         self.reborn(None);
     }
 
@@ -390,6 +400,7 @@ pub(crate) fn request() -> CreateSandbox {
         env: BTreeMap::new(),
         volumes: Vec::new(),
         idempotency: None,
+        own_allocation: false,
     }
 }
 
