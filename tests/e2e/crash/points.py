@@ -154,7 +154,7 @@ QEMU_START = [
 QEMU_END = ["qemu/process-ended", "qemu/network-unplugged", "qemu/groups-removed", "qemu/sockets-removed", "qemu/record-removed"]
 QEMU = {
     "create": QEMU_START,
-    "pause": ["qemu/hibernation-recorded", "qemu/hibernation-stands", "qemu/hibernation-written", "qemu/hibernation-kept", *QEMU_END],
+    "pause": ["qemu/hibernation-recorded", "qemu/hibernation-stands", "qemu/hibernation-written", "qemu/hibernation-kept", "qemu/process-ended", "qemu/record-removed"],
     "pause to disk": ["qemu/keep-recorded", "qemu/disk-kept"],
     # The rest is that of a create.
     "resume": ["qemu/machine-recorded", "qemu/process-started", "qemu/memory-brought-in", "qemu/handed-over"],
@@ -168,6 +168,6 @@ QEMU = {
         "qemu/build-recorded",
     ],
     "kill": QEMU_END,
-    "recovery": ["qemu/machine-adopted", "qemu/remains-ended", "qemu/groups-removed", "qemu/sockets-removed"],
+    "recovery": ["qemu/machine-adopted", "qemu/remains-ended"],
 }
 ALL = set(RECOVERY).union(*(points for flows in (SANDBOX, BUILDS, VOLUMES, MEMORY, QEMU) for points in flows.values()))
