@@ -46,6 +46,8 @@ impl Version {
 
 /// Create a sandbox (older clients).
 #[utoipa::path(post, path = "/sandboxes", tag = "sandboxes", request_body = NewSandbox,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key with the same body has the same result; 1..255 of [a-z0-9-]."),
+        ("X-Atoll-Allocation" = Option<String>, Header, description = "`own`: an allocation of its own of the scheduler's, which takes seconds; `shared` otherwise.")),
     responses((status = 201, description = "It is usable.", body = Sandbox),
         (status = 422, description = "The Idempotency-Key was used with a different request.", body = wire::rest::Error)))]
 pub(crate) async fn create_v1(

@@ -2,7 +2,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -95,6 +95,34 @@ struct Numbers {
 }
 
 impl Numbers {
+    /// One of which nothing is left: a network goes a moment after its last process, so a freed number waits behind the others,
+    /// and one that is still in use is not fresh any more.
+    fn take<E>(&mut self, is_free: impl Fn(u32) -> Result<bool, E>) -> Result<Option<u32>, E> {
+        if let Some(number) = self.free.front().copied()
+            && is_free(number)?
+        {
+            self.free.pop_front();
+            return Ok(Some(number));
+        }
+        while self.fresh < SLOTS_MAX {
+            let number = self.fresh;
+            self.fresh += 1;
+            if self.taken.contains(&number) {
+                continue;
+            }
+            if is_free(number)? {
+                return Ok(Some(number));
+            }
+            self.free.push_back(number);
+        }
+        for i in 0..self.free.len() {
+            if is_free(self.free[i])? {
+                return Ok(self.free.remove(i));
+            }
+        }
+        Ok(None)
+    }
+
     /// Frees a number. One that this daemon never gave out, of what an earlier one left, is found among the fresh ones: in
     /// both places it would be given out twice.
     fn give_back(&mut self, number: u32) {
@@ -161,38 +189,16 @@ impl House {
 
     /// A number that names nothing on this host.
     pub(crate) fn take_number(&self) -> Result<u32, RuntimeError> {
+        let net = self.net()?;
         let mut numbers = self.numbers.lock().expect(UNPOISONED);
-        // A freed number waits behind the others: its network goes a moment after its last process.
-        if let Some(number) = numbers
-            .free
-            .front()
-            .copied()
-            .filter(|number| !self.has_link(*number))
-        {
-            numbers.free.pop_front();
-            return Ok(number);
-        }
-        while numbers.fresh < SLOTS_MAX {
-            let number = numbers.fresh;
-            numbers.fresh += 1;
-            if !numbers.taken.contains(&number) && !self.has_link(number) {
-                return Ok(number);
-            }
-        }
-        let gone = numbers.free.iter().position(|number| !self.has_link(*number));
-        gone.and_then(|i| numbers.free.remove(i))
+        numbers
+            .take(|number| net.is_free(number))?
             .ok_or(RuntimeError::Exhausted("slots"))
     }
 
     /// Notes that an adopted machine has this number.
     pub(crate) fn is_taken(&self, number: u32) {
         self.numbers.lock().expect(UNPOISONED).taken.push(number);
-    }
-
-    fn has_link(&self, number: u32) -> bool {
-        Path::new("/sys/class/net")
-            .join(net::link_name(self.instance.number, number))
-            .exists()
     }
 
     /// Makes a slot for nobody yet.
@@ -543,5 +549,29 @@ mod tests {
         numbers.fresh = 4;
         numbers.give_back(3);
         assert_eq!(numbers.free, [1, 3]);
+    }
+
+    #[test]
+    fn a_number_of_which_something_is_left_waits_behind_the_others() {
+        let mut numbers = Numbers {
+            taken: vec![1],
+            ..Numbers::default()
+        };
+        let take = |numbers: &mut Numbers, busy: &[u32]| {
+            let is_free = |number| Ok::<_, ()>(!busy.contains(&number));
+            numbers.take(is_free).unwrap()
+        };
+        assert_eq!(
+            take(&mut numbers, &[0, 2]),
+            Some(3),
+            "what an earlier daemon left goes in a moment"
+        );
+        assert_eq!(take(&mut numbers, &[0]), Some(4));
+        numbers.give_back(3);
+        assert_eq!(take(&mut numbers, &[]), Some(0));
+        numbers.fresh = SLOTS_MAX;
+        assert_eq!(take(&mut numbers, &[2]), Some(3));
+        assert_eq!(take(&mut numbers, &[2]), None);
+        assert_eq!(take(&mut numbers, &[]), Some(2));
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::bring_up::Flow;
 use crate::create::Design;
 use crate::orchestrator::Orchestrator;
+use crate::reconcile::runs;
 
 /// What the tokens of such blocks begin with.
 const ALONE: &str = "alone-";
@@ -135,12 +136,14 @@ impl Orchestrator {
         now: &Blocks,
         unstored: &mut Unstored,
     ) {
-        for change in now.since(before) {
-            let (BlockChange::Draining(block) | BlockChange::Lost(block) | BlockChange::Ended(block)) =
-                change
-            else {
-                continue;
-            };
+        let changes = now.since(before);
+        let gone = changes.iter().filter_map(|change| match change {
+            BlockChange::Lost(block) | BlockChange::Ended(block) => Some(block),
+            BlockChange::Came(_) | BlockChange::Draining(_) => None,
+        });
+        // Not when it begins alone: nobody may have looked then.
+        let draining = |block: &&Block| block.state == BlockState::Draining;
+        for block in now.all.values().filter(draining).chain(gone) {
             if let Purpose::Sandbox(id) = block.purpose {
                 self.end_alone(id).await;
             }
@@ -167,7 +170,7 @@ impl Orchestrator {
     /// Ends a sandbox that runs; one that is paused uses nothing.
     async fn end_alone(&self, id: SandboxId) {
         let running = match self.stored(id).await {
-            Ok(stored) => stored.filter(|sandbox| sandbox.phase.seat().is_some()),
+            Ok(stored) => stored.filter(|sandbox| runs(sandbox.phase)),
             Err(_) => return,
         };
         let Some(sandbox) = running else { return };

@@ -38,14 +38,16 @@ impl Orchestrator {
     ) -> Result<Sandbox, NotUp> {
         let id = starting.id;
         let again = self.parts.config.stow.then(|| order.clone());
-        let mut started = flow
-            .stage("node", within(START_MAX, "the start", node.start(order)))
-            .await;
+        let start = self.touching(id, within(START_MAX, "the start", node.start(order)));
+        let mut started = flow.stage("node", start).await;
         if let (Err(NodeError::NoBuild(build)), Some(again)) = (&started, again) {
             let build = *build;
             let fetch = self.touching(id, self.fetch_for(node, build));
             started = match flow.stage("fetch", fetch).await {
-                Ok(()) => within(START_MAX, "the start", node.start(again)).await,
+                Ok(()) => {
+                    self.touching(id, within(START_MAX, "the start", node.start(again)))
+                        .await
+                }
                 Err(error) => Err(error),
             };
         }
@@ -63,25 +65,6 @@ impl Orchestrator {
                 self.give_up(starting, node).await;
                 tracing::debug!(sandbox = %id, "it came up and was not wanted any more");
                 Err(NotUp::Manager(error))
-            }
-        }
-    }
-
-    /// Carries out what may take long, and writes the record anew meanwhile, so that no other process takes this one for
-    /// dead.
-    async fn touching<T>(&self, id: SandboxId, work: impl Future<Output = T>) -> T {
-        let mut work = std::pin::pin!(work);
-        loop {
-            let waited = tokio::time::timeout(START_MAX / 2, work.as_mut()).await;
-            match waited {
-                Ok(done) => return done,
-                Err(_) if !self.parts.config.shared => {}
-                Err(_) => {
-                    if let Ok(Some(sandbox)) = self.stored(id).await {
-                        // Whoever wrote in between has touched it as well.
-                        let _ = self.parts.sandboxes.update(&sandbox).await;
-                    }
-                }
             }
         }
     }

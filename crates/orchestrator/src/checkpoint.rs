@@ -60,7 +60,8 @@ impl Orchestrator {
             .await?;
         failpoint::reach("orchestrator/snapshotting-stored");
         let checkpoint = node.checkpoint(id, at.execution, into, memory);
-        match within(CHECKPOINT_MAX, "the snapshot", checkpoint).await {
+        let checkpoint = within(CHECKPOINT_MAX, "the snapshot", checkpoint);
+        match self.touching(id, checkpoint).await {
             Ok(memory) => {
                 failpoint::reach("orchestrator/node-checkpointed");
                 Ok(Copied {

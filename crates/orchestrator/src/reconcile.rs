@@ -75,7 +75,7 @@ fn home(phase: Phase) -> Option<NodeId> {
 }
 
 /// Whether it is on a node, and is to stay there.
-fn runs(phase: Phase) -> bool {
+pub(crate) fn runs(phase: Phase) -> bool {
     phase.seat().is_some() && !matches!(phase, Phase::Killing { .. })
 }
 

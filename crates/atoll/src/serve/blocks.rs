@@ -10,7 +10,7 @@ use model::SandboxId;
 use node::{LocalNode, Offer};
 use orchestrator::placement::{self, Overcommit, Room};
 use ports::Node as _;
-use ports::node::{Draining, Own};
+use ports::node::{Draining, HeldState, Own};
 use ports::scheduler::Size;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -62,7 +62,12 @@ async fn follow(holds: Holds, node: Arc<LocalNode>, terms: Terms) {
             Ok(report) => {
                 let own: HashSet<_> = now.values().filter_map(|hold| hold.sandbox).collect();
                 let promised = placement::promised(&report, |id| own.contains(&id));
-                let here: HashSet<_> = report.held.iter().map(|held| held.order.sandbox).collect();
+                // What is paused is resumed in what others share.
+                let runs = report
+                    .held
+                    .iter()
+                    .filter(|held| !matches!(held.state, HeldState::Paused(..)));
+                let here: HashSet<_> = runs.map(|held| held.order.sandbox).collect();
                 let decided = decide(
                     &now,
                     promised,

@@ -1,10 +1,11 @@
 //! What other processes may be at. They share the store with this one, and nothing else: an operation of theirs shows in a
-//! sandbox that is in transition, and its end in a write. One that was written by nobody for as long as an operation lasts has
-//! nobody at it any more.
+//! sandbox that is in transition, and its end in a write. Whoever is at it for long writes the record anew meanwhile, so that one
+//! that was written by nobody for a while has nobody at it any more.
 //!
 //! Time is measured here, from when a version was seen first: the clocks of two machines are no measure. Whoever is taken for
 //! dead too early loses nothing but its work: its next write is refused.
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -12,10 +13,12 @@ use model::{Phase, Sandbox, SandboxId};
 use tokio::time::Instant;
 
 use super::Known;
-use crate::nodes::{CHECKPOINT_MAX, START_MAX};
+use crate::orchestrator::Orchestrator;
 
-/// What an operation adds to what it waits for on a node: a few writes and words.
-const MARGIN: Duration = Duration::from_secs(15);
+/// Whoever is at a sandbox writes its record anew this often.
+const TOUCH: Duration = Duration::from_secs(5);
+/// Nobody is at it who has written nothing for so long: some writes may fail, or wait for the store.
+const SILENCE: Duration = Duration::from_secs(20);
 /// A node that pauses says so, and a kill may be carried out by many: this is for the words before.
 const SHORT: Duration = Duration::from_secs(15);
 
@@ -26,11 +29,33 @@ pub(crate) struct Others(Mutex<HashMap<SandboxId, (u64, Instant)>>);
 /// For how long an operation may leave a sandbox in a phase without a write; none where nobody is at it.
 fn lasts(phase: Phase) -> Option<Duration> {
     match phase {
-        // Longer work touches the record meanwhile.
-        Phase::Starting { .. } => Some(START_MAX + MARGIN),
-        Phase::Snapshotting { .. } => Some(CHECKPOINT_MAX + MARGIN),
+        Phase::Starting { .. } | Phase::Snapshotting { .. } => Some(SILENCE),
         Phase::Pausing { .. } | Phase::Killing { .. } => Some(SHORT),
         Phase::Running { .. } | Phase::Paused { .. } | Phase::Gone { .. } => None,
+    }
+}
+
+impl Orchestrator {
+    /// Carries out what may take long, and writes the record anew meanwhile, so that no other process takes this one for
+    /// dead.
+    pub(crate) async fn touching<T>(&self, id: SandboxId, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            match tokio::time::timeout(TOUCH, work.as_mut()).await {
+                Ok(done) => return done,
+                Err(_) if !self.parts.config.shared => {}
+                Err(_) => self.touch(id).await,
+            }
+        }
+    }
+
+    async fn touch(&self, id: SandboxId) {
+        if let Ok(Some(sandbox)) = self.stored(id).await
+            && lasts(sandbox.phase).is_some()
+        {
+            // Whoever wrote in between has touched it as well.
+            let _ = self.parts.sandboxes.update(&sandbox).await;
+        }
     }
 }
 
@@ -81,15 +106,17 @@ mod tests {
             from: Origin::Template(BuildId::random()),
         };
         assert!(others.may_be_at(&sandbox, Instant::now()));
-        tokio::time::advance(START_MAX).await;
+        tokio::time::advance(SILENCE * 3 / 4).await;
         assert!(others.may_be_at(&sandbox, Instant::now()));
         sandbox.version += 1;
-        tokio::time::advance(MARGIN).await;
+        tokio::time::advance(SILENCE / 2).await;
         assert!(
             others.may_be_at(&sandbox, Instant::now()),
             "it was written meanwhile"
         );
-        tokio::time::advance(START_MAX + MARGIN).await;
+        tokio::time::advance(SILENCE / 2).await;
+        assert!(others.may_be_at(&sandbox, Instant::now()));
+        tokio::time::advance(SILENCE / 2).await;
         assert!(!others.may_be_at(&sandbox, Instant::now()));
         sandbox.phase = Phase::Running { at };
         assert!(!others.may_be_at(&sandbox, Instant::now()));
