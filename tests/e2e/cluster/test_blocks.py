@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import time
 
 import pytest
 from e2b import SandboxException
@@ -123,7 +124,12 @@ def test_a_sandbox_is_an_allocation_of_its_own(fleet, fresh, nomad, given):
     ends.kill()
     eventually(lambda: jobs[ends.sandbox_id] not in nomad.running(), "its allocation is given back", 60)
     assert kept.commands.run("echo here").stdout == "here\n"
-    nomad.stop(jobs[kept.sandbox_id])
+    # Also when nobody is there to see how it begins.
+    with fleet.stopped("orchestrator-1"), fleet.stopped("orchestrator-2"):
+        nomad.stop(jobs[kept.sandbox_id])
+        time.sleep(2)
+        for name in ("orchestrator-1", "orchestrator-2"):
+            fleet.die(name)
     eventually(lambda: kept.sandbox_id not in fleet.on(given), "a sandbox ends with its allocation", 60)
     eventually(lambda: jobs[kept.sandbox_id] not in nomad.running(), "which ends when it is empty", 60)
     assert {nomad.processes[name].returncode for name in jobs.values()} == {0}
@@ -132,3 +138,16 @@ def test_a_sandbox_is_an_allocation_of_its_own(fleet, fresh, nomad, given):
         fresh(api=1, api_headers={"X-Atoll-Allocation": "own"})
     with pytest.raises(SandboxException, match="400.*X-Atoll-Allocation must be 'own' or 'shared'"):
         fresh(api_headers={"X-Atoll-Allocation": "mine"})
+
+
+def test_an_allocation_under_a_sandbox_that_is_paused_ends_at_once(fleet, fresh, nomad, given):
+    eventually(lambda: offered(fleet, given) >= BLOCK, "the node offers something", 60)
+    sandbox = fresh(api_headers={"X-Atoll-Allocation": "own"})
+    sandbox.files.write("/home/user/kept", "kept")
+    sandbox.pause(mode="filesystem")
+    (job,) = alone(nomad)
+    nomad.stop(job)
+    # Long before Nomad would kill it.
+    eventually(lambda: job not in nomad.running(), "its allocation ends", 10)
+    assert nomad.processes[job].returncode == 0
+    assert fleet.connect(sandbox.sandbox_id).files.read("/home/user/kept") == "kept"
