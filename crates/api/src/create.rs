@@ -164,6 +164,7 @@ pub(crate) fn request(version: Version, body: NewSandbox, quota: &Quota) -> Resu
         volumes: volumes(body.volume_mounts)?,
         idempotency: None,
         own_allocation: false,
+        starts_per_second: quota.creates_per_second,
     })
 }
 

@@ -59,15 +59,11 @@ impl Orchestrator {
     async fn create_fresh(&self, team: TeamId, request: &CreateSandbox) -> Result<Sandbox, ManagerError> {
         let _start = self.begin_start()?;
         let using = self.uses.begin();
-        let allowed = async {
-            let team = self.team(team).await?;
-            check_life(&team.quota, request.timeout)?;
-            Flow::Create.stage("claim", self.take_start(&team)).await?;
-            Ok(team)
-        };
+        let claim = Flow::Create.stage("claim", self.take_start(team, request.starts_per_second));
         let resolved = self.resolve_taken(team, &request.template, &using);
-        let resolve = async { tokio::try_join!(allowed, resolved) };
-        let (team, resolved) = Flow::Create.stage("resolve", resolve).await?;
+        let resolve = async { tokio::try_join!(self.team(team), claim, resolved) };
+        let (team, (), resolved) = Flow::Create.stage("resolve", resolve).await?;
+        check_life(&team.quota, request.timeout)?;
         let mut mounted = self.mounts_of(team.id, &request.volumes).await?;
         let design = Design::of(resolved, std::mem::take(&mut mounted.mounts), request);
         if request.own_allocation {

@@ -89,7 +89,7 @@ impl Orchestrator {
     async fn fork_one(&self, node: &dyn Node, team: &Team, design: &Design) -> Result<Granted, ManagerError> {
         let start = async {
             let _start = self.begin_start()?;
-            self.take_start(team).await?;
+            self.take_start(team.id, team.quota.creates_per_second).await?;
             let created = self.create_on(Flow::Fork, node, team, design).await;
             let sandbox = created.map_err(|(id, error)| error.public(id))?;
             self.count_spawn(&sandbox);

@@ -134,15 +134,14 @@ impl Orchestrator {
     }
 
     /// Counts a start against the team's rate.
-    pub(crate) async fn take_start(&self, team: &Team) -> Result<(), ManagerError> {
-        let per_second = team.quota.creates_per_second;
+    pub(crate) async fn take_start(&self, team: TeamId, per_second: u32) -> Result<(), ManagerError> {
         let rate = Rate {
             per_second,
             burst: per_second.saturating_mul(2),
         };
         self.parts
             .limits
-            .take(team.id, "sandbox.start", rate)
+            .take(team, "sandbox.start", rate)
             .await
             .map_err(|wait| ManagerError::Exhausted {
                 message: format!("The team has reached its limit of {per_second} sandbox starts per second"),

@@ -117,7 +117,7 @@ impl Orchestrator {
         }
         let team = self.team(paused.team).await?;
         check_life(&team.quota, wish.timeout)?;
-        self.take_start(&team).await?;
+        self.take_start(team.id, team.quota.creates_per_second).await?;
         let may_boot = wish.without_home == WithoutHome::Boot;
         let is_to_leave = home.is_some()
             && paused.volumes.is_empty()

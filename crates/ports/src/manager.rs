@@ -34,6 +34,8 @@ pub struct CreateSandbox {
     /// Whether it is to be an allocation of its own of the scheduler's, and not one of many in a shared one: slow, for the scheduler
     /// takes seconds, and accounted for by the scheduler itself.
     pub own_allocation: bool,
+    /// How many sandboxes the team may start in a second, as far as the caller knows.
+    pub starts_per_second: u32,
 }
 
 /// A sandbox with the tokens that its owner uses.

@@ -330,14 +330,18 @@ async fn starts_are_limited_in_rate_with_twice_as_many_at_once() {
     let mut base = contract::template(team.id, "base");
     base.public = true;
     world.templates.insert(&base).await.unwrap();
+    let slow = || ports::CreateSandbox {
+        starts_per_second: team.quota.creates_per_second,
+        ..request()
+    };
     for _ in 0..4 {
-        world.orchestrator.create(team.id, request()).await.unwrap();
+        world.orchestrator.create(team.id, slow()).await.unwrap();
     }
-    let error = world.orchestrator.create(team.id, request()).await.unwrap_err();
+    let error = world.orchestrator.create(team.id, slow()).await.unwrap_err();
     let wait = error.retry_after().expect("waiting helps");
     assert!(wait <= Duration::from_millis(500), "{wait:?}");
     tokio::time::advance(wait + Duration::from_millis(1)).await;
-    world.orchestrator.create(team.id, request()).await.unwrap();
+    world.orchestrator.create(team.id, slow()).await.unwrap();
 }
 
 #[tokio::test]

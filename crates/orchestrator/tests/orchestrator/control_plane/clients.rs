@@ -142,6 +142,7 @@ fn request(dice: &mut SmallRng) -> (CreateSandbox, bool) {
         volumes: Vec::new(),
         idempotency: None,
         own_allocation: false,
+        starts_per_second: 100_000,
     };
     (request, is_long)
 }

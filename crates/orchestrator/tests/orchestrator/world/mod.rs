@@ -401,6 +401,7 @@ pub(crate) fn request() -> CreateSandbox {
         volumes: Vec::new(),
         idempotency: None,
         own_allocation: false,
+        starts_per_second: model::Quota::default().creates_per_second,
     }
 }
 
