@@ -69,8 +69,7 @@ impl Orchestrator {
         }
     }
 
-    /// Publishes the route, and stores that it runs: at once, for one does not wait for the other's disk. A kill that comes between
-    /// the two, before anybody was told of the sandbox, may leave a route to nothing, which the reconciler withdraws.
+    /// Publishes the route, then stores that it runs.
     async fn commit(
         &self,
         flow: Flow,
@@ -86,28 +85,24 @@ impl Orchestrator {
         };
         let mut running = starting.clone();
         ready(&mut running);
-        let publish = async {
-            let published = flow.stage("route", self.publish(&running, at)).await;
-            failpoint::reach("orchestrator/route-published");
-            published
-        };
+        flow.stage("route", self.publish(&running, at)).await?;
+        failpoint::reach("orchestrator/route-published");
         let edit = |sandbox: &mut Sandbox| {
             apply(sandbox, Event::Ready)?;
             ready(sandbox);
             Ok(())
         };
-        let store = flow.stage("commit", self.change(starting.clone(), edit));
-        let (published, stored) = tokio::join!(publish, store);
-        published?;
-        stored.map_err(|error| match (from, error) {
-            // A client that never had an answer does not know the id: "not found" would be a riddle.
-            (Origin::Template(_), ManagerError::NotFound(_)) => failure::fault(
-                "starting the sandbox",
-                Kind::Unavailable,
-                "it ended while it was starting",
-            ),
-            (_, error) => error,
-        })
+        flow.stage("commit", self.change(starting.clone(), edit))
+            .await
+            .map_err(|error| match (from, error) {
+                // A client that never had an answer does not know the id: "not found" would be a riddle.
+                (Origin::Template(_), ManagerError::NotFound(_)) => failure::fault(
+                    "starting the sandbox",
+                    Kind::Unavailable,
+                    "it ended while it was starting",
+                ),
+                (_, error) => error,
+            })
     }
 
     /// The node did not start it: a fresh one is gone, a paused one is paused. Where the node's answer does not say what
