@@ -92,6 +92,9 @@ impl Orchestrator {
         let mut writes = self.writes.subscribe();
         loop {
             writes.borrow_and_update();
+            if self.has_route(id).await {
+                return Ok(());
+            }
             let sandbox = self
                 .stored(id)
                 .await
@@ -106,8 +109,6 @@ impl Orchestrator {
                     }
                     return self.resume_for_traffic(sandbox, deadline).await.map_err(refusal);
                 }
-                // What is known of routes may be older than what is stored.
-                Lead::Soon if sandbox.phase.is_routable() && self.has_route(id).await => return Ok(()),
                 Lead::Soon if Instant::now() >= deadline => return Err(WakeRefused::Transitioning),
                 Lead::Soon => {}
             }

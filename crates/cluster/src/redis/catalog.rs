@@ -284,15 +284,10 @@ impl Copy {
         })
     }
 
-    /// Follows until the whole is to be read again; says why. Where nobody listens, as in processes that serve no traffic, what comes
-    /// is read together: Redis would wake each of them for each change, at the moment in which whoever made it waits for Redis.
+    /// Follows until the whole is to be read again; says why.
     async fn follow_changes(&self, line: &mut MultiplexedConnection) -> Result<&'static str, Away> {
         let mut looked = Instant::now();
-        let mut is_behind = false;
         loop {
-            if !is_behind && self.changes.receiver_count() == 0 {
-                tokio::time::sleep(LOOK).await;
-            }
             let at = self.view.read().expect(UNPOISONED).number();
             let mut read = redis::cmd("XREAD");
             read.arg("COUNT")
@@ -306,7 +301,6 @@ impl Copy {
             let said = said.map_err(|error| failed(&error))?;
             let entries: Vec<_> = said.keys.into_iter().flat_map(|stream| stream.ids).collect();
             let nothing_came = entries.is_empty();
-            is_behind = entries.len() == READ_AT_ONCE;
             let mut gap = false;
             self.edit(|view| {
                 let mut changes = Vec::new();
