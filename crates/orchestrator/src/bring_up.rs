@@ -28,6 +28,9 @@ impl NotUp {
 
 impl Orchestrator {
     /// Starts what is stored as starting. `ready` sets what else is true of a running one.
+    ///
+    /// The route of a fresh one, of which nobody knows the id, is published while its node starts it. That of another follows
+    /// the start: whoever knows the id and waits for a route is to find a sandbox behind it.
     pub(crate) async fn bring_up(
         &self,
         flow: Flow,
@@ -36,7 +39,58 @@ impl Orchestrator {
         node: &dyn Node,
         ready: impl Fn(&mut Sandbox) + Send + Sync,
     ) -> Result<Sandbox, NotUp> {
+        let Phase::Starting { at, from } = starting.phase else {
+            return Err(NotUp::Manager(failure::fault(
+                "starting the sandbox",
+                Kind::Internal,
+                "it was not stored as starting",
+            )));
+        };
         let id = starting.id;
+        let mut running = starting.clone();
+        ready(&mut running);
+        let publish = async {
+            let published = flow.stage("route", self.publish(&running, at)).await;
+            failpoint::reach("orchestrator/route-published");
+            published
+        };
+        let start = self.start(flow, id, order, node);
+        let is_unknown = matches!(from, Origin::Template(_));
+        let (started, published) = if is_unknown {
+            tokio::join!(start, publish)
+        } else {
+            match start.await {
+                Ok(()) => (Ok(()), publish.await),
+                Err(error) => (Err(error), Ok(())),
+            }
+        };
+        if let Err(error) = started {
+            self.undo(starting, node, &error).await;
+            if is_unknown {
+                // Whoever ended it meanwhile may have withdrawn its route before it was published.
+                self.unpublish(id, at).await;
+            }
+            return Err(NotUp::Node(error));
+        }
+        let committed = match published {
+            Ok(()) => self.commit(flow, &starting, from, ready).await,
+            Err(error) => Err(error),
+        };
+        match committed {
+            Ok(running) => {
+                failpoint::reach("orchestrator/running-stored");
+                Ok(running)
+            }
+            Err(error) => {
+                self.give_up(starting, node).await;
+                tracing::debug!(sandbox = %id, "it came up and was not wanted any more");
+                Err(NotUp::Manager(error))
+            }
+        }
+    }
+
+    /// Has the node start it, with what the blobs hold of it where the node lacks that.
+    async fn start(&self, flow: Flow, id: SandboxId, order: Order, node: &dyn Node) -> Result<(), NodeError> {
         let again = self.parts.config.stow.then(|| order.clone());
         let start = self.touching(id, within(START_MAX, "the start", node.start(order)));
         let mut started = flow.stage("node", start).await;
@@ -51,42 +105,20 @@ impl Orchestrator {
                 Err(error) => Err(error),
             };
         }
-        if let Err(error) = started {
-            self.undo(starting, node, &error).await;
-            return Err(NotUp::Node(error));
+        if started.is_ok() {
+            failpoint::reach("orchestrator/node-started");
         }
-        failpoint::reach("orchestrator/node-started");
-        match self.commit(flow, &starting, ready).await {
-            Ok(running) => {
-                failpoint::reach("orchestrator/running-stored");
-                Ok(running)
-            }
-            Err(error) => {
-                self.give_up(starting, node).await;
-                tracing::debug!(sandbox = %id, "it came up and was not wanted any more");
-                Err(NotUp::Manager(error))
-            }
-        }
+        started
     }
 
-    /// Publishes the route, then stores that it runs.
+    /// Stores that it runs.
     async fn commit(
         &self,
         flow: Flow,
         starting: &Sandbox,
+        from: Origin,
         ready: impl Fn(&mut Sandbox) + Send + Sync,
     ) -> Result<Sandbox, ManagerError> {
-        let Phase::Starting { at, from } = starting.phase else {
-            return Err(failure::fault(
-                "starting the sandbox",
-                Kind::Internal,
-                "it was not stored as starting",
-            ));
-        };
-        let mut running = starting.clone();
-        ready(&mut running);
-        flow.stage("route", self.publish(&running, at)).await?;
-        failpoint::reach("orchestrator/route-published");
         let edit = |sandbox: &mut Sandbox| {
             apply(sandbox, Event::Ready)?;
             ready(sandbox);

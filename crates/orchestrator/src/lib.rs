@@ -7,7 +7,7 @@
 //!  Wake ────────────▶ wake                │
 //!                                         ▼
 //!              change       one write: read, decide by the phase table, compare-and-set
-//!              bring_up     Starting ─▶ node ─▶ route ─▶ Running, or undone
+//!              bring_up     Starting ─▶ node, route ─▶ Running, or undone
 //!              reap         Killing ─▶ route withdrawn ─▶ node ─▶ Gone
 //!                                         ▲
 //!  NodeEvent ───────▶ hear                │        what nodes tell
@@ -21,7 +21,7 @@
 //! - A phase changes through [`model::Phase::on`] alone, and every change is a compare-and-set.
 //! - Intent is stored before effect: `Starting` before a node is asked to start, `Pausing` before it is asked to pause,
 //!   `Killing` before it is asked to kill. A crash at any step leaves what the reconciler finishes or undoes.
-//! - A route is published just before the write that makes it true, and withdrawn again where that write is refused;
+//! - A route is published before the write that makes it true, and withdrawn again where that write is refused or not made;
 //!   so whoever withdraws a route after a write has withdrawn it for good.
 //! - What uses a build, or makes one, takes it in hand first: what is in hand is not collected.
 //! - Operations on one sandbox follow one another within this process, except for kills, which wait for nobody.

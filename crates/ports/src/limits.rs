@@ -22,6 +22,9 @@ pub struct Rate {
 ///
 /// Limits that are shared by processes count together. While what is shared is away, each process counts by itself: of `n`
 /// processes at most `n` times the burst, and `n` times the rate from then on, is let through in all.
+///
+/// A process may take a part of a large burst ahead, a hundredth of it in all at most, and lose what it does not use: then less
+/// is let through, never more.
 #[async_trait]
 pub trait Limits: Send + Sync {
     /// Takes one of `what` from the team's share. `Err` says how long to wait until one is there again; nothing is taken.

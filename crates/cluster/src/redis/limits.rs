@@ -47,14 +47,31 @@ const WAIT_MAX: Duration = Duration::from_secs(3600);
 const AHEAD_OF_BURST: u32 = 1000;
 /// What was taken ahead and not used by then is lost.
 const AHEAD_FOR: Duration = Duration::from_secs(1);
-/// Teams beyond which those that took nothing for a while are dropped.
+/// Teams beyond which those that took nothing for a while are looked for and dropped.
 const AHEAD_KEPT: usize = 1024;
 
 pub(super) struct Limits {
     link: Link,
     take: Script,
     own: Memory,
-    ahead: Mutex<HashMap<(TeamId, &'static str), Ahead>>,
+    ahead: Mutex<TakenAhead>,
+}
+
+#[derive(Default)]
+struct TakenAhead {
+    all: HashMap<(TeamId, &'static str), Ahead>,
+    /// How many there were after the last look.
+    kept: usize,
+}
+
+impl TakenAhead {
+    fn drop_over(&mut self, now: Instant) {
+        if self.all.len() <= 2 * self.kept.max(AHEAD_KEPT) {
+            return;
+        }
+        self.all.retain(|_, ahead| ahead.until > now);
+        self.kept = self.all.len();
+    }
 }
 
 /// What was taken ahead.
@@ -82,11 +99,9 @@ impl Limits {
             return 1;
         }
         let now = Instant::now();
-        let mut all = self.ahead.lock().expect(UNPOISONED);
-        if all.len() > AHEAD_KEPT {
-            all.retain(|_, ahead| ahead.until > now);
-        }
-        let ahead = all.entry((team, what)).or_insert(Ahead {
+        let mut taken = self.ahead.lock().expect(UNPOISONED);
+        taken.drop_over(now);
+        let ahead = taken.all.entry((team, what)).or_insert(Ahead {
             left: 0,
             until: now,
             is_asking: false,
@@ -108,8 +123,8 @@ impl Limits {
 
     /// Keeps what was given beyond the one that was needed.
     fn keep(&self, team: TeamId, what: &'static str, given: u32) {
-        let mut all = self.ahead.lock().expect(UNPOISONED);
-        if let Some(ahead) = all.get_mut(&(team, what)) {
+        let mut taken = self.ahead.lock().expect(UNPOISONED);
+        if let Some(ahead) = taken.all.get_mut(&(team, what)) {
             *ahead = Ahead {
                 left: given.saturating_sub(1),
                 until: Instant::now() + AHEAD_FOR,

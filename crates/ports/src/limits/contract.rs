@@ -22,6 +22,7 @@ macro_rules! limit_contract {
             who_waits_as_long_as_was_said_is_let_through,
             teams_and_things_have_buckets_of_their_own,
             of_many_at_once_a_burst_is_let_through,
+            of_a_large_burst_nearly_all_is_let_through_and_no_more,
             a_bucket_never_holds_more_than_a_burst,
             a_rate_of_nothing_lets_nothing_through,
         }
@@ -96,6 +97,20 @@ pub async fn of_many_at_once_a_burst_is_let_through(one: &dyn Limits, other: &dy
     });
     let through = join_all(takes).await.iter().filter(|take| take.is_ok()).count();
     assert_eq!(through, 10);
+}
+
+/// See its name. What is taken ahead may be lost, and nothing else.
+pub async fn of_a_large_burst_nearly_all_is_let_through_and_no_more(one: &dyn Limits, other: &dyn Limits) {
+    let large = Rate { burst: 5000, ..ONCE };
+    let team = TeamId::random();
+    let mut through = 0;
+    for face in [one, other].into_iter().cycle().take(6000) {
+        through += u32::from(face.take(team, "requests", large).await.is_ok());
+    }
+    assert!(
+        (large.burst - large.burst / 100..=large.burst).contains(&through),
+        "{through}"
+    );
 }
 
 /// See its name.
