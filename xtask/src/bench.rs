@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the benchmark table, against builds that this starts and ends: one with prepared
-//! slots, one without. `cargo xtask bench cluster`: the table of a fleet.
+//! slots, one without. `cargo xtask bench cluster`: the table of a fleet. `cargo xtask bench microvms`: that of microVMs.
 mod cluster;
+mod microvms;
 
 use std::fs;
 use std::net::TcpListener;
@@ -14,10 +15,12 @@ use crate::{clients, setup, shell};
 
 /// Runs testkit's benchmark against houses of its own, or against one and a fleet.
 pub(crate) fn run(rest: &[String], build: Build) -> Result<()> {
-    if let [first, rest @ ..] = rest
-        && first == "cluster"
-    {
-        return cluster::run(rest, build);
+    if let [first, rest @ ..] = rest {
+        match first.as_str() {
+            "cluster" => return cluster::run(rest, build),
+            "microvms" => return microvms::run(rest, build),
+            _ => {}
+        }
     }
     setup::to_bench()?;
     let python = clients::python()?;

@@ -73,7 +73,8 @@ enum Chore {
     Services,
     /// Run the static checks: fmt, clippy, tidy, generated files.
     Check,
-    /// Print the benchmark table, or, as `bench cluster`, that of a whole fleet on this machine. Arguments go to the benchmark:
+    /// Print the benchmark table, or, as `bench cluster`, that of a whole fleet on this machine, or, as `bench microvms`, that of
+    /// microVMs under QEMU. Arguments go to the benchmark:
     /// `--short`, `--only PART`, `--json FILE`.
     #[command(trailing_var_arg = true)]
     Bench {

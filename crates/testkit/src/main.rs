@@ -4,6 +4,7 @@
 //! without, which keeps no memory of processes either. It prints a table and, with `--json FILE`, writes the same as JSON;
 //! `--short` does little of each, to see that it works; `--only PART`, as often as you like, does a part of it.
 //! `atoll-bench cluster` is the same of a whole fleet beside one house, started by `cargo xtask bench cluster`.
+//! `atoll-bench microvms` is that of a house whose sandboxes are virtual machines, started by `cargo xtask bench microvms`.
 //! `atoll-bench serve PORT` is the small service that the edge's figures ask, `atoll-bench watch DIR` notes how long it is
 //! stopped; they run in a sandbox, the former beside it too.
 #![forbid(unsafe_code)]
@@ -22,6 +23,7 @@ mod floor;
 mod house;
 mod images;
 mod memory;
+mod microvms;
 mod options;
 mod processes;
 mod python;
@@ -66,6 +68,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         ["serve", port] => runtime()?.block_on(service::serve(port.parse()?)),
+        ["microvms", ..] => runtime()?.block_on(microvms::bench(&arguments[1..])),
         ["cluster", ..] => runtime()?.block_on(cluster::bench(&arguments[1..])),
         _ => runtime()?.block_on(bench(&arguments)),
     }

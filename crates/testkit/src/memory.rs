@@ -71,11 +71,13 @@ pub(crate) fn forget_peak(pid: u32) -> Result<()> {
     fs::write(&path, "5").with_context(|| format!("cannot write {path}"))
 }
 
-fn available_mib() -> Result<f64> {
+/// What the machine has to give.
+pub(crate) fn available_mib() -> Result<f64> {
     field_mib("/proc/meminfo", "MemAvailable:")
 }
 
-fn field_mib(path: &str, name: &str) -> Result<f64> {
+/// A line of a file of `/proc`.
+pub(crate) fn field_mib(path: &str, name: &str) -> Result<f64> {
     let text = fs::read_to_string(path)?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let line = line.with_context(|| format!("{path} has no {name}"))?;

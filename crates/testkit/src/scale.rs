@@ -20,6 +20,10 @@ pub(crate) struct Scale {
     pub(crate) rounds: usize,
     /// Of pauses.
     pub(crate) pauses: usize,
+    /// Lives of microVMs.
+    pub(crate) microvms: usize,
+    /// MicroVMs that do nothing.
+    pub(crate) clones: u32,
     /// MiB of the large template, each a file.
     pub(crate) template_mib: u32,
     /// Files of 50 kB in the sandbox that is copied.
@@ -48,6 +52,8 @@ impl Scale {
         idle: [200, 1000],
         rounds: 5,
         pauses: 20,
+        microvms: 20,
+        clones: 20,
         template_mib: 1024,
         files: 10_000,
         image_mib: 500,
@@ -66,6 +72,8 @@ impl Scale {
         idle: [8, 16],
         rounds: 1,
         pauses: 2,
+        microvms: 2,
+        clones: 2,
         template_mib: 8,
         files: 100,
         image_mib: 10,

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 
 import httpx
+import pytest
 from e2b import NotFoundException
 from e2b.exceptions import SandboxException, ServiceBusyException
 from fleet import eventually
@@ -222,7 +223,7 @@ def test_what_was_acknowledged_holds_whatever_dies(fleet):
     assert done >= {"create", "write", "pause", "fork", "kill"}, "nothing went on"
     for client in clients:
         for name in client.killed:
-            assert unknown(fleet, name), f"{name} was killed, and is there"
+            eventually(lambda name=name: unknown(fleet, name), f"{name}, which was killed, is over", 90)
         # Paused or not: no node was lost.
         for name, log in client.live.items():
             sandbox = eventually(lambda name=name: fleet.connected(name), f"{name} is there", 60)
@@ -232,11 +233,15 @@ def test_what_was_acknowledged_holds_whatever_dies(fleet):
 
 
 def unknown(fleet, name):
+    """Whether nobody knows it any more. While its node ends it, whoever connects is told so: 409."""
     try:
         fleet.connect(name)
     except NotFoundException:
         return True
-    return False
+    except SandboxException as refused:
+        assert "is killing" in str(refused), refused
+        return False
+    pytest.fail(f"{name} was killed, and is there")
 
 
 def nothing_left(fleet):
