@@ -38,7 +38,7 @@ const PROGRAMS: [Program; 4] = [
         variable: "ATOLL_BENCH_RPC",
         part: "rpc",
         package: "rpc",
-        target: ["--test", "speed"],
+        target: ["--test", "rpc"],
     },
     Program {
         variable: "ATOLL_BENCH_LARGE_FLEET",

@@ -50,11 +50,11 @@ pub(super) fn events(scale: Scale, figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-/// `cargo test --release -p rpc --test speed a_call -- --ignored --nocapture`.
+/// `cargo test --release -p rpc --test rpc speed::a_call -- --ignored --nocapture`.
 pub(super) fn rpc(figures: &mut Figures) -> Result<()> {
     let told = run(
         "ATOLL_BENCH_RPC",
-        &["--ignored", "--nocapture", "--exact", "a_call"],
+        &["--ignored", "--nocapture", "--exact", "speed::a_call"],
     )?;
     for (what, named) in [("kill", "a word"), ("start", "an order to start")] {
         let (p50, p99) = told.times(what)?;

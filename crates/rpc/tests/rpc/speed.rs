@@ -1,11 +1,11 @@
-//! How fast it is on this machine: `cargo test --release -p rpc --test speed -- --ignored --nocapture`.
-#![expect(clippy::print_stderr, reason = "figures are for whoever asked for them")]
-mod world;
+//! How fast it is on this machine: `cargo test --release -p rpc --test rpc speed -- --ignored --nocapture`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::world::fake::order;
+use crate::world::{Cluster, Pair, Served};
 use async_trait::async_trait;
 use model::{ExecutionId, KillReason, NodeId, SandboxId, Seat};
 use ports::{DialError, Guest, Route, Stream};
@@ -13,8 +13,6 @@ use rpc::{RemoteGuest, Role, Services};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use world::fake::order;
-use world::{Cluster, Pair, Served};
 
 fn tell(what: &str, mut took: Vec<Duration>) {
     took.sort();

@@ -1,5 +1,4 @@
 //! What the tests of this crate stand on: a cluster's authority, peers of it, and a node that remembers what it was asked.
-#![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
 pub mod fake;
 

@@ -1,5 +1,4 @@
 //! Streams into sandboxes on other machines.
-mod world;
 
 use std::collections::HashMap;
 use std::io;
@@ -7,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::world::{Cluster, PATIENCE, Proxy, Served, until};
 use async_trait::async_trait;
 use model::{ExecutionId, NodeId, SandboxId, Seat};
 use ports::{DialError, Guest, Route, Stream};
@@ -14,7 +14,6 @@ use rpc::{Bounds, RemoteGuest, Role, Services};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use world::{Cluster, PATIENCE, Proxy, Served, until};
 
 /// Sandboxes whose ports are tasks: 1 sends back what comes, 2 tells and ends, 3 hears to the end and then tells how much, 4 never
 /// reads, 5 is closed, 6 fails, 7 breaks off after a word.

@@ -1,11 +1,11 @@
 //! Resume on traffic, and files of volumes, over the network.
-mod world;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use crate::world::{Cluster, Served};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -15,7 +15,6 @@ use ports::volumes::{FileError, FileKind, FileStat, Ownership};
 use ports::{Presented, VolumeFiles, Wake, WakeRefused};
 use rpc::{RemoteVolumes, RemoteWake, Role, Services};
 use tokio::sync::watch;
-use world::{Cluster, Served};
 
 #[derive(Default)]
 struct Waker {

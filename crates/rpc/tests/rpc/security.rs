@@ -1,9 +1,10 @@
 //! Who is let in, and who is not.
-mod world;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::world::fake::{FakeNode, order};
+use crate::world::{Cluster, PATIENCE, Pair, Served, until};
 use model::{Kind, NodeId, SandboxId};
 use ports::{Node, NodeError, Presented, Wake as _};
 use rpc::{Files, Identity, RemoteNode, RemoteWake, Role, Services, Tls};
@@ -11,8 +12,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use world::fake::{FakeNode, order};
-use world::{Cluster, PATIENCE, Pair, Served, until};
 
 /// All causes of an error, in one text.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {

@@ -1,9 +1,10 @@
 //! A node over the network: what is said on one side is heard on the other.
-mod world;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::world::fake::{BuildPlan, FakeNode, build_order, order};
+use crate::world::{PATIENCE, Pair, Proxy, Served, until};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -24,8 +25,6 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use world::fake::{BuildPlan, FakeNode, build_order, order};
-use world::{PATIENCE, Pair, Proxy, Served, until};
 
 #[tokio::test]
 async fn every_call_arrives_as_it_was_made_and_so_does_its_answer() {
