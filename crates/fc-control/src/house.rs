@@ -1,11 +1,10 @@
 //! What Firecrackers of a node share.
 use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use microvm::files::{Files, remove_dir, sync_dir};
+use microvm::files::{Files, is_fit, remove_dir, sync_dir};
 use microvm::stray::{kill_if, started_with, words};
 use net::Instance;
 use ports::step::{At, Step};
@@ -19,8 +18,6 @@ use crate::process::Launch;
 use crate::record::Machine;
 use crate::runtime::Config;
 
-/// The longest path of a Unix socket, with its end.
-const SOCKET_PATH_MAX: usize = 107;
 /// The kernel lets go of a cgroup a moment after its last process.
 const GROUP_GONE_WITHIN: Duration = Duration::from_secs(5);
 /// A jailer that was killed between two steps may have left another process: it is looked so many times.
@@ -79,17 +76,7 @@ pub(crate) fn open(
 /// Directories of a runtime, made and guarded.
 pub(crate) fn prepare(data: &Path) -> Result<(), Step> {
     let step = || format!("opening {}", data.display());
-    if !data.is_absolute() || data.to_str().is_none() {
-        return Err(io::Error::other("it is to be an absolute path, in UTF-8")).at(step());
-    }
-    let longest = Jails::longest_socket(data);
-    if longest > SOCKET_PATH_MAX {
-        let over = longest - SOCKET_PATH_MAX;
-        return Err(io::Error::other(format!(
-            "sockets below it have paths that are {over} bytes too long; give a shorter directory"
-        )))
-        .at(step());
-    }
+    is_fit(data, Jails::longest_socket(data)).at(step())?;
     fs::create_dir_all(data).at(step())?;
     // Whoever could write below it could have the jailer, which is root, write elsewhere (CVE-2026-1386).
     fs::set_permissions(data, fs::Permissions::from_mode(0o700)).at(step())

@@ -45,8 +45,9 @@ mod whole;
 
 pub use filter::Toothless;
 pub use house::Firecracker;
+pub use microvm::boot::Guest;
 pub use probe::{Probed, Unusable, probe};
-pub use runtime::{Config, Firecrackers, Guest, capabilities};
+pub use runtime::{Config, Firecrackers, capabilities};
 pub use version::{Fault, Unfit, Version};
 
 #[cfg(test)]

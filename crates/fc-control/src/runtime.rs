@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use guest::line::vsock::Ready;
 use microvm::agent::{ByVsock, Link};
+use microvm::boot::Guest;
 use microvm::network::Slots;
 use microvm::policy::{Cpus, Offered};
 use microvm::process::Process;
@@ -35,27 +36,6 @@ use crate::{import, whole};
 
 mod adopt;
 mod start;
-
-/// What guests boot from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Guest {
-    /// An ELF, or a bzImage of which it is unpacked where this Firecracker does not boot that.
-    pub kernel: PathBuf,
-    /// Its initramfs.
-    pub initrd: PathBuf,
-    /// The name of both by their content: memory is brought back to the same alone.
-    pub digest: String,
-}
-
-impl From<&guest::Bundle> for Guest {
-    fn from(bundle: &guest::Bundle) -> Self {
-        Self {
-            kernel: bundle.kernel(),
-            initrd: bundle.initrd(),
-            digest: bundle.id().to_owned(),
-        }
-    }
-}
 
 /// What the runtime is told.
 #[derive(Debug, Clone)]

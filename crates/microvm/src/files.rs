@@ -115,6 +115,25 @@ impl Files {
     }
 }
 
+/// The longest path of a Unix socket, with its end.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Whether a directory can be a runtime's: one below which the longest path of a socket has so many bytes.
+///
+/// # Errors
+/// It cannot, and why.
+pub fn is_fit(data: &Path, socket_bytes: usize) -> io::Result<()> {
+    if !data.is_absolute() || data.to_str().is_none() {
+        return Err(io::Error::other("it is to be an absolute path, in UTF-8"));
+    }
+    match socket_bytes.checked_sub(SOCKET_PATH_MAX) {
+        None | Some(0) => Ok(()),
+        Some(over) => Err(io::Error::other(format!(
+            "sockets below it have paths that are {over} bytes too long; give a shorter directory"
+        ))),
+    }
+}
+
 /// Makes names in a directory durable.
 ///
 /// # Errors

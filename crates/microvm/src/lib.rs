@@ -5,7 +5,7 @@
 //!    │          └─▶ house ──▶ record, files    what there is, written before it is made
 //!    └─▶ machine ──▶ process    one VMM: identity, log, end; stray finds those that nobody knows
 //!          └─▶ agent            the way to the agent inside
-//! vmm      what each VMM does its own way
+//! vmm      what each VMM does its own way               boot    what guests boot from
 //! network  slots of machines   policy  what is refused   import  root disks out of directories   work  what blocks
 //! ```
 //!
@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod boot;
 pub mod files;
 mod house;
 pub mod import;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use linux::cgroup::{Groups, Limits};
 use microvm::agent::Agents;
-use microvm::files::{Files, remove_dir};
+use microvm::files::{Files, is_fit, remove_dir};
 use microvm::network::Slots;
 use microvm::stray::{kill_if, started_with, words};
 use model::{ExecutionId, MiB};
@@ -26,8 +26,6 @@ use crate::record::Machine;
 use crate::runtime::Config;
 use crate::users::{self, Users};
 
-/// The longest path of a Unix socket, with its end.
-const SOCKET_PATH_MAX: usize = 107;
 /// QEMU and its firmware, its devices, and buffers of what is read and written.
 const OVERHEAD_BYTES: u64 = 192 << 20;
 /// The kernel lets go of a group within milliseconds.
@@ -66,16 +64,7 @@ pub(crate) fn open(config: Config, probed: Probed, agents: Arc<dyn Agents>) -> R
     let step = || format!("opening {}", data.display());
     let longest = run_dir(data).join(ExecutionId::random().to_string());
     let longest = longest.as_os_str().len() + Sockets::NAME_MAX;
-    if !data.is_absolute() || data.to_str().is_none() {
-        return Err(std::io::Error::other("it is to be an absolute path, in UTF-8")).at(step());
-    }
-    if longest > SOCKET_PATH_MAX {
-        let over = longest - SOCKET_PATH_MAX;
-        return Err(std::io::Error::other(format!(
-            "sockets below it have paths that are {over} bytes too long; give a shorter directory"
-        )))
-        .at(step());
-    }
+    is_fit(data, longest).at(step())?;
     fs::create_dir_all(run_dir(data)).at(step())?;
     for dir in [data, &run_dir(data)] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).at(step())?;

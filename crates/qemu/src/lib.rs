@@ -38,8 +38,9 @@ mod users;
 
 pub use command::Accel;
 pub use house::Qemu;
+pub use microvm::boot::Guest;
 pub use probe::{Probed, probe};
-pub use runtime::{Config, Guest, Qemus, capabilities};
+pub use runtime::{Config, Qemus, capabilities};
 
 #[cfg(test)]
 mod tests;

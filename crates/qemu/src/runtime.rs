@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use microvm::Vmm;
 use microvm::agent::{Agents, BySerial, Link};
+use microvm::boot::Guest;
 use microvm::files::remove_dir;
 use microvm::policy::{Cpus, Offered};
 use microvm::process::Process;
@@ -35,27 +36,6 @@ mod adopt;
 mod start;
 
 use start::Begun;
-
-/// What guests boot from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Guest {
-    /// A bzImage.
-    pub kernel: PathBuf,
-    /// Its initramfs.
-    pub initrd: PathBuf,
-    /// The name of both by their content: memory is brought back to the same alone.
-    pub digest: String,
-}
-
-impl From<&guest::Bundle> for Guest {
-    fn from(bundle: &guest::Bundle) -> Self {
-        Self {
-            kernel: bundle.kernel(),
-            initrd: bundle.initrd(),
-            digest: bundle.id().to_owned(),
-        }
-    }
-}
 
 /// What the runtime is told.
 #[derive(Debug, Clone)]

@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use guest::boot::LineKind;
 use guest::line::vsock::Ready;
-use microvm::agent::Name;
+use microvm::boot::command_line;
 use microvm::process::Process;
 use microvm::work::{blocking, told};
 use microvm::{GUEST_ANSWERS_WITHIN, cannot_restore};
@@ -230,22 +231,12 @@ async fn load(firecracker: &Firecracker, api: &Api, machine: &Machine) -> Result
 
 /// What the kernel and the agent are told: ids of our own alone.
 fn boot_args(firecracker: &Firecracker, machine: &Machine) -> Result<String, Step> {
-    let Name { hostname, machine_id } = Name::of(machine.spec.sandbox);
-    let settings = firecracker.numbers.slots.settings()?;
-    let (network, nameservers) = settings.filter(|_| machine.own.wired).unzip();
-    let settings = guest::boot::Settings {
-        hostname,
-        machine_id,
-        network,
-        nameservers: nameservers.unwrap_or_default(),
-        line: guest::boot::LineKind::Vsock,
-        root: guest::boot::RootDisk::FIRST,
-    };
-    let told = settings
-        .to_command_line()
-        .map_err(io::Error::other)
-        .at("telling a machine its settings")?;
-    Ok(format!("{KERNEL} {told}"))
+    let network = firecracker
+        .numbers
+        .slots
+        .settings()?
+        .filter(|_| machine.own.wired);
+    command_line(KERNEL, machine.spec.sandbox, network, LineKind::Vsock)
 }
 
 fn metadata(machine: &Machine) -> serde_json::Value {

@@ -1,11 +1,11 @@
 //! A QEMU that begins: given all that it needs, started, and with the memory brought in that it goes on from.
 use std::fs;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use microvm::agent::Name;
+use guest::boot::LineKind;
+use microvm::boot::command_line;
 use microvm::cannot_restore;
 use microvm::process::Process;
 use microvm::work::blocking;
@@ -127,25 +127,11 @@ fn plug(qemu: &Qemu, slot: Option<u32>, policy: &NetworkPolicy) -> Result<Option
 
 /// What the kernel and the agent are told: ids of our own alone.
 fn append(qemu: &Qemu, machine: &Machine) -> Result<String, Step> {
-    let Name { hostname, machine_id } = Name::of(machine.spec.sandbox);
-    let settings = match qemu.network.as_ref().filter(|_| machine.own.slot.is_some()) {
+    let network = match qemu.network.as_ref().filter(|_| machine.own.slot.is_some()) {
         Some(slots) => slots.settings()?,
         None => None,
     };
-    let (network, nameservers) = settings.unzip();
-    let settings = guest::boot::Settings {
-        hostname,
-        machine_id,
-        network,
-        nameservers: nameservers.unwrap_or_default(),
-        line: guest::boot::LineKind::Serial,
-        root: guest::boot::RootDisk::FIRST,
-    };
-    let told = settings
-        .to_command_line()
-        .map_err(io::Error::other)
-        .at("telling a machine its settings")?;
-    Ok(format!("{KERNEL} {told}"))
+    command_line(KERNEL, machine.spec.sandbox, network, LineKind::Serial)
 }
 
 /// Makes a machine's own image and its sockets, and opens all that its QEMU is given.
