@@ -118,7 +118,7 @@ impl Vmm for Firecracker {
     type Memory = Memory;
     type Own = Own;
     type Monitor = Monitor;
-    /// Listens where the guest calls that is up.
+    /// Listens where a guest calls that is up.
     type Begun = Ready;
     type Copy = Uuid;
     type Written = Written;

@@ -160,6 +160,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_directory_that_cannot_be_is_told() {
+        let told = |data: &str, bytes| is_fit(Path::new(data), bytes).map_err(|why| why.to_string());
+        assert_eq!(told("/data", SOCKET_PATH_MAX), Ok(()));
+        assert!(told("data", 1).unwrap_err().contains("absolute"));
+        assert!(
+            told("/data", SOCKET_PATH_MAX + 3)
+                .unwrap_err()
+                .contains("3 bytes too long")
+        );
+    }
+
+    #[test]
     fn what_nobody_names_or_holds_is_swept() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::open(dir.path().join("files")).unwrap();

@@ -18,6 +18,7 @@
 //! anybody talks to it. Whoever talks to a guest has a deadline. A [`Vmm`] knows no other.
 #![forbid(unsafe_code)]
 
+mod adopt;
 pub mod agent;
 pub mod boot;
 pub mod files;
@@ -34,8 +35,6 @@ mod start;
 pub mod stray;
 mod vmm;
 pub mod work;
-
-mod adopt;
 
 pub use house::House;
 pub use machine::{GUEST_ANSWERS_WITHIN, Handle, Vm};
