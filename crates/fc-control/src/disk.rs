@@ -2,113 +2,15 @@
 //!
 //! A copy shares its blocks with the original where the file system can (`FICLONE`: XFS, btrfs), and is a copy of what is written in
 //! it where not. An image that a build names is never written to again; whatever no record names is removed.
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::Path;
 
 use ports::step::{At, Step};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use uuid::Uuid;
-
-const UNPOISONED: &str = "nothing panics while it holds the pins";
-
-/// Things of one kind, whose names are drawn at random: images, which are files, and states of memory, which are directories.
-#[derive(Debug)]
-pub(crate) struct Files {
-    dir: PathBuf,
-    /// Those that are made, or looked at, and are on no record yet or no more.
-    pinned: Arc<Mutex<BTreeMap<Uuid, usize>>>,
-}
-
-/// While it is held, a thing stays.
-#[derive(Debug)]
-pub(crate) struct Pin {
-    id: Uuid,
-    pinned: Arc<Mutex<BTreeMap<Uuid, usize>>>,
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        let mut pinned = self.pinned.lock().expect(UNPOISONED);
-        if let Some(count) = pinned.get_mut(&self.id) {
-            *count -= 1;
-            if *count == 0 {
-                pinned.remove(&self.id);
-            }
-        }
-    }
-}
-
-impl Files {
-    pub(crate) fn open(dir: PathBuf) -> Result<Self, Step> {
-        fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
-        Ok(Self {
-            dir,
-            pinned: Arc::default(),
-        })
-    }
-
-    pub(crate) fn pin(&self, id: Uuid) -> Pin {
-        *self.pinned.lock().expect(UNPOISONED).entry(id).or_default() += 1;
-        Pin {
-            id,
-            pinned: Arc::clone(&self.pinned),
-        }
-    }
-
-    pub(crate) fn path(&self, id: Uuid) -> PathBuf {
-        self.dir.join(id.to_string())
-    }
-
-    /// What can be measured of one.
-    pub(crate) fn used_bytes(&self, id: Uuid) -> u64 {
-        use std::os::unix::fs::MetadataExt as _;
-        fs::metadata(self.path(id)).map_or(0, |about| about.blocks() * 512)
-    }
-
-    /// Removes what is neither named nor pinned. `named` must have been read after nothing that it does not name could be taken
-    /// up any more.
-    pub(crate) fn sweep(&self, named: &BTreeSet<Uuid>) -> usize {
-        let mut removed = 0;
-        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            let is_wanted = id.is_some_and(|id: Uuid| {
-                named.contains(&id) || self.pinned.lock().expect(UNPOISONED).contains_key(&id)
-            });
-            if is_wanted {
-                continue;
-            }
-            let gone = match entry.file_type() {
-                Ok(kind) if kind.is_dir() => fs::remove_dir_all(entry.path()),
-                _ => fs::remove_file(entry.path()),
-            };
-            removed += usize::from(gone.is_ok());
-        }
-        removed
-    }
-
-    /// Makes names durable.
-    pub(crate) fn sync_names(&self) -> Result<(), Step> {
-        sync_dir(&self.dir)
-    }
-
-    /// Room in the file system that they lie in: all, and what can still be written.
-    pub(crate) fn space(&self) -> io::Result<(u64, u64)> {
-        let space = rustix::fs::statvfs(&self.dir)?;
-        Ok((space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize))
-    }
-}
-
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), Step> {
-    fs::File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .at(format!("writing {} through", dir.display()))
-}
 
 /// How a copy was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +43,13 @@ pub(crate) fn copy(from: &Path, into: &Path, size_bytes: u64) -> Result<Copied, 
     let length = source.metadata().at(step())?.len();
     made.set_len(length.max(size_bytes)).at(step())?;
     Ok(copied)
+}
+
+/// Brings what was written to a file to the disk.
+pub(crate) fn through(path: &Path) -> Result<(), Step> {
+    fs::File::open(path)
+        .and_then(|file| file.sync_all())
+        .at(format!("writing {} through", path.display()))
 }
 
 /// Calls `each` with where every stretch of a file begins and ends in which something is written; between them are holes.
@@ -198,27 +107,6 @@ mod tests {
     use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
     use super::*;
-
-    #[test]
-    fn what_nobody_names_or_holds_is_swept() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path().to_owned()).unwrap();
-        let [named, held, lost] = std::array::from_fn(|_| Uuid::new_v4());
-        fs::write(files.path(named), "x").unwrap();
-        for id in [held, lost] {
-            fs::create_dir(files.path(id)).unwrap();
-            fs::write(files.path(id).join("memory"), "x").unwrap();
-        }
-        fs::write(dir.path().join("stray"), "x").unwrap();
-        let (first, second) = (files.pin(held), files.pin(held));
-        drop(first);
-        let names = BTreeSet::from([named]);
-        assert_eq!(files.sweep(&names), 2);
-        assert!(files.path(named).exists() && files.path(held).exists());
-        drop(second);
-        assert_eq!(files.sweep(&names), 1);
-        assert!(files.path(named).exists() && !files.path(held).exists());
-    }
 
     #[test]
     fn a_copy_is_as_sparse_as_the_original_and_goes_its_own_way() {

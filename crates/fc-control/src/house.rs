@@ -1,77 +1,82 @@
-//! What all machines of a node share.
+//! What Firecrackers of a node share.
 use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use model::{BuildId, ExecutionId, SandboxId};
-use ports::RuntimeError;
-use ports::runtime::DiskOrigin;
+use microvm::files::{Files, is_fit, remove_dir, sync_dir};
+use microvm::stray::{kill_if, started_with, words};
+use net::Instance;
 use ports::step::{At, Step};
-use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
-use crate::disk::Files;
-use crate::jail::{Jail, Jails, PROGRAM, remove_dir, take_back};
-use crate::memory::{self, Fits, Known, Memory, Pages};
-use crate::network::Slots;
+use crate::disk::through;
+use crate::jail::{Jail, Jails, PROGRAM, take_back};
+use crate::memory::{Fits, Known};
+use crate::network::Numbers;
 use crate::probe::Probed;
-use crate::process::{Launch, kill_if};
-use crate::record::{Book, Disk, FORM, Kept, Machine};
+use crate::process::Launch;
+use crate::record::Machine;
 use crate::runtime::Config;
-use crate::stray::started_with;
 
-/// The longest path of a Unix socket, with its end.
-const SOCKET_PATH_MAX: usize = 107;
-/// Below it nothing is started: guests that find their disks full by surprise lose what they wrote.
-const FREE_MIN_BYTES: u64 = 64 << 20;
 /// The kernel lets go of a cgroup a moment after its last process.
 const GROUP_GONE_WITHIN: Duration = Duration::from_secs(5);
 /// A jailer that was killed between two steps may have left another process: it is looked so many times.
 const LOOKS_MAX: usize = 100;
 /// The bundle whose files are in place, by the name of both.
 const GUEST: &str = "guest";
-const UNPOISONED: &str = "nothing panics while it holds the book";
 
-/// A node's Firecrackers, disks and records.
-pub(crate) struct House {
+/// Firecracker on this host, and what its machines share.
+pub struct Firecracker {
     pub(crate) config: Config,
     pub(crate) probed: Probed,
     /// The host's, as memory remembers it.
     processor: String,
-    pub(crate) book: Book,
-    pub(crate) images: Files,
-    pub(crate) states: Files,
     pub(crate) known: Known,
     pub(crate) jails: Jails,
     pub(crate) launcher: Box<dyn Launch>,
-    pub(crate) slots: Slots,
+    pub(crate) numbers: Numbers,
     /// The kernel and the initramfs, where they can be linked to.
     pub(crate) guest: (PathBuf, PathBuf),
-    /// What goes on when nobody waits for it any more.
-    pub(crate) work: TaskTracker,
-    /// Held from looking at what a machine starts from until that is on the machine's record, and while files are swept.
-    turn: Mutex<()>,
     /// Held by whoever makes memory whole: one at a time is enough for the host's disk.
-    whole_turn: tokio::sync::Mutex<()>,
+    pub(crate) whole_turn: tokio::sync::Mutex<()>,
+    /// The number is this runtime's for as long as it is there.
+    _instance: Option<Instance>,
+}
+
+/// A node's Firecrackers, disks and records.
+pub(crate) type House = microvm::House<Firecracker>;
+/// A machine that runs, or stands.
+pub(crate) type Vm = microvm::Vm<Firecracker>;
+
+/// Opens the runtime's directory, which is prepared.
+pub(crate) fn open(
+    config: Config,
+    probed: Probed,
+    jails: Jails,
+    launcher: Box<dyn Launch>,
+    numbers: Numbers,
+    instance: Option<Instance>,
+) -> Result<House, Step> {
+    let data = config.data.clone();
+    let firecracker = Firecracker {
+        known: Known::default(),
+        guest: guest_in_place(&config, &probed)?,
+        processor: crate::probe::processor(),
+        probed,
+        jails,
+        launcher,
+        numbers,
+        whole_turn: tokio::sync::Mutex::default(),
+        config,
+        _instance: instance,
+    };
+    House::open(&data, Files::open(data.join("images"))?, firecracker)
 }
 
 /// Directories of a runtime, made and guarded.
 pub(crate) fn prepare(data: &Path) -> Result<(), Step> {
     let step = || format!("opening {}", data.display());
-    if !data.is_absolute() || data.to_str().is_none() {
-        return Err(io::Error::other("it is to be an absolute path, in UTF-8")).at(step());
-    }
-    let longest = Jails::longest_socket(data);
-    if longest > SOCKET_PATH_MAX {
-        let over = longest - SOCKET_PATH_MAX;
-        return Err(io::Error::other(format!(
-            "sockets below it have paths that are {over} bytes too long; give a shorter directory"
-        )))
-        .at(step());
-    }
+    is_fit(data, Jails::longest_socket(data)).at(step())?;
     fs::create_dir_all(data).at(step())?;
     // Whoever could write below it could have the jailer, which is root, write elsewhere (CVE-2026-1386).
     fs::set_permissions(data, fs::Permissions::from_mode(0o700)).at(step())
@@ -90,46 +95,10 @@ pub(crate) fn own_program(data: &Path, program: &Path) -> Result<PathBuf, Step> 
     Ok(own)
 }
 
-impl House {
-    pub(crate) fn open(
-        config: Config,
-        probed: Probed,
-        jails: Jails,
-        launcher: Box<dyn Launch>,
-        slots: Slots,
-    ) -> Result<Self, Step> {
-        let data = &config.data;
-        Ok(Self {
-            book: Book::open(data)?,
-            images: Files::open(data.join("images"))?,
-            states: Files::open(data.join("states"))?,
-            known: Known::default(),
-            guest: guest_in_place(&config, &probed)?,
-            processor: crate::probe::processor(),
-            probed,
-            jails,
-            launcher,
-            slots,
-            work: TaskTracker::new(),
-            turn: Mutex::default(),
-            whole_turn: tokio::sync::Mutex::default(),
-            config,
-        })
-    }
-
-    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().expect(UNPOISONED)
-    }
-
-    /// While it is held, no memory is made whole.
-    #[cfg(test)]
-    pub(crate) async fn whole_turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.whole_turn.lock().await
-    }
-
+impl Firecracker {
     pub(crate) fn jail(&self, machine: &Machine) -> Jail {
         self.jails
-            .of(machine.spec.execution, self.slots.uid(machine.slot))
+            .of(machine.spec.execution, self.numbers.uid(machine.own.slot))
     }
 
     /// What memory of a machine fits, or has to fit to be brought back as one.
@@ -142,85 +111,25 @@ impl House {
             cpus: machine.spec.resources.cpu,
             bundle: self.config.guest.digest.clone(),
             disk_bytes: machine.disk.size_bytes,
-            network: machine.wired,
-            metadata: machine.wired && self.config.metadata,
+            network: machine.own.wired,
+            metadata: machine.own.wired && self.config.metadata,
         }
-    }
-
-    pub(crate) fn has_room(&self) -> Result<(), RuntimeError> {
-        let (_, free) = self.images.space().at("looking for room for disks")?;
-        if free < FREE_MIN_BYTES {
-            return Err(RuntimeError::Exhausted("disk"));
-        }
-        Ok(())
-    }
-
-    /// What a machine starts from: a disk to be copied, and memory where there is some.
-    pub(crate) fn origin(
-        &self,
-        build: BuildId,
-        sandbox: SandboxId,
-        disk: DiskOrigin,
-    ) -> Result<(Disk, Option<Memory>), RuntimeError> {
-        Ok(match disk {
-            DiskOrigin::Fresh | DiskOrigin::Single => {
-                let build = self.build(build)?.ok_or(RuntimeError::NoBuild(build))?;
-                (build.disk, build.memory)
-            }
-            DiskOrigin::Kept => {
-                let kept = self.book.kept.read(&sandbox)?;
-                let kept = kept.ok_or(RuntimeError::NoDisk(sandbox))?;
-                (kept.disk, kept.memory)
-            }
-        })
-    }
-
-    /// The record of a build, if it is one that is understood and its disk is there.
-    pub(crate) fn build(&self, build: BuildId) -> Result<Option<crate::record::Build>, Step> {
-        let record = self.book.builds.read(&build)?;
-        Ok(record.filter(|record| record.form == FORM && self.images.path(record.disk.image).exists()))
-    }
-
-    /// Puts a machine on record, with what it is started from and with.
-    pub(crate) fn stake(&self, machine: &Machine) -> Result<(), Step> {
-        self.book.machines.write(&machine.spec.execution, machine)
-    }
-
-    /// Removes images and states that no record names.
-    pub(crate) fn sweep(&self) {
-        let _turn = self.turn();
-        match self.book.named() {
-            Ok((images, states)) => {
-                self.images.sweep(&images);
-                self.states.sweep(&states);
-            }
-            Err(error) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                cause = %error.source,
-                "disks that nothing needs stay, because a record cannot be read"
-            ),
-        }
-    }
-
-    /// The same, when there is time.
-    pub(crate) fn sweep_soon(self: &Arc<Self>) {
-        let house = Arc::clone(self);
-        self.work.spawn_blocking(move || house.sweep());
     }
 
     /// Ends every process of a machine, whether or not it is on record which they are. Blocks.
     pub(crate) fn end_all(&self, id: &str) {
+        let named = [words("--id", id)];
         for _ in 0..LOOKS_MAX {
             let in_group = self.jails.cgroups.processes(id);
-            let named = started_with("--id", id);
-            if in_group.is_empty() && named.is_empty() {
+            let strays = started_with(&named);
+            if in_group.is_empty() && strays.is_empty() {
                 return;
             }
             for pid in in_group {
                 kill_if(pid, |pid| self.jails.cgroups.processes(id).contains(&pid));
             }
-            for pid in named {
-                kill_if(pid, |pid| started_with("--id", id).contains(&pid));
+            for pid in strays {
+                kill_if(pid, |pid| started_with(&named).contains(&pid));
             }
         }
         tracing::error!(execution = id, "processes of a machine do not end");
@@ -229,72 +138,12 @@ impl House {
     /// Removes all of a machine that is not its record: processes, cgroup, jail. Blocks.
     pub(crate) fn clear(&self, id: &str) -> Result<(), Step> {
         self.end_all(id);
+        failpoint::reach("fc-control/processes-ended");
         self.jails.cgroups.remove(id, GROUP_GONE_WITHIN)?;
-        self.jails.remove(id)
-    }
-
-    /// Takes a machine's network away, clears it away, and then removes its record; its number is free from then on. Blocks.
-    pub(crate) fn strike(&self, execution: ExecutionId, slot: Option<u32>) -> Result<(), Step> {
-        if let Some(slot) = slot {
-            self.slots.unplug(slot)?;
-        }
-        self.clear(&execution.to_string())?;
-        self.book.machines.remove(&execution)?;
-        if let Some(slot) = slot {
-            self.slots.give_back(slot);
-        }
+        failpoint::reach("fc-control/cgroup-removed");
+        self.jails.remove(id)?;
+        failpoint::reach("fc-control/jail-removed");
         Ok(())
-    }
-
-    /// Makes the memory of a kept sandbox whole, if it is a difference.
-    pub(crate) async fn whole_kept(self: &Arc<Self>, sandbox: SandboxId) -> Result<(), RuntimeError> {
-        let _one = self.whole_turn.lock().await;
-        let house = Arc::clone(self);
-        crate::machine::blocking(move || {
-            let (memory, _pins) = {
-                let _turn = house.turn();
-                let kept = house.book.kept.read(&sandbox)?;
-                let memory = kept.and_then(|kept| kept.memory);
-                let Some(memory) = memory.filter(|memory| matches!(memory.pages, Pages::Diff { .. })) else {
-                    return Ok(());
-                };
-                let Pages::Diff { base, .. } = memory.pages else {
-                    return Ok(());
-                };
-                let pins = [memory.id, base].map(|id| house.states.pin(id));
-                (memory, pins)
-            };
-            if let Some(why) = memory::is_damaged(&house.known, &house.states, &memory)? {
-                // Whoever wants it back is told so.
-                return Err(io::Error::other(why)).at(format!("looking at the memory of sandbox {sandbox}"));
-            }
-            let into = Uuid::new_v4();
-            let _pin = house.states.pin(into);
-            let Some(whole) = memory::rebase(&house.known, &house.states, &memory, into)? else {
-                return Ok(());
-            };
-            let _turn = house.turn();
-            match house.book.kept.read(&sandbox)? {
-                Some(kept) if kept.memory.as_ref() == Some(&memory) => {
-                    let memory = Some(whole);
-                    house.book.kept.write(&sandbox, &Kept { memory, ..kept })
-                }
-                // It was started, discarded or written down again meanwhile.
-                _ => Ok(()),
-            }
-        })
-        .await
-    }
-
-    /// The same, when there is time.
-    pub(crate) fn whole_kept_soon(self: &Arc<Self>, sandbox: SandboxId) {
-        let house = Arc::clone(self);
-        self.work.spawn(async move {
-            if let Err(error) = house.whole_kept(sandbox).await {
-                tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "memory that is a difference could not be made whole");
-            }
-            house.sweep_soon();
-        });
     }
 }
 
@@ -320,13 +169,11 @@ fn guest_in_place(config: &Config, probed: &Probed) -> Result<(PathBuf, PathBuf)
         let from = &config.guest.initrd;
         fs::copy(from, &initrd).at(format!("copying {} to {}", from.display(), initrd.display()))?;
         for file in [&kernel, &initrd] {
-            fs::File::open(file)
-                .and_then(|file| file.sync_all())
-                .at(format!("writing {} through", file.display()))?;
+            through(file)?;
             take_back(file)?;
         }
         fs::rename(&partial, &own).at(format!("making {}", own.display()))?;
-        crate::disk::sync_dir(&dir)?;
+        sync_dir(&dir)?;
     }
     for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
         if entry.file_name() != *name {

@@ -6,49 +6,62 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use model::{BuildId, MiB};
+use microvm::import::{disk, staged};
+use microvm::record::FORM;
+use model::BuildId;
 use ports::step::{At, Step};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use uuid::Uuid;
 
+use crate::disk::{copy, through};
 use crate::house::House;
-use crate::jail::remove_dir;
+use crate::jail::take_back;
+use crate::record::{Build, Disk};
 
-/// Room on a root disk beside its content: what a file system takes for itself, and some to begin with. A machine whose
-/// disk is to be larger has its file system grown by its agent.
-const SLACK: MiB = MiB(256);
-/// So deep is no tree of an image; a walk ends by itself.
-const DEPTH_MAX: usize = 1024;
 /// What the kernel lays over one another is told in one page.
 const OPTIONS_BYTES_MAX: usize = 4000;
 
 /// Makes a build of layers, the lowest first. Blocks.
 pub(crate) fn layers(house: &House, build: BuildId, layers: &[PathBuf]) -> Result<(), Step> {
-    within(house, |staging| {
+    staged(&house.vmm.config.data, |staging| {
         let image = staging.join("image");
         in_a_namespace(|| {
             let root = lay(layers, staging)?;
-            disk(&image, &root)
+            disk(&image, &root).map(drop)
         })?;
-        house.import_disk(build, &image)
+        image_of(house, build, &image)
     })
 }
 
 /// Makes a build of one directory. Blocks.
 pub(crate) fn root(house: &House, build: BuildId, dir: &Path) -> Result<(), Step> {
-    within(house, |staging| {
+    staged(&house.vmm.config.data, |staging| {
         let image = staging.join("image");
         disk(&image, dir)?;
-        house.import_disk(build, &image)
+        image_of(house, build, &image)
     })
 }
 
-fn within(house: &House, work: impl FnOnce(&Path) -> Result<(), Step>) -> Result<(), Step> {
-    let staging = house.config.data.join("staging").join(Uuid::new_v4().to_string());
-    fs::create_dir_all(&staging).at(format!("making {}", staging.display()))?;
-    let made = work(&staging);
-    let removed = remove_dir(&staging);
-    made.and(removed)
+/// Makes a build of a copy of an image. Blocks.
+pub(crate) fn image_of(house: &House, build: BuildId, from: &Path) -> Result<(), Step> {
+    let image = Uuid::new_v4();
+    let _pin = house.images.pin(image);
+    let path = house.images.path(image);
+    copy(from, &path, 0)?;
+    through(&path)?;
+    take_back(&path)?;
+    house.images.sync_names()?;
+    let about = fs::metadata(&path).at(format!("looking at {}", path.display()))?;
+    let record = Build {
+        form: FORM,
+        disk: Disk {
+            image,
+            size_bytes: about.len(),
+        },
+        memory: None,
+    };
+    let _turn = house.turn();
+    house.book.builds.write(&build, &record)
 }
 
 /// Runs `work` on a thread whose mounts nobody else sees, and which go with it.
@@ -107,38 +120,6 @@ fn overlay(names: &[String], at: &Path) -> Result<PathBuf, Step> {
     Ok(at.to_owned())
 }
 
-fn disk(image: &Path, root: &Path) -> Result<(), Step> {
-    let step = || format!("making a root disk of {}", root.display());
-    let mut bytes = 0;
-    measure(root, 0, &mut bytes).at(step())?;
-    // Inodes and the journal take their share of it.
-    let size_bytes = (bytes + bytes / 8 + SLACK.bytes()).next_multiple_of(1 << 20);
-    guest::disk::make(image, guest::disk::Source::Directory(root), size_bytes)
-        .map_err(io::Error::other)
-        .at(step())
-}
-
-/// What files take on a disk, each rounded up to its blocks, and what each costs beside.
-fn measure(path: &Path, depth: usize, bytes: &mut u64) -> io::Result<()> {
-    if depth > DEPTH_MAX {
-        return Err(io::Error::other(format!(
-            "directories lie more than {DEPTH_MAX} deep in one another"
-        )));
-    }
-    let about = fs::symlink_metadata(path)?;
-    *bytes += 1024;
-    if about.is_file() {
-        *bytes += about.len().next_multiple_of(4096);
-    }
-    if about.is_dir() {
-        *bytes += 4096;
-        for entry in fs::read_dir(path)? {
-            measure(&entry?.path(), depth + 1, bytes)?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -195,15 +176,12 @@ mod tests {
             assert!(root.join("proc").is_dir(), "what every sandbox needs");
             let mode = fs::metadata(root.join("dir")).unwrap().permissions().mode();
             assert_eq!(mode & 0o7777, 0o1750);
-            let mut bytes = 0;
-            measure(&root, 0, &mut bytes).unwrap();
-            assert!(bytes > 4096 * 6, "{bytes}");
-            disk(&staging.join("image"), &root)
+            disk(&staging.join("image"), &root).map(drop)
         })
         .unwrap();
         assert!(!mounts().contains(staging.to_str().unwrap()));
         let image = fs::metadata(staging.join("image")).unwrap();
-        assert!(image.len() > SLACK.bytes());
+        assert!(image.len() > 256 << 20);
         // The layers are as they were.
         assert_eq!(fs::read_to_string(low.join("a")).unwrap(), "1");
         fs::remove_dir_all(staging.join("root")).unwrap();

@@ -21,6 +21,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use guest::line::vsock::Ready;
+use microvm::files::remove_dir;
 use model::{ExecutionId, Resources};
 use ports::step::{At, Step};
 
@@ -295,14 +296,6 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), Step> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.at(format!("deleting {}", path.display())),
-    }
-}
-
-/// One that is not there is no error.
-pub(crate) fn remove_dir(dir: &Path) -> Result<(), Step> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed.at(format!("deleting {}", dir.display())),
     }
 }
 

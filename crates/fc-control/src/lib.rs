@@ -1,16 +1,15 @@
 //! FC-Control: sandboxes that are microVMs with a kernel of their own, under Firecracker, each in a jail.
 //!
 //! ```text
-//! runtime ──▶ house ──▶ record    what there is, written before it is made
-//!    │          ├─▶ disk          images, and copies of them that share their blocks
-//!    │          ├─▶ memory        states of machines, and what they fit; differences are made whole
-//!    │          └─▶ network       a user for each, and a network namespace
-//!    └─▶ machine ──▶ process      one Firecracker: identity, log; started by the jailer
-//!          ├─▶ jail, cgroup       what it sees, and what it may use
-//!          ├─▶ api                its socket: machines, standing, going on, snapshots
-//!          └─▶ agent              the line to the agent inside, over vsock
+//! runtime    each step of a machine's life (microvm), as Firecracker has it: start, adopt
+//!    ├─▶ house ──▶ disk      what Firecrackers share; copies of images that share their blocks
+//!    │     ├─▶ memory        states of machines, and what they fit; differences are made whole when there is time
+//!    │     └─▶ network       a user for each, and a network namespace
+//!    └─▶ machine ──▶ api     what one Firecracker is told, over its socket: machines, standing, going on, snapshots
+//!          ├─▶ process       how it is started by the jailer
+//!          └─▶ jail, cgroup  what it sees, and what it may use
 //! probe    whether this host's Firecracker can be trusted: version, filter
-//! kernel   what it boots         policy   what is refused       import   root disks out of layers
+//! kernel   what it boots         record   what is its own of a machine's record       import   root disks out of layers
 //! ```
 //!
 //! A machine is named by its execution: its record, its jail, its cgroup, its process. A sandbox without a machine is what is kept
@@ -26,7 +25,6 @@
 //! Whoever talks to Firecracker or a guest has a deadline.
 #![forbid(unsafe_code)]
 
-mod agent;
 mod api;
 mod cgroup;
 mod disk;
@@ -35,21 +33,21 @@ mod house;
 mod import;
 mod jail;
 mod kernel;
-mod log;
 mod machine;
 mod memory;
 mod network;
-mod policy;
 mod probe;
 mod process;
 mod record;
 mod runtime;
-mod stray;
 mod version;
+mod whole;
 
 pub use filter::Toothless;
+pub use house::Firecracker;
+pub use microvm::boot::Guest;
 pub use probe::{Probed, Unusable, probe};
-pub use runtime::{Config, Firecrackers, Guest, capabilities};
+pub use runtime::{Config, Firecrackers, capabilities};
 pub use version::{Fault, Unfit, Version};
 
 #[cfg(test)]

@@ -14,13 +14,14 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use microvm::files::{Files, sync_dir};
 use model::MiB;
 use ports::step::{At, Step};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::disk::{self, Files};
+use crate::disk;
 use crate::version::Version;
 
 /// What of a file is looked at, at once: a page of the guest's.
@@ -31,7 +32,7 @@ const UNPOISONED: &str = "nothing panics while it holds what was seen";
 
 /// A machine's memory, as it is on record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Memory {
+pub struct Memory {
     /// The directory of its files.
     pub(crate) id: Uuid,
     pub(crate) state: Sealed,
@@ -58,7 +59,7 @@ pub(crate) enum Pages {
 
 /// What a file was when it was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Sealed {
+pub struct Sealed {
     pub(crate) length_bytes: u64,
     /// SHA-256 over every page that is there, each after its number; see [`Cover`].
     pub(crate) digest: String,
@@ -253,7 +254,7 @@ impl Known {
 
 /// What of a machine's pages Firecracker has written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Written {
+pub enum Written {
     Whole,
     Since { base: Uuid, base_pages: Sealed },
 }
@@ -288,7 +289,7 @@ pub(crate) fn seal(
             base_pages,
         },
     };
-    disk::sync_dir(&place.dir)?;
+    sync_dir(&place.dir)?;
     states.sync_names()?;
     Ok(Memory {
         id,

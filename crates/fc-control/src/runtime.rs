@@ -1,51 +1,41 @@
-//! The runtime: starting machines, and finding those of earlier daemons.
+//! The runtime: what it is told, and Firecracker's own way of each step of a machine's life.
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use guest::line::vsock::Ready;
+use microvm::agent::{ByVsock, Link};
+use microvm::boot::Guest;
+use microvm::network::Slots;
+use microvm::policy::{Cpus, Offered};
+use microvm::process::Process;
+use microvm::work::{blocking, told};
+use microvm::{Vmm, cannot_restore};
 use model::{BuildId, SandboxId};
 use net::Instance;
-use ports::runtime::{Capabilities, DiskSpace, Recovered};
-use ports::step::At;
-use ports::{Machine, MachineSpec, Runtime, RuntimeError};
-use tokio::sync::oneshot;
+use ports::runtime::{Capabilities, DiskOrigin};
+use ports::step::{At, Step};
+use ports::{MachineSpec, RuntimeError};
+use uuid::Uuid;
 
+use crate::api::Api;
 use crate::cgroup::Cgroups;
-use crate::house::{House, own_program, prepare};
-use crate::import;
-use crate::jail::Jails;
-use crate::machine::{Handle, blocking, panicked};
-use crate::network::Slots;
+use crate::disk::through;
+use crate::house::{self, Firecracker, House, Vm, own_program, prepare};
+use crate::jail::{Inside, Jail, Jails, take_back};
+use crate::machine::{copy_disk, write_state};
+use crate::memory::{self, Memory, Written};
+use crate::network::Numbers;
 use crate::probe::{Probed, probe};
-use crate::process::{Jailer, Launch};
-use crate::record::Build;
+use crate::process::Jailer;
+use crate::record::{Base, Build, Copying, Disk, Machine, Own};
+use crate::{import, whole};
 
 mod adopt;
 mod start;
-
-/// What guests boot from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Guest {
-    /// An ELF, or a bzImage of which it is unpacked where this Firecracker does not boot that.
-    pub kernel: PathBuf,
-    /// Its initramfs.
-    pub initrd: PathBuf,
-    /// The name of both by their content: memory is brought back to the same alone.
-    pub digest: String,
-}
-
-impl From<&guest::Bundle> for Guest {
-    fn from(bundle: &guest::Bundle) -> Self {
-        Self {
-            kernel: bundle.kernel(),
-            initrd: bundle.initrd(),
-            digest: bundle.id().to_owned(),
-        }
-    }
-}
 
 /// What the runtime is told.
 #[derive(Debug, Clone)]
@@ -96,44 +86,44 @@ pub const fn capabilities(network: bool) -> Capabilities {
 }
 
 /// Firecrackers of this machine.
-pub struct Firecrackers {
-    house: Arc<House>,
-    /// The number is this runtime's for as long as it is there.
-    _instance: Option<Instance>,
-}
+pub type Firecrackers = microvm::Microvms<Firecracker>;
 
-/// What is under way takes at most as long as a boot.
-const CLOSED_WITHIN: Duration = Duration::from_secs(60);
-/// One that is writing memory down answers when it has written it.
-const ADOPTED_WITHIN: Duration = Duration::from_secs(60);
 /// Users of an instance's machines, of which each has one: as many as there are between those of two daemons.
 const USERS_EACH: u32 = 0x1000_0000;
 
-/// What guests' kernels are told: a console, few words, and an end, not another boot, when they fail. Devices that Firecracker has
-/// not are not looked for.
-const KERNEL: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k no_timer_check 8250.nr_uarts=1 i8042.noaux i8042.nomux \
-                      i8042.nopnp i8042.dumbkbd";
-/// The only drive.
-const DRIVE: &str = "root";
-/// The only network card.
-const CARD: &str = "eth0";
-/// A guest's own address on its vsock: the same for all, since each has a socket of its own.
-const GUEST_CID: u32 = 3;
+/// The way to one machine's Firecracker.
+pub struct Monitor {
+    pub(crate) api: Api,
+    pub(crate) jail: Jail,
+}
 
-pub(crate) fn unsupported(what: String) -> RuntimeError {
+fn unsupported(what: String) -> RuntimeError {
     RuntimeError::Unsupported {
-        runtime: "firecracker",
+        runtime: Firecracker::NAME,
         what,
     }
 }
 
-impl Firecrackers {
-    /// Finds out whether this host's Firecracker can be trusted with guests, and opens the runtime's directory.
-    /// [`Runtime::recover`] comes next.
-    ///
-    /// # Errors
-    /// There is no root, no cgroups, or no Firecracker that is fit ([`crate::Unusable`]), or the directory cannot be used.
-    pub async fn open(config: Config) -> Result<Self, RuntimeError> {
+#[async_trait]
+impl Vmm for Firecracker {
+    const NAME: &'static str = "firecracker";
+    const CPUS: Cpus = Cpus::OneOrEven;
+    const GOES_ON_TWICE: bool = false;
+    /// It is not asked to.
+    const QUITS_WITHIN: Duration = Duration::ZERO;
+
+    type Config = Config;
+    type Probed = Probed;
+    type Disk = Disk;
+    type Memory = Memory;
+    type Own = Own;
+    type Monitor = Monitor;
+    /// Listens where a guest calls that is up.
+    type Begun = Ready;
+    type Copy = Uuid;
+    type Written = Written;
+
+    async fn open(config: Config) -> Result<House, RuntimeError> {
         if !rustix::process::geteuid().is_root() {
             let why = "the jailer makes namespaces, devices and users: it takes root";
             return Err(io::Error::other(why)).at("opening the Firecracker runtime")?;
@@ -154,230 +144,287 @@ impl Firecrackers {
         }
         let cgroups = Cgroups::find(&format!("atoll{}-fc", instance.number))?;
         let jails = Jails::open(&config.data, own, cgroups)?;
-        let slots = Slots::new(
-            instance.number,
-            (instance.number + 1) * USERS_EACH,
-            config.network,
-        );
+        let slots = Slots::new(instance.number, config.network);
+        let numbers = Numbers::new(slots, (instance.number + 1) * USERS_EACH);
         let launcher = Box::new(Jailer(config.jailer.clone()));
-        Self::open_with(config, probed, jails, launcher, slots, Some(instance)).await
+        blocking(move || house::open(config, probed, jails, launcher, numbers, Some(instance))).await
     }
 
-    pub(crate) async fn open_with(
-        config: Config,
-        probed: Probed,
-        jails: Jails,
-        launcher: Box<dyn Launch>,
-        slots: Slots,
-        instance: Option<Instance>,
-    ) -> Result<Self, RuntimeError> {
-        let house = blocking(move || House::open(config, probed, jails, launcher, slots)).await?;
-        Ok(Self {
-            house: Arc::new(house),
-            _instance: instance,
-        })
+    fn probed(&self) -> &Probed {
+        &self.probed
     }
 
-    /// What was found out about Firecracker.
-    #[must_use]
-    pub fn probed(&self) -> &Probed {
-        &self.house.probed
-    }
-
-    /// Makes a build of a root disk, an ext4, which is copied.
-    ///
-    /// # Errors
-    /// It cannot be copied.
-    pub async fn import_disk(&self, build: BuildId, disk: PathBuf) -> Result<(), RuntimeError> {
-        let house = Arc::clone(&self.house);
-        blocking(move || house.import_disk(build, &disk)).await
-    }
-
-    /// Makes a build of a whole root in a directory.
-    ///
-    /// # Errors
-    /// Its disk cannot be made.
-    pub async fn import_root(&self, build: BuildId, dir: PathBuf) -> Result<(), RuntimeError> {
-        let house = Arc::clone(&self.house);
-        blocking(move || import::root(&house, build, &dir)).await
-    }
-}
-
-#[async_trait]
-impl Runtime for Firecrackers {
-    fn name(&self) -> &'static str {
-        "firecracker"
+    fn data(&self) -> &Path {
+        &self.config.data
     }
 
     fn capabilities(&self) -> Capabilities {
-        capabilities(self.house.config.network)
+        capabilities(self.config.network)
     }
 
-    async fn recover(&self) -> Result<Recovered, RuntimeError> {
-        let mut recovered = Recovered {
-            machines: Vec::new(),
-            disks: Vec::new(),
-            reclaimed: 0,
-        };
-        let (mut slots, mut wired) = (Vec::new(), Vec::new());
-        for (execution, record) in self.house.book.machines.all() {
-            let adopted = match &record {
-                Some(record) => self.house.adopt(record).await?,
-                None => None,
-            };
-            if let Some(vm) = adopted {
-                let record = vm.record();
-                slots.push(record.slot);
-                if record.wired {
-                    wired.push((record.slot, record.spec.network.clone()));
-                }
-                // What is kept of whoever lives is of an earlier day.
-                self.house.book.kept.remove(&record.spec.sandbox)?;
-                recovered.machines.push((record.spec, Arc::new(Handle(vm))));
-                continue;
-            }
-            self.house.end_remains(execution, record).await?;
-            recovered.reclaimed += 1;
-        }
-        let living: BTreeSet<SandboxId> = recovered.machines.iter().map(|(spec, _)| spec.sandbox).collect();
-        let running: BTreeSet<String> = recovered
-            .machines
-            .iter()
-            .map(|(spec, _)| spec.execution.to_string())
-            .collect();
-        let house = Arc::clone(&self.house);
-        blocking(move || {
-            let strays = house.jails.ids().into_iter().chain(house.jails.cgroups.ids());
-            for id in strays.filter(|id| !running.contains(id)) {
-                house.clear(&id)?;
-            }
-            crate::jail::remove_dir(&house.config.data.join("staging"))?;
-            house.slots.open(&slots, &wired)?;
-            house.sweep();
-            Ok(())
-        })
-        .await?;
-        let kept = self.house.book.kept.all().into_iter().map(|(sandbox, _)| sandbox);
-        recovered.disks = kept.filter(|sandbox| !living.contains(sandbox)).collect();
-        for sandbox in &recovered.disks {
-            self.house.whole_kept_soon(*sandbox);
-        }
-        Ok(recovered)
+    fn boots_within(&self) -> Duration {
+        self.config.boots_within
     }
 
-    async fn has_build(&self, build: BuildId) -> bool {
-        self.house.build(build).ok().flatten().is_some()
-    }
-
-    async fn start(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, RuntimeError> {
-        let house = Arc::clone(&self.house);
-        let (tell, told) = oneshot::channel();
-        self.house.work.spawn(async move {
-            // If nobody waits any more, what comes of it is dropped, and given back.
-            let _ = tell.send(house.bring_up(spec).await);
-        });
-        let started = told.await.map_err(|_| RuntimeError::Step {
-            step: "starting a machine".to_owned(),
-            source: io::Error::other("the task panicked"),
-        })?;
-        started?.hand_over()
-    }
-
-    async fn import(&self, build: BuildId, layers: Vec<PathBuf>) -> Result<(), RuntimeError> {
-        let house = Arc::clone(&self.house);
-        let work = &self.house.work;
-        let importing = work.spawn_blocking(move || import::layers(&house, build, &layers));
-        Ok(importing.await.map_err(panicked)??)
-    }
-
-    async fn builds(&self) -> Vec<BuildId> {
-        let builds = self.house.book.builds.all().into_iter();
-        builds.map(|(build, _)| build).collect()
-    }
-
-    async fn remove_builds(&self, builds: &[BuildId]) -> Result<(), RuntimeError> {
-        let (house, builds) = (Arc::clone(&self.house), builds.to_vec());
-        blocking(move || {
-            {
-                let _turn = house.turn();
-                for build in &builds {
-                    house.book.builds.remove(build)?;
-                }
-            }
-            house.sweep();
-            Ok(())
-        })
-        .await
-    }
-
-    async fn seal(&self, from: BuildId, into: BuildId) -> Result<(), RuntimeError> {
-        let house = Arc::clone(&self.house);
-        blocking(move || {
-            let _turn = house.turn();
-            // Each machine has a copy of its build's disk: a build over another is the same image, without its memory.
-            let Some(build) = house.build(from)? else {
-                return Ok(false);
-            };
-            let sealed = Build {
-                memory: None,
-                ..build
-            };
-            house.book.builds.write(&into, &sealed)?;
-            Ok(true)
-        })
-        .await?
-        .then_some(())
-        .ok_or(RuntimeError::NoBuild(from))
-    }
-
-    async fn memory_of(&self, build: BuildId) -> model::Memory {
-        let build = self.house.build(build).ok().flatten();
-        if build.is_some_and(|build| build.memory.is_some()) {
-            model::Memory::Durable
+    fn offered(&self, own: Option<&Own>) -> Offered {
+        if own.map_or(self.config.network, |own| own.wired) {
+            Offered::Network
         } else {
-            model::Memory::None
+            Offered::Nothing {
+                agreed: self.config.offline,
+            }
         }
     }
 
-    async fn discard(&self, sandbox: SandboxId) -> Result<(), RuntimeError> {
-        let house = Arc::clone(&self.house);
-        blocking(move || {
-            {
-                let _turn = house.turn();
-                house.book.kept.remove(&sandbox)?;
-            }
-            house.sweep();
-            Ok(())
-        })
-        .await
+    fn import(house: &House, build: BuildId, layers: &[PathBuf]) -> Result<(), Step> {
+        import::layers(house, build, layers)
     }
 
-    fn disk_space(&self) -> Option<DiskSpace> {
-        let (total_bytes, free_bytes) = self.house.images.space().ok()?;
-        Some(DiskSpace {
-            total_bytes,
-            free_bytes,
-        })
+    fn import_root(house: &House, build: BuildId, dir: &Path) -> Result<(), Step> {
+        import::root(house, build, dir)
     }
 
-    async fn close(&self) {
-        self.house.work.close();
-        let all = self.house.work.wait();
-        if tokio::time::timeout(CLOSED_WITHIN, all).await.is_err() {
-            tracing::warn!(
-                under_way = self.house.work.len(),
-                "the runtime closes while machines are under way; they stay on record"
-            );
+    fn is_whole(house: &House, disk: &Disk) -> bool {
+        house.images.path(disk.image).exists()
+    }
+
+    fn size_bytes(disk: &Disk) -> u64 {
+        disk.size_bytes
+    }
+
+    /// What is a difference is made whole while it is waited for.
+    async fn make_ready(house: &Arc<House>, spec: &MachineSpec) -> Result<(), RuntimeError> {
+        if spec.disk == DiskOrigin::Kept && spec.restore {
+            let whole = whole::kept(house, spec.sandbox).await;
+            whole.map_err(|error| cannot_restore(spec, told(&error)))?;
         }
-        let house = Arc::clone(&self.house);
-        let _ = blocking(move || {
-            if house.book.machines.all().is_empty() {
-                house.slots.close();
-                house.jails.cgroups.close();
-            }
-            Ok(())
-        })
-        .await;
+        Ok(())
+    }
+
+    fn draw(
+        house: &House,
+        spec: &MachineSpec,
+        from: &Disk,
+        bytes_min: u64,
+        memory: Option<&Memory>,
+    ) -> Result<(Disk, Own), RuntimeError> {
+        let base = memory.and_then(Base::of);
+        if memory.is_some() && base.is_none() {
+            let why = "it is a difference, which was not made whole".to_owned();
+            return Err(cannot_restore(spec, why));
+        }
+        let own = Own {
+            slot: house.vmm.numbers.slots.draw()?,
+            wired: house.vmm.config.network,
+            base,
+            copy: Copying::default(),
+            stands: false,
+        };
+        let disk = Disk {
+            image: Uuid::new_v4(),
+            size_bytes: from.size_bytes.max(bytes_min),
+        };
+        Ok((disk, own))
+    }
+
+    fn give_back(&self, own: &Own) {
+        self.numbers.slots.give_back(own.slot);
+    }
+
+    fn misfit(house: &House, memory: &Memory, machine: &Machine) -> Option<String> {
+        memory.fits.differs_from(&house.vmm.fits(machine))
+    }
+
+    async fn spawn(house: &Arc<House>, plan: &microvm::Plan<Self>) -> Result<(Process, Ready), RuntimeError> {
+        start::spawn(house, plan).await
+    }
+
+    async fn begin(
+        house: &Arc<House>,
+        machine: &Machine,
+        process: &Process,
+        _: &mut Ready,
+    ) -> Result<Monitor, RuntimeError> {
+        start::begin(house, machine, process).await
+    }
+
+    async fn come_up(vm: &Vm, ready: Ready) -> io::Result<()> {
+        start::come_up(vm, ready).await
+    }
+
+    fn link(house: &House, machine: &Machine) -> Link {
+        let socket = house.vmm.jail(machine).host(Inside::Vsock);
+        Link::new(Arc::new(ByVsock), socket)
+    }
+
+    /// Nobody reaches a machine any more that only stood, under Firecrackers with a fault that the operator accepted.
+    fn may_stand(&self, what: &str) -> Result<(), RuntimeError> {
+        let version = &self.probed.version;
+        if version.is_deaf_after_standing() {
+            return Err(unsupported(format!(
+                "{what} under Firecracker {version} ({})",
+                crate::version::DEAF
+            )));
+        }
+        Ok(())
+    }
+
+    async fn pause(vm: &Vm) -> Result<(), Step> {
+        vm.monitor.api.pause().await.at("having a machine stand")
+    }
+
+    async fn go_on(vm: &Vm) -> Result<(), Step> {
+        vm.monitor.api.resume().await.at("letting a machine go on")
+    }
+
+    async fn quit(_: &Vm) {}
+
+    fn set_policy(house: &House, machine: &Machine) -> Result<(), Step> {
+        if !machine.own.wired {
+            return Ok(());
+        }
+        let slots = &house.vmm.numbers.slots;
+        slots.set_policy(machine.own.slot, &machine.spec.network)
+    }
+
+    fn facts(vm: &Vm, machine: &Machine) -> Vec<(&'static str, String)> {
+        let (house, jail) = (&vm.house, &vm.monitor.jail);
+        let (image, id) = (machine.disk.image, vm.execution.to_string());
+        let link = machine
+            .own
+            .wired
+            .then(|| house.vmm.numbers.slots.link(machine.own.slot));
+        vec![
+            ("firecracker", house.vmm.probed.version.to_string()),
+            ("jail", jail.root().display().to_string()),
+            ("user", jail.uid.to_string()),
+            ("cgroup", house.vmm.jails.cgroups.shown(&id)),
+            ("disk", house.images.path(image).display().to_string()),
+            (
+                "disk written",
+                format!("{} bytes", house.images.used_bytes(image)),
+            ),
+            ("network", link.unwrap_or_else(|| "none".to_owned())),
+        ]
+    }
+
+    fn draw_copy() -> Uuid {
+        Uuid::new_v4()
+    }
+
+    fn images_of_copy(_: &Machine, copy: Uuid) -> Vec<Uuid> {
+        vec![copy]
+    }
+
+    fn note_writing(machine: &mut Machine, copy: Option<Uuid>, state: Option<Uuid>, stands_for_it: bool) {
+        let own = &mut machine.own;
+        own.stands = stands_for_it;
+        own.copy = Copying { image: copy, state };
+        if copy.is_some() && state.is_some() {
+            // All of it is written; what Firecracker takes for written since is another from here on.
+            own.base = None;
+        }
+    }
+
+    fn note_written(machine: &mut Machine, _: Option<Uuid>) {
+        let own = &mut machine.own;
+        own.stands = false;
+        if std::mem::take(&mut own.copy).state.is_some() {
+            // Whatever was written: what Firecracker takes for written since is not known.
+            own.base = None;
+        }
+    }
+
+    fn prepare_copy(_: &House, _: &Machine, _: Uuid) -> Result<(), Step> {
+        Ok(())
+    }
+
+    async fn copy_disk(vm: &Vm, copy: Uuid) -> Result<(), Step> {
+        copy_disk(vm, copy).await
+    }
+
+    async fn write_state(vm: &Vm, state: Uuid) -> Result<Written, Step> {
+        write_state(vm, state).await
+    }
+
+    fn copied(machine: &Machine, copy: Uuid) -> Disk {
+        Disk {
+            image: copy,
+            size_bytes: machine.disk.size_bytes,
+        }
+    }
+
+    fn settle(house: &House, disk: &Disk) -> Result<(), Step> {
+        through(&house.images.path(disk.image))
+    }
+
+    fn seal(house: &House, machine: &Machine, state: Uuid, written: Written) -> Result<Memory, Step> {
+        let fits = house.vmm.fits(machine);
+        memory::seal(&house.vmm.known, &house.states, state, written, fits)
+    }
+
+    /// What was written last is what the next difference is from.
+    async fn after_copy(vm: &Vm, _: BuildId, build: &Build) -> Result<(), RuntimeError> {
+        if let Some(base) = build.memory.as_ref().and_then(Base::of) {
+            vm.note(|machine| machine.own.base = Some(base)).await?;
+        }
+        Ok(())
+    }
+
+    fn tidy_kept_soon(house: &Arc<House>, sandbox: SandboxId) {
+        whole::kept_soon(house, sandbox);
+    }
+
+    fn release(house: &House, machine: &Machine) -> Result<(), Step> {
+        // It may be nobody's any more, and be swept away, or not be there yet.
+        let _ = take_back(&house.images.path(machine.disk.image));
+        house.vmm.numbers.slots.unplug(machine.own.slot)
+    }
+
+    fn clear(house: &House, id: &str) -> Result<(), Step> {
+        house.vmm.clear(id)
+    }
+
+    fn end_all(house: &House, id: &str) {
+        house.vmm.end_all(id);
+    }
+
+    fn must_end(&self, own: &Own) -> Option<&'static str> {
+        let is_loose = own.wired && !self.config.network;
+        is_loose.then_some("it has a network, which this daemon cannot hold to its policy")
+    }
+
+    async fn look_at(
+        house: &Arc<House>,
+        process: &Process,
+        machine: &mut Machine,
+    ) -> Result<(Monitor, bool), Step> {
+        adopt::look_at(house, process, machine).await
+    }
+
+    fn salvage(house: &House, machine: &mut Machine) {
+        let _ = take_back(&house.images.path(machine.disk.image));
+    }
+
+    fn reopen(house: &House, living: &[Machine]) -> Result<(), Step> {
+        let (jails, numbers) = (&house.vmm.jails, &house.vmm.numbers);
+        let ids = living.iter().map(|machine| machine.spec.execution.to_string());
+        let running: BTreeSet<String> = ids.collect();
+        let strays = jails.ids().into_iter().chain(jails.cgroups.ids());
+        for id in strays.filter(|id| !running.contains(id)) {
+            house.vmm.clear(&id)?;
+        }
+        let slots: Vec<u32> = living.iter().map(|machine| machine.own.slot).collect();
+        let wired = living.iter().filter(|machine| machine.own.wired);
+        let wired: Vec<_> = wired
+            .map(|machine| (machine.own.slot, machine.spec.network.clone()))
+            .collect();
+        numbers.slots.open(&slots, &wired)
+    }
+
+    fn close(&self) {
+        self.numbers.slots.close();
+        self.jails.cgroups.close();
     }
 }
 

@@ -6,19 +6,17 @@
 //!
 //! An image that another lies on is never written to again. Which lie on which is on record, and nowhere else: what an
 //! image says of itself is not looked at. Whatever no record names is removed.
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 
+use microvm::files::Files;
+use ports::step::{At, Step};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::command::Lent;
-use ports::step::{At, Step};
 
 pub(crate) mod flatten;
 mod qcow2;
@@ -40,14 +38,14 @@ pub(crate) struct Image {
 
 /// An image of this node's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Layer {
+pub struct Layer {
     pub(crate) id: Uuid,
     pub(crate) format: Format,
 }
 
 /// Images over one another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Disk {
+pub struct Disk {
     /// The lowest first.
     pub(crate) layers: Vec<Layer>,
     /// How much can be written to it.
@@ -71,88 +69,6 @@ impl Disk {
 pub(crate) const DEPTH_MAX: usize = 8;
 /// Of tables, and what becomes free while they grow.
 const TABLES_BYTES_MAX: u64 = 256 << 20;
-const UNPOISONED: &str = "nothing panics while it holds the pins";
-
-/// Files of one kind, whose names are drawn at random: images, and states of memory.
-#[derive(Debug)]
-pub(crate) struct Files {
-    dir: PathBuf,
-    /// Those that are made, or looked at, and are on no record yet or no more.
-    pinned: Arc<Mutex<BTreeMap<Uuid, usize>>>,
-}
-
-/// While it is held, a file stays.
-#[derive(Debug)]
-pub(crate) struct Pin {
-    id: Uuid,
-    pinned: Arc<Mutex<BTreeMap<Uuid, usize>>>,
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        let mut pinned = self.pinned.lock().expect(UNPOISONED);
-        if let Some(count) = pinned.get_mut(&self.id) {
-            *count -= 1;
-            if *count == 0 {
-                pinned.remove(&self.id);
-            }
-        }
-    }
-}
-
-impl Files {
-    pub(crate) fn open(dir: PathBuf) -> Result<Self, Step> {
-        fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
-        // Whoever reaches the directory above it by a way that is not closed gets no further.
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
-            .at(format!("closing {}", dir.display()))?;
-        Ok(Self {
-            dir,
-            pinned: Arc::default(),
-        })
-    }
-
-    pub(crate) fn pin(&self, id: Uuid) -> Pin {
-        *self.pinned.lock().expect(UNPOISONED).entry(id).or_default() += 1;
-        Pin {
-            id,
-            pinned: Arc::clone(&self.pinned),
-        }
-    }
-
-    pub(crate) fn path(&self, id: Uuid) -> PathBuf {
-        self.dir.join(id.to_string())
-    }
-
-    /// Removes what is neither named nor pinned. `named` must have been read after no file that it does not name could be
-    /// taken up any more.
-    pub(crate) fn sweep(&self, named: &BTreeSet<Uuid>) -> usize {
-        let mut removed = 0;
-        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            let is_wanted = id.is_some_and(|id: Uuid| {
-                named.contains(&id) || self.pinned.lock().expect(UNPOISONED).contains_key(&id)
-            });
-            if !is_wanted && fs::remove_file(entry.path()).is_ok() {
-                removed += 1;
-            }
-        }
-        removed
-    }
-
-    /// Makes names durable.
-    pub(crate) fn sync_names(&self) -> Result<(), Step> {
-        fs::File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
-            .at(format!("writing {} through", self.dir.display()))
-    }
-
-    /// Room in the file system that they lie in: all, and what can still be written.
-    pub(crate) fn space(&self) -> io::Result<(u64, u64)> {
-        let space = rustix::fs::statvfs(&self.dir)?;
-        Ok((space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize))
-    }
-}
 
 /// The images of a node.
 #[derive(Debug)]
@@ -161,12 +77,6 @@ pub(crate) struct Disks {
 }
 
 impl Disks {
-    pub(crate) fn open(dir: PathBuf) -> Result<Self, Step> {
-        Ok(Self {
-            files: Files::open(dir)?,
-        })
-    }
-
     /// The name of an image that is not there yet.
     pub(crate) fn draw(format: Format) -> Layer {
         Layer {
@@ -175,6 +85,7 @@ impl Disks {
         }
     }
 
+    #[cfg(test)]
     pub(crate) fn image(&self, layer: Layer) -> Image {
         Image {
             path: self.files.path(layer.id),
@@ -185,12 +96,6 @@ impl Disks {
     #[cfg(test)]
     pub(crate) fn images(&self, disk: &Disk) -> Vec<Image> {
         disk.layers.iter().map(|layer| self.image(*layer)).collect()
-    }
-
-    /// What can be measured of the images that a machine does not share.
-    pub(crate) fn used_bytes(&self, layer: Layer) -> u64 {
-        use std::os::unix::fs::MetadataExt as _;
-        fs::metadata(self.files.path(layer.id)).map_or(0, |about| about.blocks() * 512)
     }
 
     /// Whether all of its images are there.
@@ -268,36 +173,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_names_or_holds_is_swept() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path().to_owned()).unwrap();
-        let [named, held, lost] = std::array::from_fn(|_| Uuid::new_v4());
-        for id in [named, held, lost] {
-            fs::write(files.path(id), "x").unwrap();
-        }
-        fs::write(dir.path().join("stray"), "x").unwrap();
-        let (first, second) = (files.pin(held), files.pin(held));
-        drop(first);
-        let names = BTreeSet::from([named]);
-        assert_eq!(files.sweep(&names), 2);
-        assert!(files.path(named).exists() && files.path(held).exists());
-        drop(second);
-        assert_eq!(files.sweep(&names), 1);
-        assert!(files.path(named).exists() && !files.path(held).exists());
-    }
-
-    #[test]
     fn an_image_is_made_once_and_is_its_owners_alone() {
         use std::os::unix::fs::MetadataExt as _;
         let dir = tempfile::tempdir().unwrap();
-        let disks = Disks::open(dir.path().join("images")).unwrap();
+        let disks = Disks {
+            files: Files::open(dir.path().join("images")).unwrap(),
+        };
         let layer = Disks::draw(Format::Qcow2);
         assert!(!disks.is_image(layer));
         disks.make(layer, 1 << 30).unwrap();
-        assert!(disks.is_image(layer) && disks.used_bytes(layer) < 1 << 20);
+        assert!(disks.is_image(layer) && disks.files.used_bytes(layer.id) < 1 << 20);
         let mode = |path: PathBuf| fs::metadata(path).unwrap().mode() & 0o777;
         assert_eq!(mode(disks.files.path(layer.id)), 0o600);
-        assert_eq!(mode(dir.path().join("images")), 0o700);
         let disk = Disk {
             layers: vec![layer],
             size_bytes: 1 << 30,
@@ -305,7 +192,7 @@ mod tests {
         assert!(disks.is_whole(&disk));
         assert!(!disks.is_whole(&disk.under(Disks::draw(Format::Qcow2), 0)));
         let refused = disks.make(layer, 1 << 30).unwrap_err();
-        assert_eq!(refused.source.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(refused.source.kind(), std::io::ErrorKind::AlreadyExists);
         let cut_off = Disks::draw(Format::Qcow2);
         fs::write(disks.files.path(cut_off.id), "").unwrap();
         assert!(!disks.is_image(cut_off));

@@ -7,36 +7,29 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use model::{BuildId, MiB};
-use uuid::Uuid;
-
+use microvm::import::{disk, may_be_deeper, staged};
+use microvm::record::FORM;
+use model::BuildId;
+use ports::step::{At, Step};
 use rootfs::{dress, put};
 
 use crate::disk::{Disk, Disks, Format};
-use crate::house::{House, remove_dir};
-use crate::record::{Build, FORM};
-use ports::step::{At, Step};
+use crate::house::House;
+use crate::record::Build;
 
-/// Room on a root disk beside its content: what a file system takes for itself, and some to begin with. A machine whose
-/// disk is to be larger has its file system grown by its agent.
-const SLACK: MiB = MiB(256);
-/// So deep is no tree of an image; a walk ends by itself.
-const DEPTH_MAX: usize = 1024;
 /// What a directory that hides those below it is marked with, by whoever could.
 const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
 
 /// Makes a build of layers, the lowest first.
 pub(crate) fn layers(house: &House, build: BuildId, layers: &[PathBuf]) -> Result<(), Step> {
-    let staging = house.config.data.join("staging").join(Uuid::new_v4().to_string());
-    fs::create_dir_all(&staging).at(format!("making {}", staging.display()))?;
-    let root = staging.join("root");
-    let made = layers
-        .iter()
-        .try_fold((), |(), layer| lay(layer, &root, 0))
-        .and_then(|()| add_ours(&root, &staging.join("ours")))
-        .and_then(|()| disk(house, build, &root, &staging));
-    let removed = remove_dir(&staging);
-    made.and(removed)
+    staged(&house.vmm.config.data, |staging| {
+        let root = staging.join("root");
+        for layer in layers {
+            lay(layer, &root, 0)?;
+        }
+        add_ours(&root, &staging.join("ours"))?;
+        become_build(house, build, &root, staging)
+    })
 }
 
 /// Lays over a root what every sandbox needs; `sudo` comes with the guest.
@@ -50,33 +43,20 @@ fn add_ours(root: &Path, ours: &Path) -> Result<(), Step> {
 
 /// Makes a build of one directory.
 pub(crate) fn root(house: &House, build: BuildId, dir: &Path) -> Result<(), Step> {
-    let staging = house.config.data.join("staging").join(Uuid::new_v4().to_string());
-    fs::create_dir_all(&staging).at(format!("making {}", staging.display()))?;
-    let made = disk(house, build, dir, &staging);
-    let removed = remove_dir(&staging);
-    made.and(removed)
+    staged(&house.vmm.config.data, |staging| {
+        become_build(house, build, dir, staging)
+    })
 }
 
-/// Removes what imports that were cut off left.
-pub(crate) fn clear(house: &House) -> Result<(), Step> {
-    remove_dir(&house.config.data.join("staging"))
-}
-
-fn disk(house: &House, build: BuildId, root: &Path, staging: &Path) -> Result<(), Step> {
+fn become_build(house: &House, build: BuildId, root: &Path, staging: &Path) -> Result<(), Step> {
     let step = || format!("making the root disk of build {build}");
-    let mut bytes = 0;
-    measure(root, 0, &mut bytes).at(step())?;
-    // Inodes and the journal take their share of it.
-    let size_bytes = (bytes + bytes / 8 + SLACK.bytes()).next_multiple_of(1 << 20);
     let image = staging.join("image");
-    guest::disk::make(&image, guest::disk::Source::Directory(root), size_bytes)
-        .map_err(io::Error::other)
-        .at(step())?;
+    let size_bytes = disk(&image, root)?;
     let layer = Disks::draw(Format::Raw);
-    let _pin = house.disks.files.pin(layer.id);
+    let _pin = house.images.pin(layer.id);
     fs::set_permissions(&image, fs::Permissions::from_mode(0o400)).at(step())?;
-    fs::rename(&image, house.disks.files.path(layer.id)).at(step())?;
-    house.disks.files.sync_names()?;
+    fs::rename(&image, house.images.path(layer.id)).at(step())?;
+    house.images.sync_names()?;
     let record = Build {
         form: FORM,
         disk: Disk {
@@ -89,36 +69,10 @@ fn disk(house: &House, build: BuildId, root: &Path, staging: &Path) -> Result<()
     house.book.builds.write(&build, &record)
 }
 
-/// What files take on a disk, each rounded up to its blocks, and what each costs beside.
-fn measure(path: &Path, depth: usize, bytes: &mut u64) -> io::Result<()> {
-    let about = fs::symlink_metadata(path)?;
-    *bytes += 1024;
-    if about.is_file() {
-        *bytes += about.len().next_multiple_of(4096);
-    }
-    if about.is_dir() {
-        *bytes += 4096;
-        check(depth)?;
-        for entry in fs::read_dir(path)? {
-            measure(&entry?.path(), depth + 1, bytes)?;
-        }
-    }
-    Ok(())
-}
-
-fn check(depth: usize) -> io::Result<()> {
-    if depth < DEPTH_MAX {
-        return Ok(());
-    }
-    Err(io::Error::other(format!(
-        "directories lie more than {DEPTH_MAX} deep in one another"
-    )))
-}
-
 /// Lays one thing of a layer over what is there.
 fn lay(from: &Path, onto: &Path, depth: usize) -> Result<(), Step> {
     let step = || format!("laying {} over {}", from.display(), onto.display());
-    check(depth).at(step())?;
+    may_be_deeper(depth).at(step())?;
     let about = fs::symlink_metadata(from).at(step())?;
     let below = fs::symlink_metadata(onto).ok();
     if is_whiteout(&about) {
@@ -227,8 +181,5 @@ mod tests {
         }
         // The layers are as they were.
         assert_eq!(fs::read_to_string(low.join("a")).unwrap(), "1");
-        let mut bytes = 0;
-        measure(&root, 0, &mut bytes).unwrap();
-        assert!(bytes > 4096 * 6, "{bytes}");
     }
 }

@@ -2,20 +2,17 @@
 //! `qemu-system-x86_64`, with or without hardware for it, and with or without root, which their network takes.
 //!
 //! ```text
-//! runtime ──▶ house ──▶ record   what there is, written before it is made
-//!    │          ├─▶ disk         images over one another; flatten makes one of many
-//!    │          └─▶ memory       states of machines, and what they fit
-//!    └─▶ machine ──▶ process     one QEMU: identity, log
-//!          ├─▶ qmp               its monitor: standing, going on, migration, images
-//!          └─▶ agent             the line to the agent inside
+//! runtime    each step of a machine's life (microvm), as QEMU has it: start, adopt
+//!    ├─▶ house ──▶ disk      what QEMUs share; images over one another, flatten makes one of many, flat when there is time
+//!    │     └─▶ memory        states of machines, and what they fit
+//!    └─▶ machine ──▶ qmp     what one QEMU is told: standing, going on, migration, images
+//!          └─▶ process       how it is started and its monitor reached
 //! command  QEMU's command line   probe   what this machine's QEMU can do
-//! users    whom QEMUs run as
-//! network  slots of machines: links and rules on the host, and the tap that leads there
-//! policy   what is refused       import  root disks out of layers
+//! users    whom QEMUs run as     record  what is its own of a machine's record
+//! import   root disks out of layers
 //! ```
 //!
-//! A machine is named by its execution: its record, its directory of sockets, its process. A sandbox without a machine is
-//! what is kept of it: images, and a state of memory. Each start lays an image of its own over what it starts from, so what
+//! A machine is named by its execution: its directory of sockets, its process. Each start lays an image of its own over what it starts from, so what
 //! that was stays as it was until the machine is up, and for as long as others start from it.
 //!
 //! **Invariants.** Nothing is made before it is on record, and nothing that a record names is removed. An image that
@@ -25,16 +22,13 @@
 //! open, and where the daemon is root it runs as a user that nobody else is.
 #![forbid(unsafe_code)]
 
-mod agent;
 mod command;
 mod disk;
+mod flat;
 mod house;
 mod import;
-mod log;
 mod machine;
 mod memory;
-mod network;
-mod policy;
 mod probe;
 mod process;
 mod qmp;
@@ -43,8 +37,10 @@ mod runtime;
 mod users;
 
 pub use command::Accel;
+pub use house::Qemu;
+pub use microvm::boot::Guest;
 pub use probe::{Probed, probe};
-pub use runtime::{Config, Guest, Qemus, capabilities};
+pub use runtime::{Config, Qemus, capabilities};
 
 #[cfg(test)]
 mod tests;

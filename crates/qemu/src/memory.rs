@@ -23,7 +23,7 @@ const UNPOISONED: &str = "nothing panics while it holds what is known";
 
 /// What a state of memory is, and what it fits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Memory {
+pub struct Memory {
     /// Its file.
     pub(crate) state: Uuid,
     pub(crate) length_bytes: u64,

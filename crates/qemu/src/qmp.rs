@@ -94,7 +94,7 @@ struct Line {
 
 /// A connection to a QEMU's monitor.
 #[derive(Debug)]
-pub(crate) struct Qmp {
+pub struct Qmp {
     line: Arc<Line>,
     /// Held by whoever has asked and waits.
     turn: tokio::sync::Mutex<()>,

@@ -24,6 +24,7 @@ CRIU = os.environ.get("ATOLL_CRIU") and os.path.realpath(os.environ["ATOLL_CRIU"
 # Slots that are prepared ahead, where a test does not say otherwise.
 POOL = 4
 READY_WITHIN_SECONDS = 120.0
+RUNTIME = ("ATOLL_RUNTIME", "ATOLL_GUEST_KERNEL", "ATOLL_FIRECRACKER", "ATOLL_FIRECRACKER_ACCEPTS")
 
 
 def free_port():
@@ -42,7 +43,7 @@ class House:
         self.env |= {f"ATOLL_{name}_LISTEN": f"127.0.0.1:{free_port()}" for name in ("API", "EDGE", "ADMIN")}
         self.env |= {"ATOLL_DATA_DIR": str(self.dir), "ATOLL_POOL": str(pool), "ATOLL_FAILPOINTS": str(self.armed), "ATOLL_CRIU": criu or str(self.dir / "no-criu")}
         # Which runtime it has is whoever's who runs the tests.
-        self.env |= {name: os.environ[name] for name in ("ATOLL_RUNTIME", "ATOLL_GUEST_KERNEL") if name in os.environ}
+        self.env |= {name: os.environ[name] for name in RUNTIME if name in os.environ}
         self.daemon = None
 
     @property
@@ -90,6 +91,18 @@ class House:
 
     def wait_for_death(self):
         assert self.daemon.wait(timeout=60) == -signal.SIGKILL
+
+    def dies(self, point, flow):
+        """Does a flow until the daemon dies at a point of it, and is to be started again. Says whether the flow was answered."""
+        self.armed.write_text(point)
+        answered = True
+        try:
+            flow()
+        except Exception:
+            answered = False
+        self.wait_for_death()
+        self.armed.unlink()
+        return answered
 
     def down(self):
         subprocess.run([self.program, "down"], env=self.env, check=True, capture_output=True, timeout=120)

@@ -5,43 +5,9 @@ import threading
 
 from e2b import SandboxState
 from house import FAILPOINTS, House
+from kept import Kept
 from machine import Machine
 from patience import eventually
-
-
-class Kept:
-    """A sandbox of which it was answered that it is there, running or paused."""
-
-    def __init__(self, house, **options):
-        self.house = house
-        self.sandbox = house.create(timeout=3600, **options)
-        self.process = self.sandbox.commands.run("i=0; while true; do i=$((i+1)); echo $i > /tmp/counted && mv /tmp/counted /tmp/count; sleep 0.1; done", background=True, timeout=0)
-        self.sandbox.files.write("/home/user/kept", self.id)
-        self.boot = self.sandbox.files.read("/proc/sys/kernel/random/boot_id")
-
-    @property
-    def id(self):
-        return self.sandbox.sandbox_id
-
-    @property
-    def sandbox_id(self):
-        return self.id
-
-    def state(self):
-        return self.sandbox.get_info().state
-
-    def works(self):
-        """It can be used, and has its disk."""
-        self.sandbox = self.house.connect(self.id)
-        assert self.sandbox.files.read("/home/user/kept") == self.id
-        assert self.sandbox.commands.run("sudo true && echo done").stdout == "done\n"
-
-    def runs_on(self):
-        """It is the same machine as in the beginning, with the same processes."""
-        assert self.sandbox.files.read("/proc/sys/kernel/random/boot_id") == self.boot
-        assert self.process.pid in [process.pid for process in self.sandbox.commands.list()]
-        count = self.sandbox.files.read("/tmp/count")
-        eventually(lambda: self.sandbox.files.read("/tmp/count") != count, "the counter to go on")
 
 
 class Stage:
@@ -93,14 +59,7 @@ class Stage:
         """Does a flow until the daemon dies at a point of it, and starts the next daemon. Says whether the flow was
         answered."""
         with self.load():
-            self.house.armed.write_text(point)
-            answered = True
-            try:
-                flow()
-            except Exception:
-                answered = False
-            self.house.wait_for_death()
-        self.house.armed.unlink()
+            answered = self.house.dies(point, flow)
         self.start()
         return answered
 

@@ -10,24 +10,17 @@ import pathlib
 import re
 
 import pytest
-from e2b import NotFoundException
 from house import FAILPOINTS
+from kept import Kept
 from patience import eventually
 from points import ALL, RECOVERY, REFILL, SANDBOX
-from stage import Kept, undecided
+from stage import undecided
 
 pytestmark = pytest.mark.skipif(FAILPOINTS is None, reason="ATOLL_FAILPOINTS_BIN names no daemon that was built with failpoints")
 
 
 def steps(flow):
     return pytest.mark.parametrize("point", SANDBOX[flow])
-
-
-def is_gone(kept):
-    try:
-        kept.sandbox.get_info()
-    except NotFoundException:
-        return True
 
 
 @steps("create")
@@ -90,7 +83,7 @@ def ends(stage, point, flow, prepare=lambda kept: None):
     kept = Kept(stage.house)
     prepare(kept)
     stage.dies(point, lambda: flow(kept))
-    eventually(lambda: is_gone(kept), "the sandbox to be gone")
+    eventually(kept.is_gone, "the sandbox to be gone")
     stage.assert_all_is_kept()
     stage.assert_nothing_is_left(point)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from e2b import Sandbox, Template
 from house import FAILPOINTS
+from kept import Kept
 from patience import eventually
 from points import BUILDS
-from stage import Kept
 
 sys.path.append(str(Path(__file__).parents[1] / "settings"))
 

@@ -4,9 +4,10 @@ paused or resumed loses no process either, except where its owner was told to do
 import pytest
 from e2b import Template
 from house import CRIU, FAILPOINTS
+from kept import Kept
 from patience import eventually
 from points import MEMORY
-from stage import Kept, undecided
+from stage import undecided
 from test_failpoints_builds import forget, goes_on, name, recipe  # noqa: F401
 
 pytestmark = [

@@ -1,24 +1,22 @@
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use microvm::stray::{kill_if, started_with, words};
 use model::{ExecutionId, MiB, NetworkPolicy, Resources};
 use ports::guest::DialError;
-use ports::runtime::{Disk as Fate, DiskOrigin, Ended};
-use ports::step::Step;
+use ports::runtime::{Disk as Fate, Ended, Recovered};
+use ports::{Machine, Runtime as _};
 use tokio::io::AsyncWriteExt as _;
-use uuid::Uuid;
 
 use self::fake::{Fakes, Orders, until};
-use super::start::told;
 use super::*;
 use crate::api::request::{self, InstanceState};
-use crate::jail::{Inside, take_back};
-use crate::machine::{Vm, keep};
-use crate::memory::{self, Pages, Place};
-use crate::process::Process;
+use crate::memory::{Pages, Place};
+use crate::process::Launch;
 use crate::version::Version;
 
 mod boot;
+mod deaths;
 mod fake;
 mod real;
 
@@ -39,9 +37,26 @@ const BOOT: [&str; 7] = [
 /// And one that is restored.
 const RESTORE: [&str; 3] = ["PUT /snapshot/load", "PATCH /drives/root", "PATCH /vm Resumed"];
 
+/// Where a world is.
+enum Dir {
+    /// It goes with the test.
+    Own(tempfile::TempDir),
+    /// It is whoever's who named it.
+    Others(PathBuf),
+}
+
+impl Dir {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(dir) => dir.path(),
+            Self::Others(dir) => dir,
+        }
+    }
+}
+
 /// A runtime of its own. Every Firecracker of it dies with the test.
 struct World {
-    dir: tempfile::TempDir,
+    dir: Dir,
     fakes: Arc<Fakes>,
     build: BuildId,
     differences: bool,
@@ -68,8 +83,8 @@ impl Drop for World {
     fn drop(&mut self) {
         let ids = fs::read_dir(self.dir.path().join("data/jail/firecracker"));
         for id in ids.into_iter().flatten().flatten() {
-            for pid in crate::stray::started_with("--id", &id.file_name().to_string_lossy()) {
-                crate::process::kill_if(pid, |_| true);
+            for pid in started_with(&[words("--id", &id.file_name().to_string_lossy())]) {
+                kill_if(pid, |_| true);
             }
         }
     }
@@ -82,18 +97,23 @@ impl World {
             crate::tests::not_run("it takes root to give files away");
             return None;
         }
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Dir::Own(tempfile::tempdir().unwrap());
+        Some(Self::on(dir, NEXT_UID.fetch_add(4096, Ordering::SeqCst)))
+    }
+
+    /// One that is in a directory already, or from now on.
+    fn on(dir: Dir, first_uid: u32) -> Self {
         fs::write(dir.path().join("kernel"), b"\x7fELF kernel").unwrap();
         fs::write(dir.path().join("initrd"), "initrd").unwrap();
-        Some(Self {
+        Self {
             fakes: Arc::new(Fakes::new(&dir.path().join("fakes"))),
             dir,
             build: BuildId::random(),
             differences: true,
             version: "1.16.2",
             boots_within: Duration::from_secs(20),
-            first_uid: NEXT_UID.fetch_add(4096, Ordering::SeqCst),
-        })
+            first_uid,
+        }
     }
 
     fn config(&self) -> Config {
@@ -127,10 +147,10 @@ impl World {
             version: self.version.parse().unwrap(),
             snapshot_format: "11.0.0".to_owned(),
         };
-        let slots = Slots::new(0, self.first_uid, false);
+        let numbers = Numbers::new(Slots::new(0, false), self.first_uid);
         let launcher = Box::new(Shared(Arc::clone(&self.fakes)));
-        let runtime = Firecrackers::open_with(config, probed, jails, launcher, slots, None).await;
-        let runtime = runtime.unwrap();
+        let house = house::open(config, probed, jails, launcher, numbers, None).unwrap();
+        let runtime = Firecrackers::of(house);
         let recovered = runtime.recover().await.unwrap();
         (runtime, recovered)
     }
@@ -140,7 +160,7 @@ impl World {
         let (runtime, _) = self.daemon().await;
         let disk = self.dir.path().join("root.ext4");
         fs::File::create(&disk).unwrap().set_len(8 << 20).unwrap();
-        runtime.import_disk(self.build, disk).await.unwrap();
+        import::image_of(&runtime.house, self.build, &disk).unwrap();
         runtime
     }
 
@@ -196,12 +216,12 @@ async fn start(runtime: &Firecrackers, spec: &MachineSpec) -> (Arc<Vm>, Arc<dyn 
     let started = match runtime.house.bring_up(spec.clone()).await {
         Ok(started) => started,
         Err(error) => {
-            let calls = runtime.house.config.data.with_file_name("fakes");
+            let calls = runtime.house.vmm.config.data.with_file_name("fakes");
             let calls = fs::read_to_string(calls.join(spec.execution.to_string()));
             panic!("{}; it was asked {calls:?}", told(&error));
         }
     };
-    let vm = Arc::clone(started.vm.as_ref().unwrap());
+    let vm = Arc::clone(started.vm());
     (vm, started.hand_over().unwrap())
 }
 
@@ -319,7 +339,7 @@ async fn what_was_restored_is_written_down_as_a_difference_unless_nobody_knows_f
     whole(async {
         let runtime = world.begin().await;
         let spec = world.spec();
-        let kinds = |vm: &Arc<Vm>| vm.record().base.is_some();
+        let kinds = |vm: &Arc<Vm>| vm.record().own.base.is_some();
         let (vm, machine) = start(&runtime, &spec).await;
         assert!(!kinds(&vm), "one that boots differs from nothing");
         machine.hibernate().await.unwrap();
@@ -327,10 +347,10 @@ async fn what_was_restored_is_written_down_as_a_difference_unless_nobody_knows_f
         assert!(kinds(&vm));
         // A copy without memory changes nothing about that, one with memory is what it differs from then.
         machine.checkpoint(BuildId::random(), false).await.unwrap();
-        let before = vm.record().base;
+        let before = vm.record().own.base;
         let into = BuildId::random();
         machine.checkpoint(into, true).await.unwrap();
-        let now = vm.record().base.unwrap();
+        let now = vm.record().own.base.unwrap();
         assert_ne!(before, Some(now.clone()));
         let build = runtime.house.build(into).unwrap().unwrap();
         assert_eq!(build.memory.unwrap().id, now.id);
@@ -380,7 +400,7 @@ async fn copies_of_a_machine_go_on_each_for_itself() {
             let mut running = Vec::new();
             for started in started {
                 let (vm, copied) = started.await;
-                users.insert(vm.jail.uid);
+                users.insert(vm.monitor.jail.uid);
                 running.push(copied);
             }
             assert_eq!(users.len(), 3);
@@ -645,7 +665,7 @@ async fn a_difference_whose_ground_was_changed_is_not_brought_back() {
         let into = BuildId::random();
         machine.checkpoint(into, true).await.unwrap();
         // It stays a difference until somebody wants it whole.
-        let turn = runtime.house.whole_turn().await;
+        let turn = runtime.house.vmm.whole_turn.lock().await;
         machine.hibernate().await.unwrap();
         let kept = runtime.house.book.kept.read(&spec.sandbox).unwrap().unwrap();
         let Pages::Diff { base, .. } = kept.memory.as_ref().unwrap().pages else {
@@ -775,18 +795,22 @@ async fn a_daemon_that_comes_back_finds_its_machines() {
         let (dead, _) = start(&runtime, &dies).await;
         let (copied, _) = start(&runtime, &copies).await;
         // As if it had died while this one was copied.
-        copied.api.pause().await.unwrap();
+        copied.monitor.api.pause().await.unwrap();
         let state = Uuid::new_v4();
         copied
             .note(|record| {
-                record.stands = true;
-                record.copy.state = Some(state);
+                record.own.stands = true;
+                record.own.copy.state = Some(state);
             })
             .await
             .unwrap();
         let place = Place::of(&runtime.house.states, state);
         place.make().unwrap();
-        copied.jail.lend_out(&place.state(), &place.memory()).unwrap();
+        copied
+            .monitor
+            .jail
+            .lend_out(&place.state(), &place.memory())
+            .unwrap();
         dead.process.kill();
         dead.process.ended().await;
         drop((first, dead, copied, machine, runtime));
@@ -803,7 +827,7 @@ async fn a_daemon_that_comes_back_finds_its_machines() {
         assert_eq!(users.len(), 3);
         // Nobody gets the number of one that lives on.
         let (other, machine) = start(&runtime, &world.spec()).await;
-        assert!(!users.contains(&other.jail.uid.to_string()));
+        assert!(!users.contains(&other.monitor.jail.uid.to_string()));
         machine.stop(Fate::Discard).await.unwrap();
         for (spec, machine) in &recovered.machines {
             assert_eq!(machine.is_frozen(), spec.sandbox == stands.sandbox);
@@ -832,12 +856,12 @@ async fn what_a_daemon_that_died_in_a_start_left_is_ended_and_the_kept_disk_is_a
         let kept = runtime.house.book.kept.read(&spec.sandbox).unwrap();
         // It runs, and nobody has said so: neither which process it is, nor that it is up.
         let started = runtime.house.bring_up(again(&spec, true)).await.unwrap();
-        let vm = Arc::clone(started.vm.as_ref().unwrap());
+        let vm = Arc::clone(started.vm());
         vm.note(|record| record.process = None).await.unwrap();
         std::mem::forget(started);
         // And of this one there is not even a record any more.
         let stray = runtime.house.bring_up(world.spec()).await.unwrap();
-        let lost = Arc::clone(stray.vm.as_ref().unwrap());
+        let lost = Arc::clone(stray.vm());
         runtime.house.book.machines.remove(&lost.execution).unwrap();
         std::mem::forget(stray);
         let (later, recovered) = world.daemon().await;
@@ -893,10 +917,11 @@ async fn a_stop_or_a_hibernation_that_was_cut_off_is_brought_to_its_end() {
         // All was written, and it lives on for a moment.
         let state = Uuid::new_v4();
         let record = hibernating.record();
-        hibernating.api.pause().await.unwrap();
+        hibernating.monitor.api.pause().await.unwrap();
         let place = Place::of(&runtime.house.states, state);
         place.make().unwrap();
         hibernating
+            .monitor
             .jail
             .lend_out(&place.state(), &place.memory())
             .unwrap();
@@ -905,15 +930,15 @@ async fn a_stop_or_a_hibernation_that_was_cut_off_is_brought_to_its_end() {
             snapshot_path: Inside::OutState.path(),
             mem_file_path: Inside::OutMemory.path(),
         };
-        hibernating.api.snapshot(&create).await.unwrap();
+        hibernating.monitor.api.snapshot(&create).await.unwrap();
         for file in [place.state(), place.memory()] {
             take_back(&file).unwrap();
         }
         let house = &runtime.house;
-        let fits = house.fits(&record);
+        let fits = house.vmm.fits(&record);
         let whole = memory::Written::Whole;
-        let memory = memory::seal(&house.known, &house.states, state, whole, fits).unwrap();
-        keep(house, &record, record.spec.execution, Some(memory)).unwrap();
+        let memory = memory::seal(&house.vmm.known, &house.states, state, whole, fits).unwrap();
+        house.keep(&record, Some(memory)).unwrap();
         drop((stopping, hibernating, runtime));
         let (later, mut recovered) = world.daemon().await;
         recovered.disks.sort();

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Disk, Disks, Format, Layer, file_bytes_max};
 use crate::command::{self, Lent, Sockets, node_name};
-use crate::process::{Process, Rights};
+use crate::process::{Rights, listen, start};
 use crate::qmp::{Qmp, QmpError};
 use ports::step::{At, Step};
 
@@ -70,8 +70,8 @@ pub(crate) async fn flatten(
         file_bytes: file_bytes_max(disk.size_bytes),
         ..rights
     };
-    let process = Process::start(program, &arguments, rights)?;
-    let streamed = match process.listen(&sockets.qmp, &sockets.serial).await {
+    let process = start(program, &arguments, rights)?;
+    let streamed = match listen(&process, &sockets.qmp, &sockets.serial).await {
         Ok(qmp) => {
             let streamed = stream(&qmp, top).await;
             let _ = qmp.run("quit", json!({})).await;
@@ -155,7 +155,9 @@ mod tests {
     #[tokio::test]
     async fn what_any_image_held_is_held_by_the_one() {
         let dir = tempfile::tempdir().unwrap();
-        let disks = Disks::open(dir.path().join("images")).unwrap();
+        let disks = Disks {
+            files: microvm::files::Files::open(dir.path().join("images")).unwrap(),
+        };
         let (base, mut disk) = (Disks::draw(Format::Raw), Vec::new());
         let base_path = disks.files.path(base.id);
         std::fs::File::create(&base_path)
@@ -195,7 +197,10 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(flat.layers, [base, into]);
-        assert!(disks.used_bytes(into) < 4 << 20, "the lowest image is not copied");
+        assert!(
+            disks.files.used_bytes(into.id) < 4 << 20,
+            "the lowest image is not copied"
+        );
         let whole = |disk: &Disk| {
             let nested = disks
                 .images(disk)

@@ -1,13 +1,15 @@
-use std::path::Path;
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use microvm::agent::{Agent, Name};
+use microvm::record::FORM;
 use model::{ExecutionId, MiB, NetworkPolicy, Resources};
 use ports::guest::{DialError, Stream};
-use ports::runtime::{Ended, Usage};
+use ports::runtime::{Disk as Fate, Ended, Recovered, Usage};
+use ports::{Machine, Runtime as _};
 use tokio::time::Instant;
 
 use super::*;
-use crate::agent::Agent;
 
 mod boot;
 mod network;
@@ -141,7 +143,7 @@ impl World {
     /// A daemon, as it comes up.
     async fn daemon(&self) -> (Qemus, Recovered) {
         let agents = Arc::new(Nobodies(Arc::clone(&self.nobody)));
-        let runtime = Qemus::open_with(self.config(), agents).await.unwrap();
+        let runtime = Qemus::of(open_with(self.config(), agents).await.unwrap());
         let recovered = runtime.recover().await.unwrap();
         (runtime, recovered)
     }
@@ -151,13 +153,13 @@ impl World {
         let (runtime, _) = self.daemon().await;
         let house = &runtime.house;
         let layer = Disks::draw(Format::Raw);
-        fs::File::create(house.disks.files.path(layer.id))
+        fs::File::create(house.images.path(layer.id))
             .unwrap()
             .set_len(16 << 20)
             .unwrap();
-        let build = record::Build {
-            form: record::FORM,
-            disk: crate::disk::Disk {
+        let build = Build {
+            form: FORM,
+            disk: Disk {
                 layers: vec![layer],
                 size_bytes: 16 << 20,
             },
@@ -196,7 +198,7 @@ impl World {
 
 async fn start(runtime: &Qemus, spec: &MachineSpec) -> (Arc<Vm>, Arc<dyn Machine>) {
     let started = runtime.house.bring_up(spec.clone()).await.unwrap();
-    let vm = Arc::clone(started.vm.as_ref().unwrap());
+    let vm = Arc::clone(started.vm());
     (vm, started.hand_over().unwrap())
 }
 
@@ -430,8 +432,8 @@ async fn a_daemon_that_comes_back_finds_its_machines() {
         let (copied, _) = start(&runtime, &copies).await;
         says(&copied, 2).await;
         // As if it had died while this one was copied.
-        copied.qmp.run("stop", json!({})).await.unwrap();
-        copied.note(|record| record.copying = true).await.unwrap();
+        copied.monitor.run("stop", json!({})).await.unwrap();
+        copied.note(|record| record.own.copying = true).await.unwrap();
         dead.process.kill();
         let mut ended = dead.ended_receiver();
         let how = tokio::time::timeout(Duration::from_secs(1), ended.wait_for(Option::is_some)).await;
@@ -566,7 +568,7 @@ async fn what_a_daemon_that_died_in_a_start_left_is_ended_and_the_kept_disk_is_a
         let kept = runtime.house.book.kept.read(&spec.sandbox).unwrap();
         // It runs, and nobody has said so: neither which process it is, nor that it is up.
         let started = runtime.house.bring_up(again(&spec, true)).await.unwrap();
-        let vm = Arc::clone(started.vm.as_ref().unwrap());
+        let vm = Arc::clone(started.vm());
         vm.note(|record| record.process = None).await.unwrap();
         std::mem::forget(started);
         let (later, recovered) = world.daemon().await;
@@ -577,7 +579,7 @@ async fn what_a_daemon_that_died_in_a_start_left_is_ended_and_the_kept_disk_is_a
         let ended = tokio::time::timeout(SOON, vm.process.ended()).await;
         ended.expect("it was ended");
         // Both are in this process, so that the later one has a number of its own, by which it finds groups.
-        vm.house.clear_groups(&BTreeSet::new()).unwrap();
+        vm.house.vmm.clear_groups(&BTreeSet::new()).unwrap();
         assert_eq!(later.house.book.kept.read(&spec.sandbox).unwrap(), kept);
         let (_, machine) = start(&later, &again(&spec, true)).await;
         assert!(machine.is_restored());

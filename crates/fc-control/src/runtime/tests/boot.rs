@@ -204,7 +204,7 @@ async fn lives(network: bool) {
     assert_eq!(health(&*machine).await, "HTTP/1.1 204");
     machine.stop(Fate::Discard).await.unwrap();
     runtime.close().await;
-    assert!(runtime.house.jails.ids().is_empty() && runtime.house.jails.cgroups.ids().is_empty());
+    assert!(runtime.house.vmm.jails.ids().is_empty() && runtime.house.vmm.jails.cgroups.ids().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

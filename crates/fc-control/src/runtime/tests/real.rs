@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use super::*;
+use crate::process;
 
 /// Faults that the one at hand may have.
 const ACCEPTED: [&str; 3] = ["CVE-2026-122192", "firecracker-6100", "development-build"];
@@ -58,10 +59,7 @@ async fn jailed(network: bool) {
     };
     let house = Arc::clone(&runtime.house);
     let build = BuildId::random();
-    runtime
-        .import_disk(build, dir.path().join("root.ext4"))
-        .await
-        .unwrap();
+    import::image_of(&house, build, &dir.path().join("root.ext4")).unwrap();
     let spec = MachineSpec {
         sandbox: SandboxId::random(),
         execution: ExecutionId::random(),
@@ -78,21 +76,21 @@ async fn jailed(network: bool) {
     };
     let (execution, id) = (spec.execution, spec.execution.to_string());
     let plan = house.put_on_record(spec.clone()).unwrap();
-    let (jail, record) = (house.jail(&plan.record), plan.record);
-    let namespace = house.furnish(&jail, &record, plan.from, None).unwrap();
+    let (jail, record) = (house.vmm.jail(&plan.machine), plan.machine.clone());
+    let namespace = start::furnish(&house, &jail, &record, plan.from, None).unwrap();
     let ready = jail.listen().unwrap();
     let arguments = house
+        .vmm
         .jails
         .arguments(execution, jail.uid, &namespace.path(), record.spec.resources);
     let begun = std::time::Instant::now();
-    let process = match Process::start(&*house.launcher, &jail, &arguments).await {
+    let process = match process::start(&*house.vmm.launcher, &jail, &arguments).await {
         Ok(process) => process,
         Err(error) => panic!("{}", told(&error)),
     };
-    let api = process.listen(&jail.host(Inside::Api)).await.unwrap();
+    let api = process::listen(&process, &jail.host(Inside::Api)).await.unwrap();
     let listens = begun.elapsed();
-    house
-        .configure(&api, &record)
+    start::configure(&house.vmm, &api, &record)
         .await
         .unwrap_or_else(|error| panic!("{}", told(&error)));
     crate::tests::tell(&format!(
@@ -105,7 +103,7 @@ async fn jailed(network: bool) {
         (instance.id, instance.state),
         (id.clone(), InstanceState::NotStarted)
     );
-    assert_eq!(api.version().await.unwrap(), house.probed.version.to_string());
+    assert_eq!(api.version().await.unwrap(), house.vmm.probed.version.to_string());
 
     // As whom it runs, with what, and where.
     let pid = process.identity.pid;
@@ -128,8 +126,8 @@ async fn jailed(network: bool) {
             inode(format!("/proc/self/ns/{kind}"))
         );
     }
-    assert_eq!(house.jails.cgroups.processes(&id), [pid]);
-    assert_eq!(house.jails.cgroups.ids(), [&*id]);
+    assert_eq!(house.vmm.jails.cgroups.processes(&id), [pid]);
+    assert_eq!(house.vmm.jails.cgroups.ids(), [&*id]);
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     assert!(limits.contains("Max open files            4096"), "{limits}");
 
@@ -146,14 +144,11 @@ async fn jailed(network: bool) {
 
     drop((ready, namespace));
     let struck = Arc::clone(&house);
-    let slot = record.slot;
-    blocking(move || struck.strike(execution, Some(slot)))
-        .await
-        .unwrap();
+    blocking(move || struck.strike(&record)).await.unwrap();
     tokio::time::timeout(Duration::from_secs(5), process.ended())
         .await
         .unwrap();
-    assert!(house.jails.ids().is_empty() && house.jails.cgroups.ids().is_empty());
+    assert!(house.vmm.jails.ids().is_empty() && house.vmm.jails.cgroups.ids().is_empty());
     // And the same through the front door: it does not come up, and nothing is left.
     let again = MachineSpec {
         execution: ExecutionId::random(),
@@ -161,7 +156,7 @@ async fn jailed(network: bool) {
     };
     let error = runtime.start(again).await.map(drop).unwrap_err();
     crate::tests::tell(&told(&error));
-    assert!(house.jails.ids().is_empty() && house.jails.cgroups.ids().is_empty());
+    assert!(house.vmm.jails.ids().is_empty() && house.vmm.jails.cgroups.ids().is_empty());
     assert!(house.book.machines.all().is_empty());
     runtime.close().await;
 }

@@ -165,7 +165,7 @@ async fn a_daemon_that_comes_back_talks_to_the_guests_of_the_one_before() {
         let (vm, machine) = start(&booted.runtime, &spec).await;
         assert_eq!(health(&*machine).await, "HTTP/1.1 204");
         drop((vm, machine));
-        let config = booted.runtime.house.config.clone();
+        let config = booted.runtime.house.vmm.config.clone();
         let runtime = Qemus::open(config).await.unwrap();
         let mut recovered = runtime.recover().await.unwrap();
         let (found, machine) = recovered.machines.pop().unwrap();
@@ -200,13 +200,13 @@ fn a_guest_reaches_what_its_policy_allows_and_goes_on_in_another_slot() {
         };
         let test = async {
             let runtime = &booted.runtime;
-            let network = runtime.house.network.as_ref().unwrap();
+            let network = runtime.house.vmm.network.as_ref().unwrap();
             let spec = MachineSpec {
                 network: NetworkPolicy::default(),
                 ..booted.spec()
             };
             let (vm, machine) = start(runtime, &spec).await;
-            assert_eq!(vm.record().slot, Some(0));
+            assert_eq!(vm.record().own.slot, Some(0));
             assert_eq!(hears(&*machine, OUTSIDE).await, "hello");
             // More than a packet, both ways.
             let line = format!(
@@ -250,7 +250,7 @@ fn a_guest_reaches_what_its_policy_allows_and_goes_on_in_another_slot() {
                 ..booted.spec()
             };
             let (copied, fork) = start(runtime, &fork).await;
-            assert_eq!((fork.is_restored(), copied.record().slot), (true, Some(1)));
+            assert_eq!((fork.is_restored(), copied.record().own.slot), (true, Some(1)));
             assert_eq!(hears(&*fork, OUTSIDE).await, "hello");
             assert_eq!(hears(&*machine, OUTSIDE).await, "hello");
             fork.stop(Fate::Discard).await.unwrap();
@@ -259,7 +259,7 @@ fn a_guest_reaches_what_its_policy_allows_and_goes_on_in_another_slot() {
             links_are_gone().await;
             assert_eq!(network.draw().unwrap(), 0);
             let (vm, machine) = start(runtime, &again(&spec, true)).await;
-            assert_eq!((machine.is_restored(), vm.record().slot), (true, Some(1)));
+            assert_eq!((machine.is_restored(), vm.record().own.slot), (true, Some(1)));
             assert_eq!(hears(&*machine, OUTSIDE).await, "hello");
             assert_eq!(hears(&*machine, HOST[0]).await, "no");
             machine.set_network(&closed).await.unwrap();

@@ -125,7 +125,7 @@ impl World {
 }
 
 fn slot(vm: &Vm) -> u32 {
-    vm.record().slot.unwrap()
+    vm.record().own.slot.unwrap()
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn a_slot_is_on_record_first_and_free_again_when_its_machine_is_gone() {
         let Some(world) = World::networked() else { return };
         whole(async {
             let runtime = world.begin().await;
-            let network = runtime.house.network.as_ref().unwrap();
+            let network = runtime.house.vmm.network.as_ref().unwrap();
             let (one, first) = start(&runtime, &online(&world)).await;
             let (two, second) = start(&runtime, &online(&world)).await;
             assert_eq!((slot(&one), slot(&two)), (0, 1));
@@ -155,7 +155,7 @@ fn a_slot_is_on_record_first_and_free_again_when_its_machine_is_gone() {
             assert!(!rules().contains("203.0.113.77"));
             let late = first.set_network(&NetworkPolicy::default()).await;
             assert!(late.is_err() && world.files("machines") == 1);
-            while !network.is_free(0) {
+            while !network.net().unwrap().unwrap().is_free(0).unwrap() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             let (three, third) = start(&runtime, &online(&world)).await;
@@ -180,7 +180,7 @@ fn memory_goes_on_in_another_slot() {
         let Some(world) = World::networked() else { return };
         whole(async {
             let runtime = world.begin().await;
-            let network = runtime.house.network.as_ref().unwrap();
+            let network = runtime.house.vmm.network.as_ref().unwrap();
             let spec = online(&world);
             let (vm, machine) = start(&runtime, &spec).await;
             assert_eq!(slot(&vm), 0);
@@ -220,7 +220,7 @@ fn machines_keep_their_network_while_no_daemon_runs_and_what_is_left_of_others_g
             dead.process.kill();
             drop(dead);
             assert!(rules().contains("203.0.113.77"));
-            let link = vm.house.network.as_ref().unwrap().link(1);
+            let link = vm.house.vmm.network.as_ref().unwrap().link(1);
             drop(vm);
 
             let (runtime, recovered) = world.daemon().await;

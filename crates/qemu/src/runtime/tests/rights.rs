@@ -4,7 +4,7 @@ use std::process::Command;
 
 use super::*;
 use crate::command::{SANDBOX, node, process_name};
-use crate::process::Rights;
+use crate::process::{Rights, listen, start as start_qemu};
 use crate::users::{User, is_root};
 
 /// A field of `/proc/<pid>/status`.
@@ -61,7 +61,7 @@ async fn each_machine_is_a_user_of_its_own_that_has_what_it_was_given_and_reache
         let (one, first) = start(&runtime, &world.spec()).await;
         let (two, second) = start(&runtime, &world.spec()).await;
         says(&one, 1).await;
-        let [user, other] = [&one, &two].map(|vm| vm.record().user.unwrap());
+        let [user, other] = [&one, &two].map(|vm| vm.record().own.user.unwrap());
         assert_ne!(user.uid, other.uid);
         let pid = one.process.identity.pid;
         let same = |id: u32| [id.to_string(), id.to_string(), id.to_string(), id.to_string()].join(" ");
@@ -88,14 +88,15 @@ async fn each_machine_is_a_user_of_its_own_that_has_what_it_was_given_and_reache
 
         // It has its disk, and writes to what is its own of it.
         let data = world.dir.path().join("data");
-        let image = |vm: &Vm, depth: usize| runtime.house.disks.image(vm.record().disk.layers[depth]).path;
+        let image =
+            |vm: &Vm, depth: usize| runtime.house.vmm.disks.image(vm.record().disk.layers[depth]).path;
         let own = image(&one, 1);
         let mut has = vec![(image(&one, 0), false), (own.clone(), false), (own.clone(), true)];
         has.sort();
         assert_eq!(open_below(pid, &data), has);
 
         let theirs = two.process.identity.pid;
-        let sockets = runtime.house.sockets_dir(two.execution);
+        let sockets = runtime.house.vmm.sockets_dir(two.execution);
         let out_of_reach = [
             format!("cat {}", image(&two, 1).display()),
             format!("cat {}", own.display()),
@@ -127,13 +128,13 @@ async fn each_machine_is_a_user_of_its_own_that_has_what_it_was_given_and_reache
         let (runtime, recovered) = world.daemon().await;
         assert_eq!(recovered.machines.len(), 2);
         let (three, third) = start(&runtime, &world.spec()).await;
-        let of_three = three.record().user.unwrap();
+        let of_three = three.record().own.user.unwrap();
         assert!(of_three != user && of_three != other);
         for (_, machine) in &recovered.machines {
             machine.stop(Fate::Discard).await.unwrap();
         }
         let (four, fourth) = start(&runtime, &world.spec()).await;
-        assert!([user, other].contains(&four.record().user.unwrap()));
+        assert!([user, other].contains(&four.record().own.user.unwrap()));
         third.stop(Fate::Discard).await.unwrap();
         fourth.stop(Fate::Discard).await.unwrap();
     })
@@ -161,7 +162,7 @@ async fn what_was_copied_from_is_not_written_to_by_its_copies() {
             .filter_map(|(path, writes)| writes.then_some(path))
             .collect();
         let top = *copy.record().disk.layers.last().unwrap();
-        assert_eq!(written, [runtime.house.disks.image(top).path]);
+        assert_eq!(written, [runtime.house.vmm.disks.image(top).path]);
         copied.stop(Fate::Discard).await.unwrap();
         machine.stop(Fate::Discard).await.unwrap();
     })
@@ -172,13 +173,13 @@ async fn what_was_copied_from_is_not_written_to_by_its_copies() {
 async fn of_an_older_daemon(world: &World, runtime: &Qemus) -> (MachineSpec, Process) {
     let house = &runtime.house;
     let spec = world.spec();
-    let (mut record, _, _pins) = house.put_on_record(spec.clone()).unwrap();
-    house.give_back(&record);
+    let mut record = house.put_on_record(spec.clone()).unwrap().machine;
+    house.vmm.give_back(&record.own);
     let top = *record.disk.layers.last().unwrap();
-    house.disks.make(top, record.disk.size_bytes).unwrap();
-    let dir = house.sockets_dir(spec.execution);
+    house.vmm.disks.make(top, record.disk.size_bytes).unwrap();
+    let dir = house.vmm.sockets_dir(spec.execution);
     fs::create_dir_all(&dir).unwrap();
-    let kernel = house.config.guest.kernel.display().to_string();
+    let kernel = house.vmm.config.guest.kernel.display().to_string();
     let name = process_name(&spec.execution.to_string());
     let mut line: Vec<String> = [
         "-name",
@@ -217,7 +218,7 @@ async fn of_an_older_daemon(world: &World, runtime: &Qemus) -> (MachineSpec, Pro
             format!("socket,id={socket},path={path},server=on,wait=off"),
         ]);
     }
-    for (depth, image) in house.disks.images(&record.disk).iter().enumerate() {
+    for (depth, image) in house.vmm.disks.images(&record.disk).iter().enumerate() {
         line.extend(["-blockdev".into(), node(image, depth, depth == 1).to_string()]);
     }
     let line: Vec<_> = line.into_iter().map(Into::into).collect();
@@ -229,9 +230,9 @@ async fn of_an_older_daemon(world: &World, runtime: &Qemus) -> (MachineSpec, Pro
         netns: None,
         groups: Vec::new(),
     };
-    let process = Process::start(&house.config.qemu, &line, rights).unwrap();
+    let process = start_qemu(&house.vmm.config.qemu, &line, rights).unwrap();
     let sockets = Sockets::within(&dir);
-    let qmp = process.listen(&sockets.qmp, &sockets.serial).await.unwrap();
+    let qmp = listen(&process, &sockets.qmp, &sockets.serial).await.unwrap();
     qmp.run("cont", json!({})).await.unwrap();
     record.process = Some(process.identity.clone());
     record.up = true;
@@ -264,7 +265,7 @@ async fn a_machine_of_an_older_daemon_goes_on_and_its_sandbox_has_a_user_after_a
         machine.stop(Fate::Keep).await.unwrap();
         let (vm, machine) = start(&runtime, &again(&spec, false)).await;
         says(&vm, 1).await;
-        assert_eq!(vm.record().user.is_some(), is_root());
+        assert_eq!(vm.record().own.user.is_some(), is_root());
         assert_eq!(vm.record().disk.layers.len(), 4);
         machine.stop(Fate::Discard).await.unwrap();
         // One that was in the middle of its start is ended, though nobody knows its process.
@@ -297,11 +298,11 @@ async fn an_image_that_was_handed_over_and_not_laid_on_a_disk_is_not_taken_for_t
         says(&vm, 1).await;
         // As if the daemon had died before it was laid on.
         let next = Disks::draw(Format::Qcow2);
-        runtime.house.disks.make(next, 32 << 20).unwrap();
-        vm.note(|record| record.next = Some(next)).await.unwrap();
-        let opened = runtime.house.disks.open_image(next, true).unwrap();
+        runtime.house.vmm.disks.make(next, 32 << 20).unwrap();
+        vm.note(|record| record.own.next = Some(next)).await.unwrap();
+        let opened = runtime.house.vmm.disks.open_image(next, true).unwrap();
         let set = vm
-            .qmp
+            .monitor
             .add(opened.write.as_ref().unwrap().as_fd(), None)
             .await
             .unwrap();
@@ -310,11 +311,14 @@ async fn an_image_that_was_handed_over_and_not_laid_on_a_disk_is_not_taken_for_t
             format: next.format,
         };
         let added = crate::command::overlay(&image, 2);
-        vm.qmp.run("blockdev-add", added).await.unwrap();
+        vm.monitor.run("blockdev-add", added).await.unwrap();
         drop((vm, machine, runtime));
         let (runtime, mut recovered) = world.daemon().await;
         let (_, machine) = recovered.machines.pop().unwrap();
-        assert!(!runtime.house.disks.is_image(next), "nothing names it any more");
+        assert!(
+            !runtime.house.vmm.disks.is_image(next),
+            "nothing names it any more"
+        );
         machine.checkpoint(BuildId::random(), false).await.unwrap();
         machine.checkpoint(BuildId::random(), true).await.unwrap();
         let pid: u32 = machine.facts()["pid"].parse().unwrap();
@@ -330,7 +334,7 @@ async fn what_a_machine_uses_of_the_host_is_bounded_and_its_groups_go_with_it() 
     let Some(world) = World::new() else { return };
     whole(async {
         let runtime = world.begin().await;
-        let Some(groups) = runtime.house.groups.clone() else {
+        let Some(groups) = runtime.house.vmm.groups.clone() else {
             crate::tests::not_run("there are no control groups for it");
             return;
         };

@@ -1,11 +1,11 @@
-//! The agent inside a machine, as this runtime needs it.
+//! The agent inside a machine, as runtimes need it, and the way to it.
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use guest::Line;
-use guest::line::Resume;
+use guest::line::{Hello, Resume};
 use model::SandboxId;
 use ports::guest::{DialError, Stream};
 use ports::runtime::Usage;
@@ -13,14 +13,17 @@ use tokio::net::UnixStream;
 
 /// What a machine is called inside.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Name {
-    pub(crate) hostname: String,
-    pub(crate) machine_id: String,
+pub struct Name {
+    /// Its host name.
+    pub hostname: String,
+    /// Its `/etc/machine-id`.
+    pub machine_id: String,
 }
 
 impl Name {
     /// A sandbox's, the same for all of its machines.
-    pub(crate) fn of(sandbox: SandboxId) -> Self {
+    #[must_use]
+    pub fn of(sandbox: SandboxId) -> Self {
         Self {
             hostname: sandbox.to_string(),
             machine_id: sandbox.machine_id(),
@@ -28,9 +31,9 @@ impl Name {
     }
 }
 
-/// An agent that answers. Nothing here has a deadline: whoever waits on a guest sets one.
+/// An agent. Nothing here has a deadline: whoever waits on a guest sets one.
 #[async_trait]
-pub(crate) trait Agent: Send + Sync {
+pub trait Agent: Send + Sync {
     /// Returns when envd listens; says who is there.
     async fn hello(&self) -> io::Result<String>;
     /// Sets the clock and renews randomness; and gives the machine its name, where its memory may be another's.
@@ -47,20 +50,31 @@ pub(crate) trait Agent: Send + Sync {
 
 /// How agents are reached.
 #[async_trait]
-pub(crate) trait Agents: Send + Sync {
+pub trait Agents: Send + Sync {
     /// By the socket of a machine's line. Returns when the agent takes the line.
     async fn call(&self, socket: &Path) -> io::Result<Arc<dyn Agent>>;
 }
 
-/// The real ones.
+/// By a serial port, which takes one caller at a time.
 #[derive(Debug)]
-pub(crate) struct Lines;
+pub struct BySerial;
 
 #[async_trait]
-impl Agents for Lines {
+impl Agents for BySerial {
     async fn call(&self, socket: &Path) -> io::Result<Arc<dyn Agent>> {
         let socket = UnixStream::connect(socket).await?;
         Ok(Arc::new(Line::connect(socket).await.map_err(io::Error::other)?))
+    }
+}
+
+/// By Firecracker's vsock. Each question is a connection of its own: none is over before its answer.
+#[derive(Debug)]
+pub struct ByVsock;
+
+#[async_trait]
+impl Agents for ByVsock {
+    async fn call(&self, socket: &Path) -> io::Result<Arc<dyn Agent>> {
+        Ok(Arc::new(Line::vsock(socket)))
     }
 }
 
@@ -68,9 +82,7 @@ impl Agents for Lines {
 impl Agent for Line {
     async fn hello(&self) -> io::Result<String> {
         let hello = Line::hello(self).await.map_err(io::Error::other)?;
-        // A guest may say what it likes.
-        let said = format!("agent {}, Linux {}", hello.agent, hello.kernel);
-        Ok(said.chars().filter(|c| !c.is_control()).take(200).collect())
+        Ok(told(&hello))
     }
     async fn resume(&self, name: Option<&Name>) -> io::Result<()> {
         let resume = Resume {
@@ -94,10 +106,16 @@ impl Agent for Line {
     }
 }
 
+/// A guest may say what it likes.
+fn told(hello: &Hello) -> String {
+    let said = format!("agent {}, Linux {}", hello.agent, hello.kernel);
+    said.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
 /// The way to one machine's agent: called when somebody wants it, and again when the line was over.
-pub(crate) struct Link {
+pub struct Link {
     agents: Arc<dyn Agents>,
-    socket: std::path::PathBuf,
+    socket: PathBuf,
     line: tokio::sync::Mutex<Option<Called>>,
 }
 
@@ -121,7 +139,9 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(agents: Arc<dyn Agents>, socket: std::path::PathBuf) -> Self {
+    /// That by the socket of a machine's line. Nobody is called yet.
+    #[must_use]
+    pub fn new(agents: Arc<dyn Agents>, socket: PathBuf) -> Self {
         Self {
             agents,
             socket,
@@ -130,12 +150,15 @@ impl Link {
     }
 
     /// The agent. Waits until it takes the line.
-    pub(crate) async fn agent(&self) -> io::Result<Arc<dyn Agent>> {
+    ///
+    /// # Errors
+    /// There is no way to it.
+    pub async fn agent(&self) -> io::Result<Arc<dyn Agent>> {
         let mut line = self.line.lock().await;
         if let Some(called) = line.as_ref().filter(|called| !called.over.is_finished()) {
             return Ok(Arc::clone(&called.agent));
         }
-        // QEMU takes one caller at a time: the one before hangs up first.
+        // A serial port takes one caller at a time: the one before hangs up first.
         *line = None;
         let agent = self.agents.call(&self.socket).await?;
         let watched = Arc::clone(&agent);
@@ -148,7 +171,7 @@ impl Link {
     }
 
     /// Hangs up.
-    pub(crate) async fn hang_up(&self) {
+    pub async fn hang_up(&self) {
         *self.line.lock().await = None;
     }
 }

@@ -1,4 +1,4 @@
-//! The last of what a machine said on its serial port, and Firecracker beside it. A guest may say as much as it likes.
+//! The last of what a machine said on its serial port, and its VMM beside it. A guest may say as much as it likes.
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
@@ -11,18 +11,18 @@ const UNPOISONED: &str = "nothing panics while it holds the log";
 
 /// The end of a text that may be endless.
 #[derive(Debug, Default)]
-pub(crate) struct Log(Mutex<VecDeque<u8>>);
+pub struct Log(Mutex<VecDeque<u8>>);
 
 impl Log {
     /// Takes in what comes, until nothing does.
-    pub(crate) async fn take_in(&self, mut from: impl AsyncRead + Unpin) {
+    pub async fn take_in(&self, mut from: impl AsyncRead + Unpin) {
         let mut chunk = [0; CHUNK_BYTES];
         while let Ok(read @ 1..) = from.read(&mut chunk).await {
             self.add(chunk.get(..read).unwrap_or_default());
         }
     }
 
-    pub(crate) fn add(&self, bytes: &[u8]) {
+    fn add(&self, bytes: &[u8]) {
         let mut kept = self.0.lock().expect(UNPOISONED);
         kept.extend(bytes);
         let over = kept.len().saturating_sub(KEPT_BYTES);
@@ -30,7 +30,8 @@ impl Log {
     }
 
     /// Its last lines, at most so many bytes; what could steer a terminal is left out.
-    pub(crate) fn tail(&self, bytes_max: usize) -> String {
+    #[must_use]
+    pub fn tail(&self, bytes_max: usize) -> String {
         let kept = self.0.lock().expect(UNPOISONED);
         let from = kept.len().saturating_sub(bytes_max);
         let bytes: Vec<u8> = kept.iter().skip(from).copied().collect();

@@ -1,19 +1,34 @@
-//! What a machine of this runtime can be given. The rest is refused by name, before anything is made.
+//! What a virtual machine can be given. The rest is refused by name, before anything is made.
 use model::NetworkPolicy;
 use ports::MachineSpec;
 
-/// More than any host has; above it are mistakes.
-const CPUS_MAX: u32 = 32;
+/// Firecracker has no more, and few hosts do; above it are mistakes.
+pub const CPUS_MAX: u32 = 32;
 /// Below it a kernel and its initramfs do not come up.
 const MEMORY_MIN_MIB: u32 = 64;
 
+/// Which numbers of processors there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cpus {
+    /// All, up to [`CPUS_MAX`].
+    Any,
+    /// One, or an even number up to [`CPUS_MAX`].
+    OneOrEven,
+}
+
 /// What of a spec is not offered.
-pub(crate) fn refused(spec: &MachineSpec, network: Offered) -> Option<String> {
+#[must_use]
+pub fn refused(spec: &MachineSpec, cpus: Cpus, network: Offered) -> Option<String> {
     if !spec.volumes.is_empty() {
         return Some("volumes".to_owned());
     }
-    if spec.resources.cpu == 0 || spec.resources.cpu > CPUS_MAX {
-        return Some(format!("{} vCPUs: 1 to {CPUS_MAX}", spec.resources.cpu));
+    let count = spec.resources.cpu;
+    let is_odd = count > 1 && count % 2 == 1;
+    if count == 0 || count > CPUS_MAX || (cpus == Cpus::OneOrEven && is_odd) {
+        return Some(match cpus {
+            Cpus::Any => format!("{count} vCPUs: 1 to {CPUS_MAX}"),
+            Cpus::OneOrEven => format!("{count} vCPUs: 1, or an even number up to {CPUS_MAX}"),
+        });
     }
     if spec.resources.memory.0 < MEMORY_MIN_MIB {
         return Some(format!(
@@ -26,7 +41,7 @@ pub(crate) fn refused(spec: &MachineSpec, network: Offered) -> Option<String> {
 
 /// Which policies are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Offered {
+pub enum Offered {
     /// All: there is a network, and a firewall before it.
     Network,
     /// Those that deny. Machines have a network card on a wire that leads nowhere.
@@ -38,7 +53,8 @@ pub(crate) enum Offered {
 
 /// What of a policy is not offered. Without a network what denies is kept and what allows is not; nobody who wants the
 /// internet is given a sandbox without it, but where the operator agreed to that.
-pub(crate) fn refused_network(policy: &NetworkPolicy, offered: Offered) -> Option<String> {
+#[must_use]
+pub fn refused_network(policy: &NetworkPolicy, offered: Offered) -> Option<String> {
     let Offered::Nothing { agreed } = offered else {
         return None;
     };
@@ -105,21 +121,22 @@ mod tests {
             restore: false,
             volumes: Vec::new(),
         };
-        assert_eq!(refused(&spec(2, 512), Offered::Network), None);
-        assert!(
-            refused(&spec(0, 512), Offered::Network)
-                .unwrap()
-                .contains("vCPUs")
-        );
-        assert!(
-            refused(&spec(33, 512), Offered::Network)
-                .unwrap()
-                .contains("vCPUs")
-        );
-        assert!(
-            refused(&spec(1, 63), Offered::Network)
-                .unwrap()
-                .contains("memory")
-        );
+        let refused = |cpu, memory, cpus| refused(&spec(cpu, memory), cpus, Offered::Network);
+        for cpu in [1, 2, 3, 32] {
+            assert_eq!(refused(cpu, 512, Cpus::Any), None);
+        }
+        for cpu in [0, 33] {
+            assert!(refused(cpu, 512, Cpus::Any).unwrap().contains("vCPUs"), "{cpu}");
+        }
+        for cpu in [1, 2, 8, 32] {
+            assert_eq!(refused(cpu, 512, Cpus::OneOrEven), None);
+        }
+        for cpu in [0, 3, 33, 34] {
+            assert!(
+                refused(cpu, 512, Cpus::OneOrEven).unwrap().contains("vCPUs"),
+                "{cpu}"
+            );
+        }
+        assert!(refused(1, 63, Cpus::Any).unwrap().contains("memory"));
     }
 }

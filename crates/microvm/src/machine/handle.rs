@@ -2,7 +2,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -12,18 +11,20 @@ use ports::guest::{DialError, ENVD_PORT, Stream};
 use ports::runtime::{Disk as Fate, Ended, Usage};
 use tokio::sync::watch;
 
-use super::{GUEST_ANSWERS_WITHIN, UNPOISONED, Vm, panicked};
+use super::{GUEST_ANSWERS_WITHIN, UNPOISONED, Vm};
 use crate::policy;
+use crate::start::unsupported;
+use crate::vmm::Vmm;
+use crate::work::panicked;
 
 /// What the node holds.
-#[derive(Debug)]
-pub(crate) struct Handle(pub(crate) Arc<Vm>);
+pub struct Handle<V: Vmm>(pub Arc<Vm<V>>);
 
-impl Handle {
+impl<V: Vmm> Handle<V> {
     /// Carries something out to its end, whether or not anybody waits for it.
     async fn through<T: Send + 'static, F: Future<Output = Result<T, RuntimeError>> + Send + 'static>(
         &self,
-        work: impl FnOnce(Arc<Vm>) -> F,
+        work: impl FnOnce(Arc<Vm<V>>) -> F,
     ) -> Result<T, RuntimeError> {
         let work = work(Arc::clone(&self.0));
         self.0.house.work.spawn(work).await.map_err(panicked)?
@@ -31,7 +32,7 @@ impl Handle {
 }
 
 #[async_trait]
-impl ports::Machine for Handle {
+impl<V: Vmm> ports::Machine for Handle<V> {
     fn sandbox(&self) -> SandboxId {
         self.0.record().spec.sandbox
     }
@@ -66,9 +67,9 @@ impl ports::Machine for Handle {
     }
 
     async fn set_network(&self, policy: &NetworkPolicy) -> Result<(), RuntimeError> {
-        let offered = self.0.house.offered(self.0.record().slot.is_some());
+        let offered = self.0.house.vmm.offered(Some(&self.0.record().own));
         if let Some(what) = policy::refused_network(policy, offered) {
-            return Err(crate::runtime::unsupported(what));
+            return Err(unsupported::<V>(what));
         }
         let policy = policy.clone();
         self.through(|vm| async move { vm.set_network(policy).await })
@@ -84,7 +85,7 @@ impl ports::Machine for Handle {
     }
 
     fn is_frozen(&self) -> bool {
-        self.0.frozen.load(Ordering::SeqCst)
+        self.0.is_frozen()
     }
 
     async fn checkpoint(&self, into: BuildId, memory: bool) -> Result<model::Memory, RuntimeError> {
@@ -117,47 +118,9 @@ impl ports::Machine for Handle {
     }
 
     fn facts(&self) -> BTreeMap<&'static str, String> {
-        let record = self.0.record();
-        let top = record
-            .disk
-            .layers
-            .last()
-            .map(|layer| self.0.house.disks.image(*layer).path);
-        BTreeMap::from([
-            ("pid", self.0.process.identity.pid.to_string()),
-            ("accelerator", self.0.house.probed.accel.name().to_owned()),
-            (
-                "user",
-                record
-                    .user
-                    .map_or_else(|| "the daemon's".to_owned(), |user| user.uid.to_string()),
-            ),
-            (
-                "sockets",
-                self.0.house.sockets_dir(self.0.execution).display().to_string(),
-            ),
-            (
-                "disk",
-                top.map(|top| top.display().to_string()).unwrap_or_default(),
-            ),
-            (
-                "disk written",
-                record
-                    .disk
-                    .layers
-                    .last()
-                    .map(|layer| format!("{} bytes", self.0.house.disks.used_bytes(*layer)))
-                    .unwrap_or_default(),
-            ),
-            ("disk images", record.disk.layers.len().to_string()),
-            (
-                "network",
-                match self.0.house.network.as_ref().zip(record.slot) {
-                    Some((network, slot)) => network.link(slot),
-                    None => "none".to_owned(),
-                },
-            ),
-            ("guest", self.0.hello.lock().expect(UNPOISONED).clone()),
-        ])
+        let mut facts: BTreeMap<_, _> = V::facts(&self.0, &self.0.record()).into_iter().collect();
+        facts.insert("pid", self.0.process.identity.pid.to_string());
+        facts.insert("guest", self.0.hello.lock().expect(UNPOISONED).clone());
+        facts
     }
 }
