@@ -73,10 +73,11 @@ impl Machines {
     /// The files of volumes.
     pub(crate) fn volume_files(&self) -> Arc<dyn VolumeFiles> {
         match self {
-            Self::Containers(containers) => Arc::clone(containers) as _,
-            Self::Qemu(..) | Self::Firecracker(..) => {
-                Arc::new(NoVolumes(format!("the {} runtime", self.runtime().name())))
-            }
+            Self::Containers(containers) => containers.volume_files(),
+            Self::Qemu(qemus, _) => qemus
+                .volume_files()
+                .unwrap_or_else(|| Arc::new(NoVolumes("the qemu runtime without root".to_owned()))),
+            Self::Firecracker(firecrackers, _) => firecrackers.volume_files(),
         }
     }
 

@@ -38,6 +38,8 @@ pub(crate) trait Agent: Send + Sync {
     async fn usage(&self) -> io::Result<Usage>;
     /// Brings everything that was written to the disk.
     async fn sync(&self) -> io::Result<()>;
+    /// The line, for volumes to be served on.
+    fn line(&self) -> Option<Line>;
     /// To envd, at its port, or to a port on the machine's loopback.
     async fn dial(&self, port: u16) -> Result<Box<dyn Stream>, DialError>;
 }
@@ -68,6 +70,9 @@ impl Agent for Line {
     }
     async fn sync(&self) -> io::Result<()> {
         Line::sync(self).await.map_err(io::Error::other)
+    }
+    fn line(&self) -> Option<Line> {
+        Some(self.clone())
     }
     async fn dial(&self, port: u16) -> Result<Box<dyn Stream>, DialError> {
         Line::dial(self, port).await

@@ -12,6 +12,7 @@ use ports::runtime::DiskOrigin;
 use ports::step::{At, Step};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
+use volumes::Volumes;
 
 use crate::disk::Files;
 use crate::jail::{Jail, Jails, PROGRAM, remove_dir, take_back};
@@ -48,6 +49,7 @@ pub(crate) struct House {
     pub(crate) jails: Jails,
     pub(crate) launcher: Box<dyn Launch>,
     pub(crate) slots: Slots,
+    pub(crate) volumes: Arc<Volumes>,
     /// The kernel and the initramfs, where they can be linked to.
     pub(crate) guest: (PathBuf, PathBuf),
     /// What goes on when nobody waits for it any more.
@@ -110,6 +112,7 @@ impl House {
             jails,
             launcher,
             slots,
+            volumes: Arc::new(Volumes::open(data, data.join("volumes/images"))?),
             work: TaskTracker::new(),
             turn: Mutex::default(),
             whole_turn: tokio::sync::Mutex::default(),
@@ -240,6 +243,7 @@ impl House {
         }
         self.clear(&execution.to_string())?;
         self.book.machines.remove(&execution)?;
+        self.volumes.take_back(&execution.to_string());
         if let Some(slot) = slot {
             self.slots.give_back(slot);
         }

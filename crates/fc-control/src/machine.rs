@@ -19,6 +19,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use guest::volumes::Lent;
+
 use crate::agent::{Agent, Name, by_vsock};
 use crate::api::Api;
 use crate::api::request::{SnapshotCreate, SnapshotType};
@@ -30,6 +32,7 @@ use crate::process::Process;
 use crate::record::{self, Base, Build, Copying, Disk, FORM, Kept};
 
 mod handle;
+mod volumes;
 
 pub(crate) use handle::Handle;
 
@@ -49,6 +52,8 @@ pub(crate) struct Vm {
     pub(crate) api: Api,
     pub(crate) jail: Jail,
     agent: Arc<dyn Agent>,
+    /// Its volumes, as long as they are served.
+    lent: Lent,
     /// As it is on disk, or is about to be.
     record: Mutex<record::Machine>,
     /// Held by whoever stops, freezes or copies it; says whether it is gone.
@@ -83,6 +88,7 @@ impl Vm {
         let jail = house.jail(&record);
         let vm = Arc::new(Self {
             agent: by_vsock(&jail.host(Inside::Vsock)),
+            lent: Lent::default(),
             execution: record.spec.execution,
             house,
             process: Arc::new(process),
@@ -137,6 +143,7 @@ impl Vm {
     /// Ends a Firecracker that was never handed over; what is on record is its owner's to clear away.
     pub(crate) async fn end_unheld(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        self.lent.end();
         self.process.kill();
         let _ = self.ended.subscribe().wait_for(Option::is_some).await;
     }
@@ -183,6 +190,18 @@ impl Vm {
 
     async fn pause(&self) -> Result<(), Step> {
         self.api.pause().await.at("having a machine stand")
+    }
+
+    /// Has it stand to be written down, if it does not already: its memory waits for nothing then that was done.
+    async fn stand(self: &Arc<Self>, stood: bool) -> Result<(), Step> {
+        if !stood {
+            self.lent.quiet().await;
+        }
+        let stands = self.pause().await;
+        if stands.is_err() && !stood {
+            self.serve_volumes();
+        }
+        stands
     }
 
     async fn go_on(&self) -> Result<(), Step> {
@@ -343,11 +362,16 @@ impl Vm {
     }
 
     /// Has it stand, copies it, and lets it go on if it did not stand before.
-    async fn copy_standing(&self, stood: bool, image: Uuid, state: Option<Uuid>) -> Result<(), Step> {
+    async fn copy_standing(
+        self: &Arc<Self>,
+        stood: bool,
+        image: Uuid,
+        state: Option<Uuid>,
+    ) -> Result<(), Step> {
         let begun = Instant::now();
         let own = self.house.images.path(self.record().disk.image);
         let copy = self.house.images.path(image);
-        self.pause().await?;
+        self.stand(stood).await?;
         let copied = async {
             if let Some(state) = state {
                 self.write_state(state, None).await?;
@@ -361,6 +385,7 @@ impl Vm {
         let copied = copied.await;
         if !stood {
             self.go_on().await?;
+            self.serve_volumes();
         }
         tracing::debug!(execution = %self.execution, stood = ?begun.elapsed(), "a machine was copied");
         if !stood {
@@ -407,7 +432,7 @@ impl Vm {
         })
         .await?;
         self.sync().await;
-        if let Err(failed) = self.write_down(state).await {
+        if let Err(failed) = self.write_down(stood, state).await {
             let (house, execution) = (Arc::clone(&self.house), self.execution);
             let sandbox = self.record().spec.sandbox;
             // It may be on record although that did not come to its end: then it is this machine that has it now.
@@ -422,6 +447,7 @@ impl Vm {
             .await?;
             if !stood && !self.is_over() {
                 self.go_on().await?;
+                self.serve_volumes();
                 self.set_clock().await;
             }
             let noted = self.note(|record| {
@@ -443,8 +469,8 @@ impl Vm {
         Ok(())
     }
 
-    async fn write_down(&self, state: Uuid) -> Result<(), Step> {
-        self.pause().await?;
+    async fn write_down(self: &Arc<Self>, stood: bool, state: Uuid) -> Result<(), Step> {
+        self.stand(stood).await?;
         let record = self.record();
         let since = record.base.clone().filter(|_| self.house.config.differences);
         self.write_state(state, since.as_ref()).await?;
@@ -466,6 +492,7 @@ impl Vm {
 
     /// Ends Firecracker, and removes everything of it but its disk.
     async fn end(&self) -> Result<(), RuntimeError> {
+        self.lent.end();
         self.process.kill();
         let mut ended = self.ended.subscribe();
         let _ = ended.wait_for(Option::is_some).await;
@@ -581,6 +608,13 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Step> + Send + 'static,
 ) -> Result<T, RuntimeError> {
     Ok(off(work).await?)
+}
+
+/// The same for what tells of itself what failed.
+async fn blocking_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    tokio::task::spawn_blocking(work).await.map_err(panicked)?
 }
 
 pub(crate) fn panicked(error: tokio::task::JoinError) -> RuntimeError {

@@ -9,8 +9,8 @@ const MEMORY_MIN_MIB: u32 = 64;
 
 /// What of a spec is not offered. `is_wired`: machines have a network.
 pub(crate) fn refused(spec: &MachineSpec, is_wired: bool, is_offline_agreed: bool) -> Option<String> {
-    if !spec.volumes.is_empty() {
-        return Some("volumes".to_owned());
+    if let Err(bad) = volumes::checked(&spec.volumes) {
+        return Some(bad.to_string());
     }
     let cpus = spec.resources.cpu;
     if cpus == 0 || cpus > CPUS_MAX || (cpus > 1 && cpus % 2 == 1) {

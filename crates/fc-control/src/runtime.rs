@@ -10,7 +10,7 @@ use model::{BuildId, SandboxId};
 use net::Instance;
 use ports::runtime::{Capabilities, DiskSpace, Recovered};
 use ports::step::At;
-use ports::{Machine, MachineSpec, Runtime, RuntimeError};
+use ports::{Machine, MachineSpec, Runtime, RuntimeError, VolumeFiles};
 use tokio::sync::oneshot;
 
 use crate::cgroup::Cgroups;
@@ -89,7 +89,7 @@ pub const fn capabilities(network: bool) -> Capabilities {
         freeze: true,
         own_kernel: true,
         network,
-        volumes: false,
+        volumes: true,
         roots: false,
         portable_builds: false,
     }
@@ -104,6 +104,8 @@ pub struct Firecrackers {
 
 /// What is under way takes at most as long as a boot.
 const CLOSED_WITHIN: Duration = Duration::from_secs(60);
+/// Whoever looked into a volume lets go of it a moment later.
+const UNMOUNTED_WITHIN: Duration = Duration::from_secs(2);
 /// One that is writing memory down answers when it has written it.
 const ADOPTED_WITHIN: Duration = Duration::from_secs(60);
 /// Users of an instance's machines, of which each has one: as many as there are between those of two daemons.
@@ -184,6 +186,14 @@ impl Firecrackers {
         &self.house.probed
     }
 
+    /// The files in the volumes of this node.
+    #[must_use]
+    pub fn volume_files(&self) -> Arc<dyn VolumeFiles> {
+        let house = Arc::clone(&self.house);
+        let has_room = move || house.has_room().is_ok();
+        Arc::new(volumes::Files::new(Arc::clone(&self.house.volumes), has_room))
+    }
+
     /// Makes a build of a root disk, an ext4, which is copied.
     ///
     /// # Errors
@@ -214,6 +224,12 @@ impl Runtime for Firecrackers {
     }
 
     async fn recover(&self) -> Result<Recovered, RuntimeError> {
+        let volumes = Arc::clone(&self.house.volumes);
+        blocking(move || {
+            volumes.recover();
+            Ok(())
+        })
+        .await?;
         let mut recovered = Recovered {
             machines: Vec::new(),
             disks: Vec::new(),
@@ -372,6 +388,7 @@ impl Runtime for Firecrackers {
         let house = Arc::clone(&self.house);
         let _ = blocking(move || {
             if house.book.machines.all().is_empty() {
+                house.volumes.unmount_all(UNMOUNTED_WITHIN);
                 house.slots.close();
                 house.jails.cgroups.close();
             }

@@ -26,6 +26,7 @@ use crate::runtime::Config;
 use crate::users::{self, Users};
 use net::Instance;
 use ports::step::{At, Step};
+use volumes::Volumes;
 
 /// The longest path of a Unix socket, with its end.
 const SOCKET_PATH_MAX: usize = 107;
@@ -51,6 +52,8 @@ pub(crate) struct House {
     pub(crate) users: Option<Users>,
     /// Where QEMUs are, with nobody to talk to: their networks come as files. `None`: where the daemon is, which is not root.
     netns: Option<OwnedFd>,
+    /// `None` where the daemon is not root: then there are none.
+    pub(crate) volumes: Option<Arc<Volumes>>,
     /// By which what QEMUs use is bounded; `None` where the daemon is not root, or the machine has none.
     pub(crate) groups: Option<Groups>,
     /// States that need not be measured again.
@@ -109,6 +112,10 @@ impl House {
                 .then(linux::netns::fresh)
                 .transpose()
                 .at("making a network namespace for QEMUs")?,
+            volumes: is_root
+                .then(|| Volumes::open(data, data.join("volumes/images")))
+                .transpose()?
+                .map(Arc::new),
             groups: numbered.filter(|_| is_root).and_then(groups),
             measured: Measured::default(),
             _instance: instance,
@@ -315,6 +322,9 @@ impl House {
         }
         if let Some((users, user)) = self.users.as_ref().zip(record.user) {
             users.give_back(user);
+        }
+        if let Some(volumes) = &self.volumes {
+            volumes.take_back(&record.spec.execution.to_string());
         }
     }
 

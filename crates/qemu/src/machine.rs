@@ -21,6 +21,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use guest::volumes::Lent;
+
 use crate::agent::{Agent, Link, Name};
 use crate::command::{DISK_DEVICE, Sockets, node_name, overlay, set_path};
 use crate::disk::{Disks, Format, Image};
@@ -32,6 +34,7 @@ use crate::record::{self, Build, FORM, Kept};
 use ports::step::{At, Step};
 
 mod handle;
+mod volumes;
 
 pub(crate) use handle::Handle;
 
@@ -55,6 +58,8 @@ pub(crate) struct Vm {
     pub(crate) process: Arc<Process>,
     pub(crate) qmp: Qmp,
     pub(crate) link: Link,
+    /// Its volumes, as long as they are served.
+    lent: Lent,
     /// As it is on disk, or is about to be.
     record: Mutex<record::Machine>,
     /// Held by whoever stops, freezes or copies it; says whether it is gone.
@@ -87,6 +92,7 @@ impl Vm {
         let sockets = Sockets::within(&house.sockets_dir(execution));
         let vm = Arc::new(Self {
             link: Link::new(Arc::clone(&house.agents), sockets.line),
+            lent: Lent::default(),
             house,
             execution,
             process: Arc::new(process),
@@ -140,6 +146,7 @@ impl Vm {
     /// Ends a QEMU that was never handed over; what is on record is its owner's to clear away.
     pub(crate) async fn end_unheld(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        self.lent.end();
         self.link.hang_up().await;
         self.process.kill();
         let _ = self.ended.subscribe().wait_for(Option::is_some).await;
@@ -229,6 +236,18 @@ impl Vm {
             }
         }
         Ok(())
+    }
+
+    /// Has it stand to be written down, if it does not already: its memory waits for nothing then that was done.
+    async fn stand(self: &Arc<Self>, stood: bool) -> Result<(), Step> {
+        if !stood {
+            self.lent.quiet().await;
+        }
+        let stands = self.command("stop", json!({})).await.map(drop);
+        if stands.is_err() && !stood {
+            self.serve_volumes();
+        }
+        stands
     }
 
     /// Writes the state of a machine that stands into a file.
@@ -368,13 +387,13 @@ impl Vm {
     }
 
     /// Stops it, copies it, and lets it go on if it did not stand before.
-    async fn copy_standing(&self, stood: bool, state: Option<Uuid>) -> Result<(), Step> {
+    async fn copy_standing(self: &Arc<Self>, stood: bool, state: Option<Uuid>) -> Result<(), Step> {
         let record = self.record();
         if let Some(next) = record.next {
             self.house.disks.make(next, record.disk.size_bytes)?;
         }
         let begun = Instant::now();
-        self.command("stop", json!({})).await?;
+        self.stand(stood).await?;
         failpoint::reach("qemu/machine-stands");
         let copied = async {
             if let Some(state) = state {
@@ -387,6 +406,7 @@ impl Vm {
         failpoint::reach("qemu/disk-sealed");
         if !stood {
             self.command("cont", json!({})).await?;
+            self.serve_volumes();
         }
         failpoint::reach("qemu/machine-goes-on");
         tracing::debug!(execution = %self.execution, stood = ?begun.elapsed(), "a machine was copied");
@@ -412,7 +432,7 @@ impl Vm {
         .await?;
         failpoint::reach("qemu/hibernation-recorded");
         self.sync().await;
-        if let Err(failed) = self.write_down(state).await {
+        if let Err(failed) = self.write_down(stood, state).await {
             let (house, execution) = (Arc::clone(&self.house), self.execution);
             let sandbox = self.record().spec.sandbox;
             // It may be on record although that did not come to its end: then it is this machine that has it now.
@@ -427,6 +447,7 @@ impl Vm {
             .await?;
             if !stood {
                 self.command("cont", json!({})).await?;
+                self.serve_volumes();
             }
             let noted = self.note(|record| {
                 record.copying = false;
@@ -446,8 +467,8 @@ impl Vm {
         Ok(())
     }
 
-    async fn write_down(&self, state: Uuid) -> Result<(), Step> {
-        self.command("stop", json!({})).await?;
+    async fn write_down(self: &Arc<Self>, stood: bool, state: Uuid) -> Result<(), Step> {
+        self.stand(stood).await?;
         failpoint::reach("qemu/hibernation-stands");
         self.write_state(state).await?;
         failpoint::reach("qemu/hibernation-written");
@@ -466,6 +487,7 @@ impl Vm {
 
     /// Ends QEMU, and removes everything but its images.
     async fn end(&self, gently: bool) -> Result<(), RuntimeError> {
+        self.lent.end();
         self.link.hang_up().await;
         let mut ended = self.ended.subscribe();
         if gently && !self.is_over() {
@@ -611,6 +633,13 @@ pub(crate) async fn blocking<T: Send + 'static>(
 ) -> Result<T, RuntimeError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(panicked)?.map_err(Into::into)
+}
+
+/// The same for what tells of itself what failed.
+async fn blocking_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    tokio::task::spawn_blocking(work).await.map_err(panicked)?
 }
 
 pub(crate) fn panicked(error: tokio::task::JoinError) -> RuntimeError {

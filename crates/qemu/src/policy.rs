@@ -8,9 +8,12 @@ const CPUS_MAX: u32 = 32;
 const MEMORY_MIN_MIB: u32 = 64;
 
 /// What of a spec is not offered.
-pub(crate) fn refused(spec: &MachineSpec, network: Offered) -> Option<String> {
-    if !spec.volumes.is_empty() {
-        return Some("volumes".to_owned());
+pub(crate) fn refused(spec: &MachineSpec, network: Offered, has_volumes: bool) -> Option<String> {
+    if !spec.volumes.is_empty() && !has_volumes {
+        return Some("volumes without root".to_owned());
+    }
+    if let Err(bad) = volumes::checked(&spec.volumes) {
+        return Some(bad.to_string());
     }
     if spec.resources.cpu == 0 || spec.resources.cpu > CPUS_MAX {
         return Some(format!("{} vCPUs: 1 to {CPUS_MAX}", spec.resources.cpu));
@@ -105,19 +108,19 @@ mod tests {
             restore: false,
             volumes: Vec::new(),
         };
-        assert_eq!(refused(&spec(2, 512), Offered::Network), None);
+        assert_eq!(refused(&spec(2, 512), Offered::Network, true), None);
         assert!(
-            refused(&spec(0, 512), Offered::Network)
+            refused(&spec(0, 512), Offered::Network, true)
                 .unwrap()
                 .contains("vCPUs")
         );
         assert!(
-            refused(&spec(33, 512), Offered::Network)
+            refused(&spec(33, 512), Offered::Network, true)
                 .unwrap()
                 .contains("vCPUs")
         );
         assert!(
-            refused(&spec(1, 63), Offered::Network)
+            refused(&spec(1, 63), Offered::Network, true)
                 .unwrap()
                 .contains("memory")
         );

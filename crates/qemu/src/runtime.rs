@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use model::{BuildId, ExecutionId, SandboxId};
 use ports::runtime::{Capabilities, Disk as Fate, DiskOrigin, DiskSpace, Recovered};
-use ports::{Machine, MachineSpec, Runtime, RuntimeError};
+use ports::{Machine, MachineSpec, Runtime, RuntimeError, VolumeFiles};
 use serde_json::json;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -80,15 +80,15 @@ impl Config {
     pub const BOOTS_WITHIN: Duration = Duration::from_secs(60);
 }
 
-/// What virtual machines under QEMU can do: with a network, or without.
+/// What virtual machines under QEMU can do: with a network and volumes, or without.
 #[must_use]
-pub const fn capabilities(network: bool) -> Capabilities {
+pub const fn capabilities(network: bool, volumes: bool) -> Capabilities {
     Capabilities {
         durable_memory: true,
         freeze: true,
         own_kernel: true,
         network,
-        volumes: false,
+        volumes,
         roots: false,
         portable_builds: false,
     }
@@ -101,6 +101,8 @@ pub struct Qemus {
 
 /// What is under way takes at most as long as a boot.
 const CLOSED_WITHIN: Duration = Duration::from_secs(60);
+/// Whoever looked into a volume lets go of it a moment later.
+const UNMOUNTED_WITHIN: Duration = Duration::from_secs(2);
 /// A QEMU that lives says so in milliseconds.
 const ADOPTED_WITHIN: Duration = Duration::from_secs(10);
 /// Disks on one another that a machine is still started on; above it they are made one first.
@@ -147,6 +149,14 @@ impl Qemus {
     #[must_use]
     pub fn probed(&self) -> &Probed {
         &self.house.probed
+    }
+
+    /// The files in the volumes of this node; `None` where the daemon is not root, and there are none.
+    #[must_use]
+    pub fn volume_files(&self) -> Option<Arc<dyn VolumeFiles>> {
+        let (house, volumes) = (Arc::clone(&self.house), self.house.volumes.clone()?);
+        let has_room = move || house.has_room().is_ok();
+        Some(Arc::new(volumes::Files::new(volumes, has_room)))
     }
 
     /// Makes a build of a whole root in a directory.
@@ -206,7 +216,11 @@ impl Drop for Started {
 
 impl House {
     async fn bring_up(self: &Arc<Self>, spec: MachineSpec) -> Result<Started, RuntimeError> {
-        if let Some(what) = policy::refused(&spec, self.offered(self.network.is_some())) {
+        if let Some(what) = policy::refused(
+            &spec,
+            self.offered(self.network.is_some()),
+            self.volumes.is_some(),
+        ) {
             return Err(unsupported(what));
         }
         self.has_room()?;
@@ -393,6 +407,18 @@ impl House {
             });
         }
         failpoint::reach("qemu/guest-up");
+        let given = in_time(self.config.boots_within, async {
+            Ok(vm.give_volumes(memory.is_some()).await)
+        });
+        if let Err(error) = given
+            .await
+            .at("giving a machine its volumes")
+            .map_err(Into::into)
+            .flatten()
+        {
+            vm.end_unheld().await;
+            return Err(error);
+        }
         Ok(vm)
     }
 
@@ -483,7 +509,7 @@ impl Runtime for Qemus {
     }
 
     fn capabilities(&self) -> Capabilities {
-        capabilities(self.house.network.is_some())
+        capabilities(self.house.network.is_some(), self.house.volumes.is_some())
     }
 
     async fn recover(&self) -> Result<Recovered, RuntimeError> {
@@ -492,6 +518,13 @@ impl Runtime for Qemus {
             disks: Vec::new(),
             reclaimed: 0,
         };
+        if let Some(volumes) = self.house.volumes.clone() {
+            blocking(move || {
+                volumes.recover();
+                Ok(())
+            })
+            .await?;
+        }
         let mut slots = Vec::new();
         for (execution, record) in self.house.book.machines.all() {
             let adopted = match &record {
@@ -666,6 +699,9 @@ impl Runtime for Qemus {
         let house = Arc::clone(&self.house);
         let _ = blocking(move || {
             if house.book.machines.all().is_empty() {
+                if let Some(volumes) = &house.volumes {
+                    volumes.unmount_all(UNMOUNTED_WITHIN);
+                }
                 if let Some(network) = &house.network {
                     network.close();
                 }

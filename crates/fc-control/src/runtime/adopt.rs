@@ -38,7 +38,9 @@ impl House {
             Ok((api, frozen)) => {
                 let (house, written) = (Arc::clone(self), record.clone());
                 blocking(move || house.stake(&written)).await?;
-                Ok(Some(Vm::watch(Arc::clone(self), record, process, api, frozen)))
+                let vm = Vm::watch(Arc::clone(self), record, process, api, frozen);
+                vm.serve_volumes_again().await;
+                Ok(Some(vm))
             }
             Err(error) => {
                 tracing::warn!(sandbox = %spec.sandbox, error = &error as &dyn std::error::Error, cause = %error.source, "a Firecracker that lives does not answer; it is ended, and its disk is kept");

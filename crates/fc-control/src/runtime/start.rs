@@ -244,6 +244,7 @@ impl House {
         }
         let locked = jail.clone();
         blocking(move || locked.lock()).await?;
+        let memory_is_back = memory.is_some();
         let begun = match memory {
             None => api.start().await.at("letting a machine boot"),
             Some(_) => api.resume().await.at("letting a machine go on"),
@@ -263,6 +264,18 @@ impl House {
                 sandbox,
                 detail: format!("{error}; it said: {said}"),
             });
+        }
+        let given = in_time(self.config.boots_within, async {
+            Ok(vm.give_volumes(memory_is_back).await)
+        });
+        if let Err(error) = given
+            .await
+            .at("giving a machine its volumes")
+            .map_err(Into::into)
+            .flatten()
+        {
+            vm.end_unheld().await;
+            return Err(error);
         }
         Ok(vm)
     }

@@ -46,7 +46,9 @@ impl House {
                 let (house, written) = (Arc::clone(self), record.clone());
                 blocking(move || house.stake(&written)).await?;
                 failpoint::reach("qemu/machine-adopted");
-                Ok(Some(Vm::watch(Arc::clone(self), record, process, qmp, frozen)))
+                let vm = Vm::watch(Arc::clone(self), record, process, qmp, frozen);
+                vm.serve_volumes_again().await;
+                Ok(Some(vm))
             }
             Ok(Err(error)) => {
                 tracing::warn!(sandbox = %spec.sandbox, error = &error as &dyn std::error::Error, cause = %error.source, "a QEMU that lives does not answer; it is ended, and its disk is kept");

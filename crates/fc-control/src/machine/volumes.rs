@@ -1,0 +1,63 @@
+//! The volumes of a machine, over its line.
+use std::io;
+use std::sync::{Arc, Weak};
+
+use async_trait::async_trait;
+use guest::Line;
+use guest::volumes::{Lent, Lines};
+use ports::RuntimeError;
+
+use super::{Vm, blocking_runtime};
+
+/// The way to a machine that may be gone by then.
+struct Way(Weak<Vm>);
+
+#[async_trait]
+impl Lines for Way {
+    async fn line(&self) -> io::Result<Line> {
+        let vm = self.0.upgrade().ok_or(io::ErrorKind::NotFound)?;
+        vm.agent.line().ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+}
+
+impl Vm {
+    fn way(self: &Arc<Self>) -> Arc<dyn Lines> {
+        Arc::new(Way(Arc::downgrade(self)))
+    }
+
+    /// Has its volumes mounted on the host.
+    async fn hold_volumes(self: &Arc<Self>) -> Result<(), RuntimeError> {
+        let spec = self.record().spec;
+        if spec.volumes.is_empty() {
+            return Ok(());
+        }
+        let (store, holder) = (Arc::clone(&self.house.volumes), self.execution.to_string());
+        let lent = blocking_runtime(move || Lent::of(&store, &spec.volumes, &holder)).await?;
+        self.lent.take(&lent);
+        Ok(())
+    }
+
+    /// Gives it its volumes, before anybody is served.
+    pub(crate) async fn give_volumes(self: &Arc<Self>, restored: bool) -> Result<(), RuntimeError> {
+        self.hold_volumes().await?;
+        let given = self.lent.give(&self.way(), restored).await;
+        given.map_err(|error| error.told_by("firecracker"))
+    }
+
+    /// Serves what a machine has whose daemon ended. What cannot be served is waited for in the machine.
+    pub(crate) async fn serve_volumes_again(self: &Arc<Self>) {
+        match self.hold_volumes().await {
+            Ok(()) => self.serve_volumes(),
+            Err(error) => tracing::error!(
+                execution = %self.execution,
+                error = &error as &dyn std::error::Error,
+                "a machine that lives is not served its volumes"
+            ),
+        }
+    }
+
+    /// Goes on serving them after [`Lent::quiet`].
+    pub(crate) fn serve_volumes(self: &Arc<Self>) {
+        self.lent.serve(&self.way());
+    }
+}
