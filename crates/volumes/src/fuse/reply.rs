@@ -12,6 +12,9 @@ const CONGESTED_FROM: u16 = 12;
 /// What of what kernels offer is taken: reads and writes in large pieces, several at once; what was read is thrown away where the
 /// file has another time or size; names are looked up beside one another.
 const TAKEN: u32 = 1 << 0 | 1 << 5 | 1 << 12 | 1 << 18 | 1 << 22;
+/// How long a kernel knows how a file is: to the next tick of its clock, which spares it to ask for what it was just told. Whoever
+/// opens a file by its name, or looks at it so, asks anew.
+const VALID_NS: u32 = 1;
 /// Kernels before it have other structures.
 const MINOR_MIN: u32 = 31;
 
@@ -107,8 +110,7 @@ impl Reply {
 
     /// How a file is.
     pub(crate) fn attributes(unique: u64, attributes: &Attributes) -> Self {
-        // It may be another in a moment: others have it too.
-        Self::begun(unique, 0, 104).u64(0).u64(0).with(attributes)
+        Self::begun(unique, 0, 104).u64(0).u32(VALID_NS).u32(0).with(attributes)
     }
 
     /// How much was written.
@@ -140,12 +142,13 @@ impl Reply {
 
     fn with_entry(self, attributes: &Attributes) -> Self {
         let Attributes { handle, number, .. } = attributes;
-        // Valid for no time: others have the volume too.
         self.u64(*number)
             .u64(u64::from(handle.generation))
+            // A name is valid for no time: others have the volume too.
             .u64(0)
             .u64(0)
-            .u64(0)
+            .u32(0)
+            .u32(VALID_NS)
             .with(attributes)
     }
 
