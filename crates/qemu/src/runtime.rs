@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use model::{BuildId, ExecutionId, SandboxId};
 use ports::runtime::{Capabilities, Disk as Fate, DiskOrigin, DiskSpace, Recovered};
-use ports::{Machine, MachineSpec, Runtime, RuntimeError, VolumeFiles};
+use ports::{Machine, MachineSpec, Runtime, RuntimeError};
 use serde_json::json;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -31,6 +31,7 @@ use crate::{import, policy};
 use ports::step::{At, Step};
 
 mod adopt;
+mod volumes;
 
 use adopt::end_all;
 
@@ -149,14 +150,6 @@ impl Qemus {
     #[must_use]
     pub fn probed(&self) -> &Probed {
         &self.house.probed
-    }
-
-    /// The files in the volumes of this node; `None` where the daemon is not root, and there are none.
-    #[must_use]
-    pub fn volume_files(&self) -> Option<Arc<dyn VolumeFiles>> {
-        let (house, volumes) = (Arc::clone(&self.house), self.house.volumes.clone()?);
-        let has_room = move || house.has_room().is_ok();
-        Some(Arc::new(volumes::Files::new(volumes, has_room)))
     }
 
     /// Makes a build of a whole root in a directory.
@@ -407,18 +400,7 @@ impl House {
             });
         }
         failpoint::reach("qemu/guest-up");
-        let given = in_time(self.config.boots_within, async {
-            Ok(vm.give_volumes(memory.is_some()).await)
-        });
-        if let Err(error) = given
-            .await
-            .at("giving a machine its volumes")
-            .map_err(Into::into)
-            .flatten()
-        {
-            vm.end_unheld().await;
-            return Err(error);
-        }
+        vm.give_volumes(memory.is_some()).await?;
         Ok(vm)
     }
 
@@ -518,13 +500,7 @@ impl Runtime for Qemus {
             disks: Vec::new(),
             reclaimed: 0,
         };
-        if let Some(volumes) = self.house.volumes.clone() {
-            blocking(move || {
-                volumes.recover();
-                Ok(())
-            })
-            .await?;
-        }
+        self.recover_volumes().await?;
         let mut slots = Vec::new();
         for (execution, record) in self.house.book.machines.all() {
             let adopted = match &record {

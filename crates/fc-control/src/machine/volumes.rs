@@ -6,8 +6,9 @@ use async_trait::async_trait;
 use guest::Line;
 use guest::volumes::{Lent, Lines};
 use ports::RuntimeError;
+use ports::step::At as _;
 
-use super::{Vm, blocking_runtime};
+use super::{Vm, blocking_runtime, in_time};
 
 /// The way to a machine that may be gone by then.
 struct Way(Weak<Vm>);
@@ -37,11 +38,23 @@ impl Vm {
         Ok(())
     }
 
-    /// Gives it its volumes, before anybody is served.
+    /// Gives it its volumes, before anybody is served. One that cannot have them is ended.
     pub(crate) async fn give_volumes(self: &Arc<Self>, restored: bool) -> Result<(), RuntimeError> {
-        self.hold_volumes().await?;
-        let given = self.lent.give(&self.way(), restored).await;
-        given.map_err(|error| error.told_by("firecracker"))
+        let given = in_time(self.house.config.boots_within, async {
+            Ok(match self.hold_volumes().await {
+                Ok(()) => {
+                    let given = self.lent.give(&self.way(), restored).await;
+                    given.map_err(|error| error.told_by("firecracker"))
+                }
+                failed => failed,
+            })
+        });
+        let given = given.await.at("giving a machine its volumes");
+        let given = given.map_err(RuntimeError::from).flatten();
+        if given.is_err() {
+            self.end_unheld().await;
+        }
+        given
     }
 
     /// Serves what a machine has whose daemon ended. What cannot be served is waited for in the machine.

@@ -265,18 +265,7 @@ impl House {
                 detail: format!("{error}; it said: {said}"),
             });
         }
-        let given = in_time(self.config.boots_within, async {
-            Ok(vm.give_volumes(memory_is_back).await)
-        });
-        if let Err(error) = given
-            .await
-            .at("giving a machine its volumes")
-            .map_err(Into::into)
-            .flatten()
-        {
-            vm.end_unheld().await;
-            return Err(error);
-        }
+        vm.give_volumes(memory_is_back).await?;
         Ok(vm)
     }
 

@@ -110,7 +110,11 @@ impl Reply {
 
     /// How a file is.
     pub(crate) fn attributes(unique: u64, attributes: &Attributes) -> Self {
-        Self::begun(unique, 0, 104).u64(0).u32(VALID_NS).u32(0).with(attributes)
+        Self::begun(unique, 0, 104)
+            .u64(0)
+            .u32(VALID_NS)
+            .u32(0)
+            .with(attributes)
     }
 
     /// How much was written.
