@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::shell::{cache, cargo, command, root, run, target_dir};
 
-const TARGETS: [&str; 15] = [
+const TARGETS: [&str; 16] = [
     "host",
     "envelopes",
     "frames",
@@ -23,6 +23,7 @@ const TARGETS: [&str; 15] = [
     "module",
     "boot",
     "dial",
+    "volume",
 ];
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// As cargo-fuzz has it, without a sanitizer: there is no `unsafe` in what is fuzzed.

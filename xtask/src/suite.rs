@@ -103,7 +103,7 @@ const ALL: [Ring; 12] = [
 
 /// Tests of the SDKs that virtual machines are held to each time: all of them take too long where the processor is emulated.
 /// `cargo xtask test --only microvms --whole` runs them all.
-const MICROVM_MODULES: [&str; 1] = ["lifecycle"];
+const MICROVM_MODULES: [&str; 2] = ["lifecycle", "volumes"];
 /// Attempts to get out that both kinds of sandboxes are held to, and that take no longer in the one than in the other.
 const MICROVM_ESCAPES: [&str; 3] = [
     "tests/e2e/escape/test_network.py",

@@ -29,13 +29,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("net", &["model", "ports", "linux"]),
     (
         "container",
-        &["model", "ports", "linux", "net", "rootfs", "failpoint"],
+        &["model", "ports", "linux", "net", "rootfs", "volumes", "failpoint"],
     ),
+    ("volumes", &["model", "ports", "linux", "failpoint"]),
     ("envd", &["model", "wire", "linux"]),
-    ("guest", &["ports"]),
+    ("guest", &["model", "ports", "volumes"]),
     (
         "microvm",
-        &["model", "ports", "guest", "linux", "net", "failpoint"],
+        &["model", "ports", "guest", "linux", "net", "volumes", "failpoint"],
     ),
     (
         "qemu",

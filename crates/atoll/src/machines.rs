@@ -72,12 +72,17 @@ impl Machines {
 
     /// The files of volumes.
     pub(crate) fn volume_files(&self) -> Arc<dyn VolumeFiles> {
-        match self {
-            Self::Containers(containers) => Arc::clone(containers) as _,
-            Self::Qemu(..) | Self::Firecracker(..) => {
-                Arc::new(NoVolumes(format!("the {} runtime", self.runtime().name())))
-            }
-        }
+        let files = match self {
+            Self::Containers(containers) => Some(containers.volume_files()),
+            Self::Qemu(qemus, _) => qemus.volume_files(),
+            Self::Firecracker(firecrackers, _) => firecrackers.volume_files(),
+        };
+        files.unwrap_or_else(|| {
+            Arc::new(NoVolumes(format!(
+                "the {} runtime without root",
+                self.runtime().name()
+            )))
+        })
     }
 
     /// Makes a build of this machine's own programs, of which sandboxes of this size will start.

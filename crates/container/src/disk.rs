@@ -524,7 +524,7 @@ fn is_in_use(image: &Path) -> bool {
     let locked = File::open(image).is_ok_and(|file| {
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
     });
-    locked || volume::attached(image).is_some()
+    locked || volumes::attached(image).is_some()
 }
 
 const UNPOISONED: &str = "nothing panics while it makes a disk";

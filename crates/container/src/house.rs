@@ -26,9 +26,9 @@ use crate::sealed::Sealed;
 use crate::slot::Slot;
 use crate::step::{At, Step};
 use crate::users::{SLOTS_MAX, USERS, first_user};
-use crate::volumes::Volumes;
 use crate::{agent, root};
 use net::{Instance, Net};
+use volumes::Volumes;
 
 /// envd listens a millisecond after its exec; a machine that swaps needs longer.
 const UP_WITHIN: Duration = Duration::from_secs(15);
@@ -143,7 +143,7 @@ impl House {
             records: Records::open(data)?,
             builds: Builds::open(data)?,
             sealed: Sealed::open(data)?,
-            volumes: Arc::new(Volumes::open(data, disks.volume().root())?),
+            volumes: Arc::new(Volumes::open(data, disks.volume().root().join("volumes"))?),
             disks,
             cgroups: Cgroups::open(instance.number)?,
             launcher: Launcher::start(&config.launcher)?,
@@ -432,7 +432,7 @@ impl House {
             );
         }
         failpoint::reach("container/network-released");
-        self.volumes.take_back(number);
+        self.volumes.take_back(&number.to_string());
         match fate {
             Fate::Keep(sandbox) if self.disks.of_slot(number).exists() => {
                 let over = self.records.read(number).and_then(|record| record.starts_from());

@@ -9,7 +9,7 @@
 //! checkpoint, seal   builds made of machines        clear           builds that nobody needs any more
 //! assemble builds that go elsewhere and come from there
 //! changes  roots looked at from outside
-//! places   images mounted on the host               sealed, volumes, lend   layers and file systems among them
+//! sealed   layers that are images, mounted           lend     volumes among them
 //! ```
 //!
 //! A sandbox is a [`slot`]: a number that names all of its resources (`atoll<instance>/<slot>` among cgroups,
@@ -36,7 +36,6 @@ mod import;
 pub mod launcher;
 mod lend;
 mod machine;
-mod places;
 mod pool;
 pub mod probe;
 mod record;
@@ -48,7 +47,6 @@ mod slot;
 mod syscalls;
 mod users;
 mod volume;
-mod volumes;
 
 use ports::step;
 

@@ -9,7 +9,7 @@ use model::{BuildId, Memory, MiB, SandboxId};
 use ports::blobs::ByteStream;
 use ports::root::Changes;
 use ports::runtime::{Capabilities, DiskOrigin, DiskSpace, PartImages, Parts, Recovered};
-use ports::{Machine, MachineSpec, Runtime, RuntimeError};
+use ports::{Machine, MachineSpec, Runtime, RuntimeError, VolumeFiles};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::build::{Build, LAYERS_MAX};
@@ -22,7 +22,6 @@ use crate::pool::Pool;
 use crate::record::Record;
 use crate::slot::Slot;
 use crate::step::Step;
-use crate::volumes::Volumes;
 
 /// What the runtime is told.
 #[derive(Debug, Clone)]
@@ -126,14 +125,12 @@ impl Containers {
         .await
     }
 
-    /// What all its machines share.
-    pub(crate) fn house(&self) -> Arc<House> {
-        Arc::clone(&self.house)
-    }
-
-    /// The volumes of this node.
-    pub(crate) fn volumes(&self) -> Arc<Volumes> {
-        Arc::clone(&self.house.volumes)
+    /// The files in the volumes of this node.
+    #[must_use]
+    pub fn volume_files(&self) -> Arc<dyn VolumeFiles> {
+        let house = Arc::clone(&self.house);
+        let has_room = move || house.disks.has_room().is_ok();
+        Arc::new(volumes::Files::new(Arc::clone(&self.house.volumes), has_room))
     }
 
     /// Keeps slots for this build ready from now on.
@@ -475,7 +472,7 @@ fn settle(house: &House) -> Result<(Living, Vec<SandboxId>, usize), RuntimeError
                 // What is kept of whoever lives is of an earlier day.
                 house.disks.discard(machine.1.sandbox)?;
                 for volume in &machine.1.volumes {
-                    house.volumes.is_lent(volume.volume, number);
+                    house.volumes.is_lent(volume.volume, &number.to_string());
                 }
                 if copying {
                     machine.0.cgroup.thaw()?;

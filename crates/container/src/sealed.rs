@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use model::BuildId;
 
 use crate::disk::Disks;
-use crate::places::{How, Places};
 use crate::step::Step;
+use volumes::{How, Places};
 
 /// The mounts of sealed disks.
 #[derive(Debug)]

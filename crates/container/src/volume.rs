@@ -16,6 +16,8 @@ use ports::runtime::DiskSpace;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use volumes::{attached, is_mounted};
+
 use crate::step::{At, Step};
 
 /// XFS makes nothing smaller worth having.
@@ -156,17 +158,6 @@ pub(crate) fn clone(from: &Path, to: &Path) -> io::Result<()> {
     })
 }
 
-/// Whether something is mounted at a directory.
-pub(crate) fn is_mounted(dir: &Path) -> Result<bool, Step> {
-    let parent = dir.parent().unwrap_or(dir);
-    let device = |path: &Path| {
-        rustix::fs::stat(path)
-            .at(format!("looking at {}", path.display()))
-            .map(|stat| stat.st_dev)
-    };
-    Ok(device(dir)? != device(parent)?)
-}
-
 fn make(image: &Path) -> Result<(), Step> {
     let dir = image.parent().unwrap_or(image);
     let bytes = share_of(space(dir)?.free_bytes).max(VOLUME_BYTES_MIN);
@@ -208,20 +199,6 @@ fn mount(image: &Path, root: &Path) -> Result<(), Step> {
         .at(format!("opening {}", image.display()))?;
     let device = LoopDevice::attach(file.as_fd(), true).at(format!("attaching {}", image.display()))?;
     rustix::mount::mount(device.path(), root, "xfs", flags, GIVING_BACK).at(step())
-}
-
-/// The loop device that a file is behind already.
-pub(crate) fn attached(image: &Path) -> Option<PathBuf> {
-    let image = fs::canonicalize(image).ok()?;
-    let devices = fs::read_dir("/sys/block").ok()?.flatten();
-    let behind = |name: &std::ffi::OsStr| {
-        fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file")).ok()
-    };
-    let found = devices.map(|entry| entry.file_name()).find(|name| {
-        name.to_string_lossy().starts_with("loop")
-            && behind(name).is_some_and(|file| Path::new(file.trim_end()) == image)
-    });
-    found.map(|name| Path::new("/dev").join(name))
 }
 
 /// Runs a tool, and fails with what it said.

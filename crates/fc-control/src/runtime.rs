@@ -79,7 +79,7 @@ pub const fn capabilities(network: bool) -> Capabilities {
         freeze: true,
         own_kernel: true,
         network,
-        volumes: false,
+        volumes: true,
         roots: false,
         portable_builds: false,
     }
@@ -158,7 +158,8 @@ impl Vmm for Firecracker {
         &self.config.data
     }
 
-    fn capabilities(&self) -> Capabilities {
+    /// It takes root, and so do they.
+    fn capabilities(&self, _volumes: bool) -> Capabilities {
         capabilities(self.config.network)
     }
 

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use crate::boot::{MACHINE, machine_cgroup};
 use crate::console::say;
 use crate::step::{At as _, Step};
+use crate::volumes::Volumes;
 
 /// envd's host-only socket, inside.
 const SOCKET: &str = "/run/atoll/envd.sock";
@@ -35,6 +36,10 @@ pub(crate) struct Machine {
     pub(crate) root: OwnedFd,
     /// Its names.
     pub(crate) host_name: OwnedFd,
+    /// Its mounts.
+    pub(crate) mounts: OwnedFd,
+    /// The volumes among them.
+    pub(crate) volumes: Volumes,
     /// envd's socket, once it listens: this very one, whatever is put in its place later.
     envd: watch::Sender<Option<Arc<OwnedFd>>>,
     /// How its first process ended, once it has.
@@ -67,6 +72,7 @@ impl Machine {
         let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, MACHINE, directory, Mode::empty()).at("opening the root disk")?;
         let host_name = fs::File::open(format!("/proc/{pid}/ns/uts")).at("opening the machine's names")?;
+        let mounts = fs::File::open(format!("/proc/{pid}/ns/mnt")).at("opening the machine's mounts")?;
         let (has_ended, ended) = watch::channel(None);
         let first = i32::try_from(pid).ok().and_then(Pid::from_raw);
         std::thread::Builder::new()
@@ -78,6 +84,8 @@ impl Machine {
             pidfd,
             root,
             host_name: host_name.into(),
+            mounts: mounts.into(),
+            volumes: Volumes::default(),
             envd: watch::channel(None).0,
             ended,
             end: watch::channel(None).0,

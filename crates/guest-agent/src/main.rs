@@ -5,6 +5,7 @@
 //! machine   a child in namespaces of its own, which becomes envd on the root disk
 //! serve     streams of the host: to envd, to ports inside, to the agent
 //!   serial, vsock   what carries them        resume, usage   what the agent does itself
+//!   volumes         file systems of the host's, whose requests go over streams
 //! end       the disk is synced and the power is off, whatever happened
 //! ```
 //!
@@ -22,6 +23,7 @@ mod serial;
 mod serve;
 mod step;
 mod usage;
+mod volumes;
 mod vsock;
 
 use std::convert::Infallible;
@@ -95,6 +97,8 @@ fn run() -> Result<Infallible, Step> {
             why = machine.told_to_end() => why,
         };
         machine.kill().await;
+        // What is brought to disks from here on is the machine's own.
+        machine.volumes.abandon();
         why
     });
     say(format_args!("{why}"));

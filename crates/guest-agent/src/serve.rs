@@ -14,6 +14,7 @@ use crate::console::say;
 use crate::machine::Machine;
 use crate::resume::resume;
 use crate::usage::usage;
+use crate::volumes::{self, Refused};
 
 /// A host sends its header with the first bytes, or is none.
 const HEADER_WITHIN: Duration = Duration::from_secs(10);
@@ -60,6 +61,13 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
         Ok(Header::Port { port }) => {
             return relay(stream, connect(port).await, &format!("port {port}")).await;
         }
+        Ok(Header::Volume { tag }) => {
+            let Some(relay) = machine.volumes.find(tag) else {
+                return refuse(stream, Reason::Closed, "there is no such volume".to_owned()).await;
+            };
+            tell(stream, Ok(Nothing {})).await?;
+            return relay.serve(stream).await;
+        }
         Ok(Header::Agent(order)) => order,
         Err(wrong) => return refuse(stream, Reason::Failed, wrong).await,
     };
@@ -77,14 +85,27 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
             tell(stream, blocking(move || usage(&machine)).await).await
         }
         Order::Sync => {
-            let synced = blocking(|| {
+            let volumes = machine.volumes.all();
+            let synced = blocking(move || {
                 // Of its file system, by any of its files.
                 let root = std::fs::File::open(crate::boot::MACHINE).map_err(|error| error.to_string())?;
                 rustix::fs::syncfs(&root).map_err(|error| error.to_string())?;
+                for volume in volumes {
+                    volume.sync().map_err(|error| format!("a volume: {error}"))?;
+                }
                 Ok(Nothing {})
             });
             tell(stream, synced.await).await
         }
+        Order::Volumes { keep } => {
+            let machine = Arc::clone(machine);
+            tell(stream, blocking(move || volumes::keep(&machine, &keep)).await).await
+        }
+        Order::Attach { tag, path } => match volumes::have(machine, tag, &path).await {
+            Ok(had) => tell(stream, Ok(had)).await,
+            Err(Refused::Unfit(why)) => refuse(stream, Reason::Unfit, why.to_owned()).await,
+            Err(Refused::Failed(why)) => tell::<Nothing>(stream, Err(why)).await,
+        },
         Order::Shutdown { grace_ms } => {
             machine.end(Duration::from_millis(grace_ms));
             let told = tell(stream, Ok(Nothing {})).await;

@@ -7,6 +7,7 @@
 //! disk     a root disk, made of a directory or an archive
 //! boot     what the kernel's command line tells the agent
 //! line     the only way in: streams over a serial port or vsock, each opened by one header
+//! volumes  the volumes that a machine is given, by streams of its line
 //! ```
 //!
 //! **Invariants.** Whatever a guest says is bounded before it is kept. Nothing here runs a machine: `qemu` and its like do.
@@ -29,6 +30,8 @@ pub mod line;
 mod module;
 #[cfg(feature = "host")]
 mod program;
+#[cfg(feature = "host")]
+pub mod volumes;
 
 #[cfg(feature = "host")]
 pub use self::bundle::{Bundle, BundleError};

@@ -12,6 +12,7 @@
 //! ```
 mod answer;
 pub mod escape;
+pub mod frame;
 mod header;
 #[cfg(feature = "host")]
 mod host;

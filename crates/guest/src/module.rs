@@ -10,7 +10,7 @@ use crate::program;
 
 /// What a machine needs, whichever VMM it is in, in the order in which it is loaded: `virtio_ring` before `virtio`, which uses
 /// it. What a kernel has built in is left out.
-pub(crate) const ORDER: [&str; 21] = [
+pub(crate) const ORDER: [&str; 22] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_modern_dev",
@@ -32,6 +32,7 @@ pub(crate) const ORDER: [&str; 21] = [
     "vmw_vsock_virtio_transport",
     "virtio_rng",
     "overlay",
+    "fuse",
 ];
 /// The largest of them has a megabyte or two.
 const MODULE_BYTES_MAX: u64 = 32 << 20;

@@ -10,6 +10,7 @@ pub mod clone;
 pub mod conntrack;
 pub mod ext4;
 pub mod file;
+pub mod handle;
 pub mod loopdev;
 pub mod memory;
 pub mod mount;

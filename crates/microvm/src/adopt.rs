@@ -37,6 +37,7 @@ impl<V: Vmm> House<V> {
                 blocking(move || house.stake(&written)).await?;
                 failpoint::reach("microvm/machine-adopted");
                 let vm = Vm::watch(Arc::clone(self), machine, process, monitor, stands);
+                vm.serve_volumes_again().await;
                 Ok(Some(vm))
             }
             Err(error) => {

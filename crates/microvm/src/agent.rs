@@ -42,6 +42,8 @@ pub trait Agent: Send + Sync {
     async fn usage(&self) -> io::Result<Usage>;
     /// Brings everything that was written to the disk.
     async fn sync(&self) -> io::Result<()>;
+    /// The line, for volumes to be served on.
+    fn line(&self) -> Option<Line>;
     /// To envd, at its port, or to a port on the machine's loopback.
     async fn dial(&self, port: u16) -> Result<Box<dyn Stream>, DialError>;
     /// Returns when there is no way to it any more.
@@ -97,6 +99,9 @@ impl Agent for Line {
     }
     async fn sync(&self) -> io::Result<()> {
         Line::sync(self).await.map_err(io::Error::other)
+    }
+    fn line(&self) -> Option<Line> {
+        Some(self.clone())
     }
     async fn dial(&self, port: u16) -> Result<Box<dyn Stream>, DialError> {
         Line::dial(self, port).await

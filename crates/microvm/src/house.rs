@@ -7,6 +7,7 @@ use ports::RuntimeError;
 use ports::runtime::DiskOrigin;
 use ports::step::{At, Step};
 use tokio_util::task::TaskTracker;
+use volumes::Volumes;
 
 use crate::files::Files;
 use crate::record::{Book, FORM};
@@ -26,6 +27,8 @@ pub struct House<V: Vmm> {
     pub images: Files,
     /// States of memory.
     pub states: Files,
+    /// The node's volumes; `None` where the daemon is not root: then there are none.
+    pub volumes: Option<Arc<Volumes>>,
     /// What goes on when nobody waits for it any more.
     pub work: TaskTracker,
     /// Held from looking at what a machine starts from until that is on the machine's record, and while files are swept.
@@ -38,11 +41,14 @@ impl<V: Vmm> House<V> {
     /// # Errors
     /// It cannot be made.
     pub fn open(data: &Path, images: Files, vmm: V) -> Result<Self, Step> {
+        let is_root = rustix::process::geteuid().is_root();
+        let volumes = is_root.then(|| Volumes::open(data, data.join("volumes/images")));
         Ok(Self {
             vmm,
             book: Book::open(data)?,
             images,
             states: Files::open(data.join("states"))?,
+            volumes: volumes.transpose()?.map(Arc::new),
             work: TaskTracker::new(),
             turn: Mutex::default(),
         })
@@ -155,7 +161,12 @@ impl<V: Vmm> House<V> {
 
     /// Clears a machine away that is over, then removes its record. Blocks.
     pub(crate) fn clear_away(&self, execution: ExecutionId) -> Result<(), Step> {
-        V::clear(self, &execution.to_string())?;
-        self.book.machines.remove(&execution)
+        let id = execution.to_string();
+        V::clear(self, &id)?;
+        self.book.machines.remove(&execution)?;
+        if let Some(volumes) = &self.volumes {
+            volumes.take_back(&id);
+        }
+        Ok(())
     }
 }

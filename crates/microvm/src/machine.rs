@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use guest::volumes::Lent;
 use model::{BuildId, ExecutionId, NetworkPolicy};
 use ports::RuntimeError;
 use ports::runtime::{Disk as Fate, DiskOrigin, Ended, Usage};
@@ -26,6 +27,7 @@ use crate::vmm::{Build, Machine, Vmm};
 use crate::work::{blocking, in_time, off};
 
 mod handle;
+mod volumes;
 
 pub use handle::Handle;
 
@@ -47,6 +49,8 @@ pub struct Vm<V: Vmm> {
     pub monitor: V::Monitor,
     /// The way to its agent.
     pub link: Link,
+    /// Its volumes, as long as they are served.
+    lent: Lent,
     /// As it is on disk, or is about to be.
     record: Mutex<Machine<V>>,
     /// Held by whoever stops, freezes or copies it; says whether it is gone.
@@ -71,6 +75,7 @@ impl<V: Vmm> Vm<V> {
     ) -> Arc<Self> {
         let vm = Arc::new(Self {
             link: V::link(&house, &record),
+            lent: Lent::default(),
             execution: record.spec.execution,
             house,
             process: Arc::new(process),
@@ -126,6 +131,7 @@ impl<V: Vmm> Vm<V> {
     /// Ends a VMM whose machine was never handed over; what is on record is its owner's to clear away.
     pub(crate) async fn end_unheld(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        self.lent.end();
         self.link.hang_up().await;
         self.kill().await;
     }
@@ -300,7 +306,7 @@ impl<V: Vmm> Vm<V> {
 
     /// Has it stand, copies it, and lets it go on if it did not stand before.
     async fn copy_standing(
-        &self,
+        self: &Arc<Self>,
         stood: bool,
         copy: V::Copy,
         state: Option<Uuid>,
@@ -308,7 +314,7 @@ impl<V: Vmm> Vm<V> {
         let (house, record) = (Arc::clone(&self.house), self.record());
         off(move || V::prepare_copy(&house, &record, copy)).await?;
         let begun = Instant::now();
-        V::pause(self).await?;
+        self.stand(stood).await?;
         failpoint::reach("microvm/machine-stands");
         let copied = async {
             let written = match state {
@@ -325,7 +331,7 @@ impl<V: Vmm> Vm<V> {
         let copied = copied.await;
         failpoint::reach("microvm/disk-copied");
         if !stood {
-            V::go_on(self).await?;
+            self.go_on().await?;
         }
         failpoint::reach("microvm/machine-goes-on");
         tracing::debug!(execution = %self.execution, stood = ?begun.elapsed(), "a machine was copied");
@@ -351,7 +357,7 @@ impl<V: Vmm> Vm<V> {
             .await?;
         failpoint::reach("microvm/hibernation-recorded");
         self.sync().await;
-        if let Err(failed) = self.write_down(state).await {
+        if let Err(failed) = self.write_down(stood, state).await {
             self.go_on_after_all(stood).await?;
             return Err(cannot(format!("{failed}: {}", failed.source)));
         }
@@ -364,8 +370,8 @@ impl<V: Vmm> Vm<V> {
         Ok(())
     }
 
-    async fn write_down(&self, state: Uuid) -> Result<(), Step> {
-        V::pause(self).await?;
+    async fn write_down(self: &Arc<Self>, stood: bool, state: Uuid) -> Result<(), Step> {
+        self.stand(stood).await?;
         failpoint::reach("microvm/hibernation-stands");
         let written = V::write_state(self, state).await?;
         failpoint::reach("microvm/hibernation-written");
@@ -378,7 +384,7 @@ impl<V: Vmm> Vm<V> {
     }
 
     /// Lets a machine that could not be written down be the sandbox again.
-    async fn go_on_after_all(&self, stood: bool) -> Result<(), RuntimeError> {
+    async fn go_on_after_all(self: &Arc<Self>, stood: bool) -> Result<(), RuntimeError> {
         let (house, execution) = (Arc::clone(&self.house), self.execution);
         let sandbox = self.record().spec.sandbox;
         // It may be on record although that did not come to its end: then it is this machine that has it now.
@@ -392,7 +398,7 @@ impl<V: Vmm> Vm<V> {
         })
         .await?;
         if !stood && !self.is_over() {
-            V::go_on(self).await?;
+            self.go_on().await?;
             self.set_clock().await;
         }
         self.note(|record| V::note_written(record, None)).await?;
@@ -402,6 +408,7 @@ impl<V: Vmm> Vm<V> {
 
     /// Ends its VMM, and removes everything of it but its disk.
     async fn end(&self, gently: bool) -> Result<(), RuntimeError> {
+        self.lent.end();
         self.link.hang_up().await;
         if gently {
             self.quit().await;

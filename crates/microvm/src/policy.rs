@@ -18,9 +18,12 @@ pub enum Cpus {
 
 /// What of a spec is not offered.
 #[must_use]
-pub fn refused(spec: &MachineSpec, cpus: Cpus, network: Offered) -> Option<String> {
-    if !spec.volumes.is_empty() {
-        return Some("volumes".to_owned());
+pub fn refused(spec: &MachineSpec, cpus: Cpus, network: Offered, has_volumes: bool) -> Option<String> {
+    if !spec.volumes.is_empty() && !has_volumes {
+        return Some("volumes without root".to_owned());
+    }
+    if let Err(bad) = volumes::checked(&spec.volumes) {
+        return Some(bad.to_string());
     }
     let count = spec.resources.cpu;
     let is_odd = count > 1 && count % 2 == 1;
@@ -121,7 +124,7 @@ mod tests {
             restore: false,
             volumes: Vec::new(),
         };
-        let refused = |cpu, memory, cpus| refused(&spec(cpu, memory), cpus, Offered::Network);
+        let refused = |cpu, memory, cpus| refused(&spec(cpu, memory), cpus, Offered::Network, true);
         for cpu in [1, 2, 3, 32] {
             assert_eq!(refused(cpu, 512, Cpus::Any), None);
         }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use model::{BuildId, SandboxId};
 use ports::runtime::{Capabilities, DiskSpace, Recovered};
-use ports::{MachineSpec, Runtime, RuntimeError};
+use ports::{MachineSpec, Runtime, RuntimeError, VolumeFiles};
 use tokio::sync::oneshot;
+use volumes::Files;
 
 use crate::house::House;
 use crate::import;
@@ -19,6 +20,8 @@ use crate::work::{blocking, panicked};
 
 /// What is under way takes at most as long as a boot.
 const CLOSED_WITHIN: Duration = Duration::from_secs(60);
+/// Whoever looked into a volume lets go of it a moment later.
+const UNMOUNTED_WITHIN: Duration = Duration::from_secs(2);
 
 /// The virtual machines of this host under one VMM.
 pub struct Microvms<V: Vmm> {
@@ -57,6 +60,26 @@ impl<V: Vmm> Microvms<V> {
         let house = Arc::clone(&self.house);
         blocking(move || V::import_root(&house, build, &dir)).await
     }
+
+    /// The files in the volumes of this node; `None` where the daemon is not root, and there are none.
+    #[must_use]
+    pub fn volume_files(&self) -> Option<Arc<dyn VolumeFiles>> {
+        let (house, volumes) = (Arc::clone(&self.house), self.house.volumes.clone()?);
+        let has_room = move || house.has_room().is_ok();
+        Some(Arc::new(Files::new(volumes, has_room)))
+    }
+
+    /// Unmounts what earlier daemons mounted, before any of it is used again.
+    async fn recover_volumes(&self) -> Result<(), RuntimeError> {
+        let Some(volumes) = self.house.volumes.clone() else {
+            return Ok(());
+        };
+        blocking(move || {
+            volumes.recover();
+            Ok(())
+        })
+        .await
+    }
 }
 
 #[async_trait]
@@ -66,7 +89,7 @@ impl<V: Vmm> Runtime for Microvms<V> {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.house.vmm.capabilities()
+        self.house.vmm.capabilities(self.house.volumes.is_some())
     }
 
     async fn recover(&self) -> Result<Recovered, RuntimeError> {
@@ -75,6 +98,7 @@ impl<V: Vmm> Runtime for Microvms<V> {
             disks: Vec::new(),
             reclaimed: 0,
         };
+        self.recover_volumes().await?;
         let mut living = Vec::new();
         for (execution, record) in self.house.book.machines.all() {
             let adopted = match &record {
@@ -218,6 +242,9 @@ impl<V: Vmm> Runtime for Microvms<V> {
         let house = Arc::clone(&self.house);
         let _ = blocking(move || {
             if house.book.machines.all().is_empty() {
+                if let Some(volumes) = &house.volumes {
+                    volumes.unmount_all(UNMOUNTED_WITHIN);
+                }
                 house.vmm.close();
             }
             Ok(())

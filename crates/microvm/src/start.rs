@@ -89,7 +89,7 @@ impl<V: Vmm> House<V> {
     /// # Errors
     /// It is not offered, or could not be brought up; nothing of it is left, and what it starts from is as it was.
     pub async fn bring_up(self: &Arc<Self>, spec: MachineSpec) -> Result<Started<V>, RuntimeError> {
-        if let Some(what) = policy::refused(&spec, V::CPUS, self.vmm.offered(None)) {
+        if let Some(what) = policy::refused(&spec, V::CPUS, self.vmm.offered(None), self.volumes.is_some()) {
             return Err(unsupported::<V>(what));
         }
         self.has_room()?;
@@ -192,6 +192,7 @@ impl<V: Vmm> House<V> {
             });
         }
         failpoint::reach("microvm/guest-up");
+        vm.give_volumes().await?;
         Ok(vm)
     }
 }

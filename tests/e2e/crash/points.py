@@ -90,12 +90,12 @@ BUILDS = {
     "collect": ["orchestrator/builds-condemned", "container/build-forgotten", "orchestrator/builds-collected"],
 }
 VOLUMES = {
-    "make": ["orchestrator/volume-stored", "container/volume-recorded", "orchestrator/volume-made"],
+    "make": ["orchestrator/volume-stored", "volumes/recorded", "orchestrator/volume-made"],
     "mount": ["container/volumes-attached"],
     "delete": [
         "orchestrator/volume-doomed",
         "orchestrator/volume-given-up",
-        "container/volume-removed",
+        "volumes/removed",
         "orchestrator/volume-discarded",
         "orchestrator/volume-removed",
     ],

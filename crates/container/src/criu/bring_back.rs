@@ -121,7 +121,7 @@ impl House {
         drop((disk, disk_users));
         let mut mounts: Vec<(String, OwnedFd)> = root.targets.into_iter().zip(root.mounts).collect();
         for volume in &spec.volumes {
-            let mount = self.volumes.lend(volume.volume, number, users.as_fd())?;
+            let mount = self.lend(volume.volume, number, users.as_fd())?;
             mounts.push((volume.path.clone(), mount));
         }
         failpoint::reach("container/root-assembled");

@@ -435,7 +435,10 @@ fn a_machine_that_stands_is_written_down_and_goes_on_where_it_stood() {
 fn volumes_are_there_when_a_machine_comes_back() {
     with_memory(async |house| {
         let volume = model::VolumeId::random();
-        ports::VolumeFiles::make(&house.runtime, volume, model::MiB(64))
+        house
+            .runtime
+            .volume_files()
+            .make(volume, model::MiB(64))
             .await
             .expect("a volume");
         let spec = MachineSpec {

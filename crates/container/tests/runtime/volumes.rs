@@ -6,7 +6,7 @@ use model::{MiB, VolumeId, VolumeMount};
 use ports::blobs::ByteStream;
 use ports::runtime::{Disk, DiskOrigin};
 use ports::volumes::{FileError, FileKind, Ownership};
-use ports::{Machine, MachineSpec, RuntimeError, VolumeFiles as _};
+use ports::{Machine, MachineSpec, RuntimeError};
 
 use crate::client::{attempt, run};
 use crate::copies::{begin, copy};
@@ -14,7 +14,12 @@ use crate::house::{House, eventually, with_house, with_two_daemons};
 
 async fn volume(house: &House, size: u32) -> VolumeId {
     let id = VolumeId::random();
-    house.runtime.make(id, MiB(size)).await.expect("a volume");
+    house
+        .runtime
+        .volume_files()
+        .make(id, MiB(size))
+        .await
+        .expect("a volume");
     id
 }
 
@@ -40,7 +45,7 @@ fn bytes(text: &str) -> ByteStream {
 }
 
 async fn read(house: &House, id: VolumeId, path: &str) -> Result<String, FileError> {
-    let (size, stream) = house.runtime.read(id, path).await?;
+    let (size, stream) = house.runtime.volume_files().read(id, path).await?;
     let pieces: Vec<_> = stream.try_collect().await.expect("all of it");
     let whole = pieces.concat();
     assert_eq!(whole.len() as u64, size);
@@ -57,7 +62,7 @@ const NOBODYS: Ownership = Ownership {
 fn machines_and_the_content_api_share_a_volume() {
     with_house(async |house| {
         let id = volume(house, 64).await;
-        let files: &dyn ports::VolumeFiles = &house.runtime;
+        let files = house.runtime.volume_files();
         files
             .write(id, "/from/api", bytes("api\n"), NOBODYS, true)
             .await
@@ -167,14 +172,23 @@ fn a_volume_holds_no_more_than_its_size() {
         let (said, status) = attempt(&*machine, "user", "head -c 100M /dev/zero > /data/large").await;
         assert!(status != 0 && said.contains("No space left"), "{said}");
         let much = futures_util::stream::iter((0..64).map(|_| Ok(vec![1; 1 << 20].into()))).boxed();
-        let full = house.runtime.write(id, "/much", much, NOBODYS, false).await;
+        let full = house
+            .runtime
+            .volume_files()
+            .write(id, "/much", much, NOBODYS, false)
+            .await;
         assert!(matches!(full, Err(FileError::Full)), "{full:?}");
         assert!(matches!(
-            house.runtime.stat(id, "/much").await,
+            house.runtime.volume_files().stat(id, "/much").await,
             Err(FileError::NotFound(_))
         ));
         run(&*machine, "user", "rm /data/large; echo x > /data/small").await;
-        let names = house.runtime.list(id, "/", 1).await.expect("a list");
+        let names = house
+            .runtime
+            .volume_files()
+            .list(id, "/", 1)
+            .await
+            .expect("a list");
         assert_eq!(names.len(), 1, "{names:?}");
     });
 }
@@ -182,7 +196,7 @@ fn a_volume_holds_no_more_than_its_size() {
 #[test]
 fn files_are_changed_as_they_are_asked_to_be() {
     with_house(async |house| {
-        let files: &dyn ports::VolumeFiles = &house.runtime;
+        let files = house.runtime.volume_files();
         let id = volume(house, 64).await;
         assert!(files.list(id, "", 1).await.expect("a list").is_empty());
         let given = Ownership {
@@ -284,7 +298,12 @@ fn files_are_changed_as_they_are_asked_to_be() {
             .await
             .expect("written");
         let paths = |depth| async move {
-            let list = house.runtime.list(id, "/", depth).await.expect("a list");
+            let list = house
+                .runtime
+                .volume_files()
+                .list(id, "/", depth)
+                .await
+                .expect("a list");
             list.into_iter().map(|stat| stat.path).collect::<Vec<_>>()
         };
         assert_eq!(paths(1).await, ["/d", "/f"]);
@@ -308,7 +327,7 @@ fn files_are_changed_as_they_are_asked_to_be() {
 #[test]
 fn no_link_leads_out_of_a_volume() {
     with_house(async |house| {
-        let files: &dyn ports::VolumeFiles = &house.runtime;
+        let files = house.runtime.volume_files();
         let id = volume(house, 64).await;
         let machine = with(house, vec![at(id, "/v")]).await.expect("a machine");
         run(
@@ -377,7 +396,7 @@ fn the_next_daemon_knows_who_has_a_volume() {
             id
         },
         async |house, id| {
-            let files: &dyn ports::VolumeFiles = &house.runtime;
+            let files = house.runtime.volume_files();
             let machines = house.machines();
             let [machine] = machines.as_slice() else {
                 panic!("one machine lives");

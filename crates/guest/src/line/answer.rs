@@ -56,6 +56,8 @@ pub enum Reason {
     Closed,
     /// The machine has ended, or is about to.
     Ended,
+    /// It cannot be, for what is in the machine: whoever asked is told why.
+    Unfit,
     /// It is told in words alone.
     #[default]
     #[serde(other)]

@@ -18,6 +18,11 @@ pub enum Header {
         /// Which.
         port: u16,
     },
+    /// To what the machine's kernel asks of a volume: see [`frame`](super::frame). It ends an earlier stream to the same.
+    Volume {
+        /// Which of those that were attached.
+        tag: u64,
+    },
     /// An order to the agent itself, which answers it by one line.
     Agent(Order),
 }
@@ -34,6 +39,19 @@ pub enum Order {
     Usage,
     /// Bring everything that was written to the disk.
     Sync,
+    /// Lose every volume but these, by their tags: whoever is at one of the others is told that it is gone. A machine that was
+    /// brought back from memory may have some that are another sandbox's.
+    Volumes {
+        /// Those that stay, where they are there.
+        keep: Vec<u64>,
+    },
+    /// Attach a volume; one that is there is no error. A stream to it is opened next: nobody gets an answer of it before.
+    Attach {
+        /// What the host calls it.
+        tag: u64,
+        /// Where, in the machine.
+        path: String,
+    },
     /// End all processes, and the machine. Answered as soon as it begins.
     Shutdown {
         /// What processes have between SIGTERM and SIGKILL, milliseconds; at most a minute.
@@ -168,6 +186,18 @@ mod tests {
         check(r#"{"to":"agent","do":"hello"}"#, Header::Agent(Order::Hello));
         check(r#"{"to":"agent","do":"usage"}"#, Header::Agent(Order::Usage));
         check(r#"{"to":"agent","do":"sync"}"#, Header::Agent(Order::Sync));
+        check(r#"{"to":"volume","tag":7}"#, Header::Volume { tag: 7 });
+        check(
+            r#"{"to":"agent","do":"volumes","keep":[18446744073709551615]}"#,
+            Header::Agent(Order::Volumes { keep: vec![u64::MAX] }),
+        );
+        check(
+            r#"{"to":"agent","do":"attach","tag":7,"path":"/data"}"#,
+            Header::Agent(Order::Attach {
+                tag: 7,
+                path: "/data".into(),
+            }),
+        );
         check(
             r#"{"to":"agent","do":"shutdown","graceMs":7}"#,
             Header::Agent(Order::Shutdown { grace_ms: 7 }),

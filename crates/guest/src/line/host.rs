@@ -274,10 +274,13 @@ impl Line {
         let what = || match header {
             Header::Envd => "a stream to envd".to_owned(),
             Header::Port { port } => format!("a stream to port {port}"),
+            Header::Volume { .. } => "a stream to a volume".to_owned(),
             Header::Agent(Order::Hello) => "hello".to_owned(),
             Header::Agent(Order::Resume(_)) => "to resume".to_owned(),
             Header::Agent(Order::Usage) => "to tell its usage".to_owned(),
             Header::Agent(Order::Sync) => "to sync".to_owned(),
+            Header::Agent(Order::Volumes { .. }) => "to lose volumes".to_owned(),
+            Header::Agent(Order::Attach { .. }) => "to attach a volume".to_owned(),
             Header::Agent(Order::Shutdown { .. }) => "to shut down".to_owned(),
         };
         let broke = |source: io::Error| match source.kind() {

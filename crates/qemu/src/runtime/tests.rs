@@ -47,6 +47,9 @@ impl Agent for Nobody {
     async fn usage(&self) -> io::Result<Usage> {
         Ok(Usage::default())
     }
+    fn line(&self) -> Option<guest::Line> {
+        None
+    }
     async fn sync(&self) -> io::Result<()> {
         Ok(())
     }

@@ -368,6 +368,10 @@ impl Fake {
                 error: format!("nothing listens on {port}"),
                 reason: Reason::Closed,
             }))?,
+            Header::Volume { .. } => serde_json::to_value(Answer::<Nothing>::Refused(Refusal {
+                error: "there is no such volume".to_owned(),
+                reason: Reason::Closed,
+            }))?,
         };
         stream.write_all(format!("{answer}\n").as_bytes()).await?;
         stream.flush().await?;
@@ -384,6 +388,7 @@ impl Fake {
                 kernel: machine.counter.to_string(),
                 uptime_ms: 1,
             }),
+            Order::Volumes { .. } | Order::Attach { .. } => serde_json::to_value(Nothing {}),
             Order::Resume(_) if orders.stubborn => {
                 return Err(Refusal {
                     error: "no".to_owned(),

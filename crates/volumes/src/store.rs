@@ -1,51 +1,44 @@
-//! Volumes: file systems that outlive sandboxes, and that several of them, and the content API, have at once.
+//! Which volumes there are, who uses them, and when they are mounted.
 //!
 //! ```text
 //! <data>/volumes/<id>.json       the record, before anything else is there
-//! <volume>/volumes/<id>.img      an ext4 image as large as the volume may become
+//! <images>/<id>.img              an ext4 image as large as the volume may become
 //! <data>/mounts/volumes/<id>/    where it is mounted while somebody uses it
 //! ```
 //!
-//! Owners on the image are as sandboxes see them: the host's mount maps nothing, a sandbox's is mapped to its users.
+//! Owners on the image are as sandboxes see them: the host's mount maps nothing.
 //!
 //! **Invariants.** One image is mounted once. Nobody but root of the host can enter the host's mount, and on it setuid bits
 //! mean nothing.
-mod files;
-mod list;
-mod remove;
-mod turns;
-mod within;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use linux::mount::{Attributes, set_attributes};
 use model::{MiB, VolumeId};
 use ports::RuntimeError;
+use ports::step::{At, Step};
 use ports::volumes::FileError;
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::OpenTreeFlags;
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::places::{How, Places};
-use crate::record::write_durably;
-use crate::step::{At, Step};
-use crate::volume;
-use turns::Turns;
+use crate::turns::Turns;
 
 /// The least that ext4 with a journal is worth anything.
 const SIZE_MIN: MiB = MiB(16);
 /// The most that ext4 with blocks of 4 KiB holds.
 const SIZE_MAX: MiB = MiB(16 << 20);
 /// Who owns what nobody said an owner of: `user` of every sandbox.
-pub(crate) const OWNER: u32 = 1000;
+pub const OWNER: u32 = 1000;
 /// Whoever looks into a volume looks again: it stays mounted that long after the last look.
 const IDLE: Duration = Duration::from_secs(3);
+/// Whoever has just ended lets go of what it had a moment later.
+const LET_GO_WITHIN: Duration = Duration::from_secs(1);
 /// A file system that was written to much takes a while to be unmounted.
 const UNMOUNTED_WITHIN: Duration = Duration::from_secs(10);
 
@@ -58,22 +51,24 @@ struct Record {
 
 /// All volumes of this node.
 #[derive(Debug)]
-pub(crate) struct Volumes {
+pub struct Volumes {
     records: PathBuf,
     images: PathBuf,
     places: Places,
     seats: Mutex<BTreeMap<VolumeId, Arc<Mutex<Seat>>>>,
-    /// What slots have.
-    lent: Mutex<BTreeMap<u32, BTreeSet<VolumeId>>>,
+    /// What each holder has.
+    lent: Mutex<BTreeMap<String, BTreeSet<VolumeId>>>,
     /// Whose turn it is to look into one.
-    turns: Turns,
+    pub(crate) turns: Turns,
+    /// The same for machines: neither keeps the other waiting.
+    pub(crate) machines: Turns,
 }
 
 /// Who uses a volume. Held while it is mounted and unmounted.
 #[derive(Debug, Default)]
 struct Seat {
-    /// Slots whose machines have it.
-    slots: BTreeSet<u32>,
+    /// Whose machines have it.
+    holders: BTreeSet<String>,
     /// How many of us look into it.
     visits: usize,
     /// When the last of those ended.
@@ -81,17 +76,23 @@ struct Seat {
 }
 
 impl Volumes {
-    /// Opens the records below `data`; images lie below `volume`, which shares extents.
-    pub(crate) fn open(data: &Path, volume: &Path) -> Result<Self, Step> {
+    /// Opens the records below `data`; images lie in the directory `images`.
+    ///
+    /// # Errors
+    /// A directory cannot be made.
+    pub fn open(data: &Path, images: PathBuf) -> Result<Self, Step> {
         let records = data.join("volumes");
-        fs::create_dir_all(&records).at(format!("making {}", records.display()))?;
+        for dir in [&records, &images] {
+            fs::create_dir_all(dir).at(format!("making {}", dir.display()))?;
+        }
         Ok(Self {
             records,
-            images: volume.join("volumes"),
+            images,
             places: Places::open(data, "volumes", How::Writable)?,
             seats: Mutex::default(),
             lent: Mutex::default(),
             turns: Turns::default(),
+            machines: Turns::default(),
         })
     }
 
@@ -130,7 +131,7 @@ impl Volumes {
             made_at: SystemTime::now(),
         };
         write_durably(&self.record(id), &record).map_err(|step| failed("recording a volume", step))?;
-        failpoint::reach("container/volume-recorded");
+        failpoint::reach("volumes/recorded");
         make_image(&self.image(id), size).map_err(|step| failed("making a volume", step))
     }
 
@@ -138,10 +139,10 @@ impl Volumes {
     pub(crate) fn discard(&self, id: VolumeId) -> Result<(), FileError> {
         let seat = self.seat(id);
         let seat = held(&seat);
-        if !seat.slots.is_empty() || seat.visits > 0 {
+        if !seat.holders.is_empty() || seat.visits > 0 {
             return Err(FileError::InUse(id));
         }
-        self.unmount(id)
+        self.unmount(id, UNMOUNTED_WITHIN)
             .map_err(|step| failed("unmounting a volume", step))?;
         for path in [self.image(id), self.record(id)] {
             match fs::remove_file(&path) {
@@ -151,7 +152,7 @@ impl Volumes {
                     source,
                 })?,
             }
-            failpoint::reach("container/volume-removed");
+            failpoint::reach("volumes/removed");
         }
         drop(seat);
         self.seats
@@ -176,62 +177,49 @@ impl Volumes {
         Ok(held)
     }
 
-    /// A mount of a volume for a machine, owners mapped to its users, attached nowhere. The volume is in use from then on,
-    /// until [`Volumes::take_back`].
-    pub(crate) fn lend(
-        &self,
-        id: VolumeId,
-        slot: u32,
-        users: BorrowedFd<'_>,
-    ) -> Result<OwnedFd, RuntimeError> {
+    /// Has a volume mounted for a machine, and says where. It is in use from then on, until [`Volumes::take_back`].
+    ///
+    /// # Errors
+    /// [`RuntimeError::NoVolume`], or it cannot be mounted.
+    pub fn lend(&self, id: VolumeId, holder: &str) -> Result<PathBuf, RuntimeError> {
         let seat = self.seat(id);
         let mut seat = held(&seat);
         if !self.exists(id) {
             return Err(RuntimeError::NoVolume(id));
         }
         let place = self.places.mount(&id.to_string(), &self.image(id))?;
-        self.note(&mut seat, id, slot);
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let tree = rustix::mount::open_tree(CWD, &place, flags)
-            .at(format!("cloning the mount of {}", place.display()))?;
-        let attributes = Attributes {
-            id_map: Some(users),
-            no_devices: true,
-            setuid_again: true,
-            ..Attributes::default()
-        };
-        set_attributes(tree.as_fd(), attributes).at(format!("mapping the owners of volume {id}"))?;
-        Ok(tree)
+        self.note(&mut seat, id, holder);
+        Ok(place)
     }
 
-    fn note(&self, seat: &mut Seat, id: VolumeId, slot: u32) {
-        seat.slots.insert(slot);
+    fn note(&self, seat: &mut Seat, id: VolumeId, holder: &str) {
+        seat.holders.insert(holder.to_owned());
         let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
-        lent.entry(slot).or_default().insert(id);
+        lent.entry(holder.to_owned()).or_default().insert(id);
     }
 
     /// Notes that a machine of an earlier daemon has a volume.
-    pub(crate) fn is_lent(&self, id: VolumeId, slot: u32) {
-        self.note(&mut held(&self.seat(id)), id, slot);
+    pub fn is_lent(&self, id: VolumeId, holder: &str) {
+        self.note(&mut held(&self.seat(id)), id, holder);
     }
 
-    /// Notes that a slot has no machine any more. Volumes that nobody uses then are unmounted.
-    pub(crate) fn take_back(&self, slot: u32) {
+    /// Notes that a holder has no machine any more. Volumes that nobody uses then are unmounted.
+    pub fn take_back(&self, holder: &str) {
         let had = self
             .lent
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .remove(&slot);
+            .remove(holder);
         for id in had.into_iter().flatten() {
             let seat = self.seat(id);
             let mut seat = held(&seat);
-            seat.slots.remove(&slot);
-            self.unmount_unused(id, &seat);
+            seat.holders.remove(holder);
+            self.unmount_unused(id, &seat, LET_GO_WITHIN);
         }
     }
 
     /// Unmounts all, whoever mounted them, and removes what was never finished or no longer wanted. Before anything is used.
-    pub(crate) fn recover(&self) {
+    pub fn recover(&self) {
         self.unmount_all(Duration::ZERO);
         let ids = |dir: &Path, kind: &str| -> Vec<Option<VolumeId>> {
             let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -255,7 +243,7 @@ impl Volumes {
     }
 
     /// Unmounts all. Machines that have one go on having it.
-    pub(crate) fn unmount_all(&self, patience: Duration) {
+    pub fn unmount_all(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         for name in self.places.all() {
             while let Err(error) = self.places.unmount(&name) {
@@ -273,8 +261,8 @@ impl Volumes {
         }
     }
 
-    fn unmount(&self, id: VolumeId) -> Result<(), Step> {
-        let deadline = Instant::now() + UNMOUNTED_WITHIN;
+    fn unmount(&self, id: VolumeId, patience: Duration) -> Result<(), Step> {
+        let deadline = Instant::now() + patience;
         loop {
             match self.places.unmount(&id.to_string()) {
                 Err(busy)
@@ -287,11 +275,11 @@ impl Volumes {
         }
     }
 
-    fn unmount_unused(&self, id: VolumeId, seat: &Seat) {
-        if !seat.slots.is_empty() || seat.visits > 0 {
+    fn unmount_unused(&self, id: VolumeId, seat: &Seat, patience: Duration) {
+        if !seat.holders.is_empty() || seat.visits > 0 {
             return;
         }
-        if let Err(error) = self.places.unmount(&id.to_string()) {
+        if let Err(error) = self.unmount(id, patience) {
             tracing::warn!(
                 volume = %id,
                 error = &error as &dyn std::error::Error,
@@ -330,7 +318,7 @@ impl Volumes {
             let seat = self.seat(id);
             let mut seat = held(&seat);
             seat.visits -= 1;
-            if !seat.slots.is_empty() || seat.visits > 0 {
+            if !seat.holders.is_empty() || seat.visits > 0 {
                 return;
             }
             seat.idle_since = Some(Instant::now());
@@ -347,7 +335,7 @@ impl Volumes {
                 let seat = volumes.seat(id);
                 let seat = held(&seat);
                 if seat.idle_since.is_some_and(|since| since.elapsed() >= IDLE) {
-                    volumes.unmount_unused(id, &seat);
+                    volumes.unmount_unused(id, &seat, Duration::ZERO);
                 }
             });
             let _ = unmounted.await;
@@ -405,19 +393,43 @@ fn make_image(image: &Path, size: MiB) -> Result<(), Step> {
     file.set_len(size.bytes())
         .at(format!("growing {}", partial.display()))?;
     let owner = format!("lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner={OWNER}:{OWNER}");
-    volume::run(
-        Command::new("mkfs.ext4")
-            .args(["-q", "-F", "-m", "0", "-E", &owner])
-            .arg(&partial),
-    )?;
+    run(Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-m", "0", "-E", &owner])
+        .arg(&partial))?;
     // Nobody is to find a directory that is none of his; e2fsck makes it when it needs it.
-    volume::run(
-        Command::new("debugfs")
-            .args(["-w", "-R", "rmdir lost+found"])
-            .arg(&partial),
-    )?;
+    run(Command::new("debugfs")
+        .args(["-w", "-R", "rmdir lost+found"])
+        .arg(&partial))?;
     file.sync_all()
         .at(format!("writing {} through", partial.display()))?;
     fs::rename(&partial, image).at(format!("naming {}", image.display()))?;
-    crate::record::sync_names(image)
+    sync_names(image)
+}
+
+fn run(command: &mut Command) -> Result<(), Step> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    linux::program::run(command).at(format!("running {program}"))
+}
+
+/// Replaces a file by a record, whole or not at all, so that it outlives a loss of power.
+fn write_durably(path: &Path, record: &Record) -> Result<(), Step> {
+    let step = || format!("writing {}", path.display());
+    let partial = path.with_extension("partial");
+    let bytes = serde_json::to_vec(record).at(step())?;
+    File::create(&partial)
+        .and_then(|mut file| {
+            file.write_all(&bytes)?;
+            file.sync_all()
+        })
+        .at(step())?;
+    fs::rename(&partial, path).at(step())?;
+    sync_names(path)
+}
+
+/// Writes the directory that a path lies in through to the host's disk.
+fn sync_names(path: &Path) -> Result<(), Step> {
+    let names = path.parent().unwrap_or(path);
+    File::open(names)
+        .and_then(|names| names.sync_all())
+        .at(format!("writing {} through", names.display()))
 }

@@ -5,15 +5,15 @@ use ports::volumes::{FileError, FileKind, FileStat};
 use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::within::Within;
+use crate::within::Within;
 
 /// An answer of more entries is read by nobody.
-pub(super) const ENTRIES_MAX: usize = 10_000;
+pub(crate) const ENTRIES_MAX: usize = 10_000;
 /// A descriptor is held for each level.
-pub(super) const DEPTH_MAX: u32 = 64;
+pub(crate) const DEPTH_MAX: u32 = 64;
 
 /// Lists a directory, and directories in it down to a depth, each before what lies in it, in the order of names.
-pub(super) fn list(root: BorrowedFd<'_>, path: &Within, depth: u32) -> Result<Vec<FileStat>, FileError> {
+pub(crate) fn list(root: BorrowedFd<'_>, path: &Within, depth: u32) -> Result<Vec<FileStat>, FileError> {
     if depth == 0 || depth > DEPTH_MAX {
         return Err(FileError::Invalid(format!(
             "depth {depth}: from 1 to {DEPTH_MAX}"

@@ -11,8 +11,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
 
-use crate::step::{At, Step};
-use crate::volume::{attached, is_mounted};
+use ports::step::{At, Step};
 
 /// The kernel lets go of a device a moment after its last mount.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
@@ -23,7 +22,7 @@ const PASSED_WITHIN: Duration = Duration::from_secs(1);
 
 /// How images are mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum How {
+pub enum How {
     /// For ever as they are: not even their journal is looked at.
     Sealed,
     /// To be written to.
@@ -32,13 +31,17 @@ pub(crate) enum How {
 
 /// Mounts of one kind, below a directory that only root may enter.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub struct Places {
     dir: PathBuf,
     how: How,
 }
 
 impl Places {
-    pub(crate) fn open(data: &Path, name: &str, how: How) -> Result<Self, Step> {
+    /// Those with this name below `data`.
+    ///
+    /// # Errors
+    /// Their directory cannot be made.
+    pub fn open(data: &Path, name: &str, how: How) -> Result<Self, Step> {
         let mounts = data.join("mounts");
         let dir = mounts.join(name);
         fs::create_dir_all(&dir).at(format!("making {}", dir.display()))?;
@@ -48,20 +51,23 @@ impl Places {
     }
 
     /// Where an image is mounted, or would be.
-    pub(crate) fn of(&self, name: &str) -> PathBuf {
+    pub fn of(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
     /// Names of all that are, or were, mounted.
-    pub(crate) fn all(&self) -> Vec<String> {
+    pub fn all(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         entries
             .filter_map(|entry| entry.file_name().into_string().ok())
             .collect()
     }
 
-    /// Mounts an image, if it is not mounted already. One call at a time for each name.
-    pub(crate) fn mount(&self, name: &str, image: &Path) -> Result<PathBuf, Step> {
+    /// Mounts an image, if it is not mounted already, and says where. One call at a time for each name.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn mount(&self, name: &str, image: &Path) -> Result<PathBuf, Step> {
         let place = self.of(name);
         fs::create_dir_all(&place).at(format!("making {}", place.display()))?;
         if is_mounted(&place)? {
@@ -122,7 +128,10 @@ impl Places {
 
     /// Unmounts an image; the place goes with it. One that is not mounted is no error. Machines that hold its file system
     /// go on holding it.
-    pub(crate) fn unmount(&self, name: &str) -> Result<(), Step> {
+    ///
+    /// # Errors
+    /// Somebody is at it still.
+    pub fn unmount(&self, name: &str) -> Result<(), Step> {
         let place = self.of(name);
         let patience = match self.how {
             How::Sealed => PASSED_WITHIN,
@@ -145,4 +154,32 @@ impl Places {
             removed => removed.at(format!("deleting {}", place.display())),
         }
     }
+}
+
+/// Whether something is mounted at a directory.
+///
+/// # Errors
+/// It is not there.
+pub fn is_mounted(dir: &Path) -> Result<bool, Step> {
+    let parent = dir.parent().unwrap_or(dir);
+    let device = |path: &Path| {
+        rustix::fs::stat(path)
+            .at(format!("looking at {}", path.display()))
+            .map(|stat| stat.st_dev)
+    };
+    Ok(device(dir)? != device(parent)?)
+}
+
+/// The loop device that a file is behind already.
+pub fn attached(image: &Path) -> Option<PathBuf> {
+    let image = fs::canonicalize(image).ok()?;
+    let devices = fs::read_dir("/sys/block").ok()?.flatten();
+    let behind = |name: &std::ffi::OsStr| {
+        fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file")).ok()
+    };
+    let found = devices.map(|entry| entry.file_name()).find(|name| {
+        name.to_string_lossy().starts_with("loop")
+            && behind(name).is_some_and(|file| Path::new(file.trim_end()) == image)
+    });
+    found.map(|name| Path::new("/dev").join(name))
 }

@@ -13,7 +13,7 @@ const ALL_MAX: usize = 128;
 
 /// Whose turn it is.
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(crate) struct Turns {
     all: Arc<Semaphore>,
     /// Of volumes into which somebody looks, or waits to.
     own: Mutex<BTreeMap<VolumeId, Weak<Semaphore>>>,
@@ -21,7 +21,7 @@ pub(super) struct Turns {
 
 /// A turn. It ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(crate) struct Turn {
     _own: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
 }
@@ -37,7 +37,7 @@ impl Default for Turns {
 
 impl Turns {
     /// Waits for a turn at a volume.
-    pub(super) async fn wait(&self, id: VolumeId) -> Turn {
+    pub(crate) async fn wait(&self, id: VolumeId) -> Turn {
         let own = self.of(id);
         Turn {
             _own: own.acquire_owned().await.expect("never closed"),

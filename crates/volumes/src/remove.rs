@@ -13,7 +13,7 @@ const DEPTH_MAX: usize = 64;
 const REMOVED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Removes what has this name in a directory. Links are removed, not followed.
-pub(super) fn remove(above: BorrowedFd<'_>, name: &str) -> rustix::io::Result<()> {
+pub(crate) fn remove(above: BorrowedFd<'_>, name: &str) -> rustix::io::Result<()> {
     remove_until(above, name, Instant::now() + REMOVED_WITHIN)
 }
 

@@ -15,9 +15,9 @@ use rustix::io::Errno;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
 
-use super::within::{Within, checked, give, or_usual};
-use super::{Visit, Volumes, list, remove};
-use crate::Containers;
+use crate::store::{Visit, Volumes};
+use crate::within::{Within, checked, give, or_usual};
+use crate::{list, remove};
 
 /// Bytes of a file that are in memory at a time.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -61,38 +61,60 @@ async fn blocking<T: Send + 'static>(
         })?
 }
 
+/// The files in the volumes of a node.
+pub struct Files {
+    volumes: Arc<Volumes>,
+    /// Whether there is room for more on the disk that images lie on.
+    has_room: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl std::fmt::Debug for Files {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Files")
+            .field("volumes", &self.volumes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Files {
+    /// Of these volumes. `has_room`: whether there is room for more on the disk that their images lie on; it may block.
+    pub fn new(volumes: Arc<Volumes>, has_room: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self {
+            volumes,
+            has_room: Arc::new(has_room),
+        }
+    }
+}
+
 #[async_trait]
-impl VolumeFiles for Containers {
+impl VolumeFiles for Files {
     async fn make(&self, id: VolumeId, size: MiB) -> Result<(), FileError> {
-        let house = self.house();
+        let (volumes, has_room) = (Arc::clone(&self.volumes), Arc::clone(&self.has_room));
         blocking(move || {
-            house.disks.has_room().map_err(|_| FileError::Full)?;
-            house.volumes.make(id, size)
+            has_room().then_some(()).ok_or(FileError::Full)?;
+            volumes.make(id, size)
         })
         .await
     }
 
     async fn discard(&self, id: VolumeId) -> Result<(), FileError> {
-        let volumes = self.volumes();
+        let volumes = Arc::clone(&self.volumes);
         blocking(move || volumes.discard(id)).await
     }
 
     async fn held(&self) -> Result<Vec<VolumeId>, FileError> {
-        let volumes = self.volumes();
+        let volumes = Arc::clone(&self.volumes);
         blocking(move || volumes.held()).await
     }
 
     async fn stat(&self, id: VolumeId, path: &str) -> Result<FileStat, FileError> {
         let path = Within::parse(path)?;
-        within(&self.volumes(), id, move |root| {
-            path.stat(path.open_itself(root)?)
-        })
-        .await
+        within(&self.volumes, id, move |root| path.stat(path.open_itself(root)?)).await
     }
 
     async fn change(&self, id: VolumeId, path: &str, ownership: Ownership) -> Result<FileStat, FileError> {
         let (path, ownership) = (Within::parse(path)?, checked(ownership)?);
-        within(&self.volumes(), id, move |root| {
+        within(&self.volumes, id, move |root| {
             let thing = path.open_itself(root)?;
             give(&thing, ownership).map_err(|errno| match errno {
                 Errno::OPNOTSUPP => FileError::WrongKind {
@@ -108,7 +130,7 @@ impl VolumeFiles for Containers {
 
     async fn list(&self, id: VolumeId, path: &str, depth: u32) -> Result<Vec<FileStat>, FileError> {
         let path = Within::parse(path)?;
-        within(&self.volumes(), id, move |root| list::list(root, &path, depth)).await
+        within(&self.volumes, id, move |root| list::list(root, &path, depth)).await
     }
 
     async fn make_dir(
@@ -119,7 +141,7 @@ impl VolumeFiles for Containers {
         force: bool,
     ) -> Result<FileStat, FileError> {
         let (path, ownership) = (Within::parse(path)?, checked(ownership)?);
-        within(&self.volumes(), id, move |root| {
+        within(&self.volumes, id, move |root| {
             // Where those above it are not to be made they must be there; the root always is.
             let made = if force {
                 make_dirs(root, &path, ownership)?
@@ -141,7 +163,7 @@ impl VolumeFiles for Containers {
                 "the root of a volume goes with the volume only".to_owned(),
             ));
         }
-        within(&self.volumes(), id, move |root| {
+        within(&self.volumes, id, move |root| {
             let above = path.above().open_dir(root).map_err(|refused| match refused {
                 // What lies in nothing is not there.
                 FileError::NotFound(_) => FileError::NotFound(path.absolute()),
@@ -154,7 +176,7 @@ impl VolumeFiles for Containers {
 
     async fn read(&self, id: VolumeId, path: &str) -> Result<(u64, ByteStream), FileError> {
         let path = Within::parse(path)?;
-        let (visit, file, size) = visiting(&self.volumes(), id, move |visit| {
+        let (visit, file, size) = visiting(&self.volumes, id, move |visit| {
             // Not one that must be waited for, whatever it turns out to be.
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
             let file = path.open(visit.root(), flags)?;
@@ -187,9 +209,9 @@ impl VolumeFiles for Containers {
         if path.is_root() {
             return Err(path.refused(Errno::ISDIR));
         }
-        let house = self.house();
-        let (visit, above, file, path) = visiting(&self.volumes(), id, move |visit| {
-            house.disks.has_room().map_err(|_| FileError::Full)?;
+        let has_room = Arc::clone(&self.has_room);
+        let (visit, above, file, path) = visiting(&self.volumes, id, move |visit| {
+            has_room().then_some(()).ok_or(FileError::Full)?;
             let parent = path.above();
             if force {
                 make_dirs(

@@ -7,7 +7,7 @@ use ports::volumes::{FileError, FileKind, FileStat, Ownership};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
-use super::OWNER;
+use crate::store::OWNER;
 
 /// PATH_MAX of Linux, with its end.
 const PATH_BYTES_MAX: usize = 4096;
@@ -21,11 +21,11 @@ const WALKS_MAX: usize = 256;
 
 /// A clean path from the root of a volume: names without `.`, `..` and links' meanings, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Within(Vec<String>);
+pub(crate) struct Within(Vec<String>);
 
 impl Within {
     /// Takes a path as if it began at the root of the volume.
-    pub(super) fn parse(path: &str) -> Result<Self, FileError> {
+    pub(crate) fn parse(path: &str) -> Result<Self, FileError> {
         let invalid = |why: &str| Err(FileError::Invalid(format!("path '{path}' {why}")));
         if path.len() >= PATH_BYTES_MAX {
             return Err(FileError::Invalid(format!(
@@ -50,17 +50,17 @@ impl Within {
         Ok(Self(names.into_iter().map(str::to_owned).collect()))
     }
 
-    pub(super) fn is_root(&self) -> bool {
+    pub(crate) fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 
     /// The last name; that of the root is `/`.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.0.last().map_or("/", String::as_str)
     }
 
     /// From the root, absolute.
-    pub(super) fn absolute(&self) -> String {
+    pub(crate) fn absolute(&self) -> String {
         format!("/{}", self.0.join("/"))
     }
 
@@ -74,28 +74,28 @@ impl Within {
     }
 
     /// The directory above it; that of the root is the root.
-    pub(super) fn above(&self) -> Self {
+    pub(crate) fn above(&self) -> Self {
         Self(self.0[..self.0.len().saturating_sub(1)].to_vec())
     }
 
     /// What lies below it.
-    pub(super) fn below(&self, name: &str) -> Self {
+    pub(crate) fn below(&self, name: &str) -> Self {
         let mut names = self.0.clone();
         names.push(name.to_owned());
         Self(names)
     }
 
     /// This path and those above it, the root first and left out.
-    pub(super) fn steps(&self) -> impl Iterator<Item = Self> {
+    pub(crate) fn steps(&self) -> impl Iterator<Item = Self> {
         (1..=self.0.len()).map(|length| Self(self.0[..length].to_vec()))
     }
 
     /// Opens what lies there. No link leads out of the volume, nor does a mount.
-    pub(super) fn open(&self, root: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd, FileError> {
+    pub(crate) fn open(&self, root: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd, FileError> {
         self.try_open(root, flags).map_err(|errno| self.refused(errno))
     }
 
-    pub(super) fn try_open(&self, root: BorrowedFd<'_>, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    pub(crate) fn try_open(&self, root: BorrowedFd<'_>, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         let path = self.relative();
         let walk = || rustix::fs::openat2(root, &*path, flags | OFlags::CLOEXEC, Mode::empty(), within);
@@ -103,17 +103,17 @@ impl Within {
     }
 
     /// The directory there, to find what lies in it.
-    pub(super) fn open_dir(&self, root: BorrowedFd<'_>) -> Result<OwnedFd, FileError> {
+    pub(crate) fn open_dir(&self, root: BorrowedFd<'_>) -> Result<OwnedFd, FileError> {
         self.open(root, OFlags::PATH | OFlags::DIRECTORY)
     }
 
     /// The thing itself, be it a link.
-    pub(super) fn open_itself(&self, root: BorrowedFd<'_>) -> Result<OwnedFd, FileError> {
+    pub(crate) fn open_itself(&self, root: BorrowedFd<'_>) -> Result<OwnedFd, FileError> {
         self.open(root, OFlags::PATH | OFlags::NOFOLLOW)
     }
 
     /// How what the kernel said is told.
-    pub(super) fn refused(&self, errno: Errno) -> FileError {
+    pub(crate) fn refused(&self, errno: Errno) -> FileError {
         let path = self.absolute();
         match errno {
             Errno::NOENT => FileError::NotFound(path),
@@ -144,7 +144,7 @@ impl Within {
     }
 
     /// What lies there, by a descriptor of it.
-    pub(super) fn stat(&self, thing: impl AsFd) -> Result<FileStat, FileError> {
+    pub(crate) fn stat(&self, thing: impl AsFd) -> Result<FileStat, FileError> {
         let about = rustix::fs::fstat(&thing).map_err(|errno| self.refused(errno))?;
         let kind = match FileType::from_raw_mode(about.st_mode) {
             FileType::RegularFile => FileKind::File,
@@ -199,7 +199,7 @@ fn time(seconds: i64, nanoseconds: u64) -> SystemTime {
 }
 
 /// Refuses owners and permissions that no sandbox could have.
-pub(super) fn checked(ownership: Ownership) -> Result<Ownership, FileError> {
+pub(crate) fn checked(ownership: Ownership) -> Result<Ownership, FileError> {
     for (what, id) in [("user", ownership.uid), ("group", ownership.gid)] {
         if let Some(id) = id.filter(|id| *id > USER_MAX) {
             return Err(FileError::Invalid(format!("{what} {id}: they end at {USER_MAX}")));
@@ -214,7 +214,7 @@ pub(super) fn checked(ownership: Ownership) -> Result<Ownership, FileError> {
 }
 
 /// What something new belongs to, where nobody said it.
-pub(super) fn or_usual(ownership: Ownership, mode: u32) -> Ownership {
+pub(crate) fn or_usual(ownership: Ownership, mode: u32) -> Ownership {
     Ownership {
         uid: ownership.uid.or(Some(OWNER)),
         gid: ownership.gid.or(Some(OWNER)),
@@ -223,7 +223,7 @@ pub(super) fn or_usual(ownership: Ownership, mode: u32) -> Ownership {
 }
 
 /// Gives a thing an owner, then permissions, which a change of owner takes some of.
-pub(super) fn give(thing: impl AsFd, ownership: Ownership) -> rustix::io::Result<()> {
+pub(crate) fn give(thing: impl AsFd, ownership: Ownership) -> rustix::io::Result<()> {
     let (uid, gid) = (ownership.uid.map(Uid::from_raw), ownership.gid.map(Gid::from_raw));
     if uid.is_some() || gid.is_some() {
         rustix::fs::chownat(&thing, "", uid, gid, AtFlags::EMPTY_PATH)?;
