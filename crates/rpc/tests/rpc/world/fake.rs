@@ -22,14 +22,14 @@ use ports::volumes::FileKind;
 use ports::{LogLine, LogQuery, MetricSample, Node, NodeError, NodeEvent};
 use tokio::sync::{Semaphore, broadcast};
 
-pub struct FakeNode {
+pub(crate) struct FakeNode {
     id: NodeId,
-    pub events: broadcast::Sender<NodeEvent>,
+    pub(crate) events: broadcast::Sender<NodeEvent>,
     inner: Mutex<Inner>,
     /// Calls that are under way.
-    pub under_way: AtomicUsize,
+    pub(crate) under_way: AtomicUsize,
     /// Calls that were given up by whoever called.
-    pub given_up: AtomicUsize,
+    pub(crate) given_up: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -45,13 +45,13 @@ struct Inner {
 
 /// What the next build does.
 #[derive(Clone, Default)]
-pub struct BuildPlan {
-    pub lines: u32,
-    pub keys: Vec<Key>,
-    pub upload: Option<String>,
-    pub discard: Option<String>,
-    pub hangs: bool,
-    pub fails: Option<fn() -> BuildError>,
+pub(crate) struct BuildPlan {
+    pub(crate) lines: u32,
+    pub(crate) keys: Vec<Key>,
+    pub(crate) upload: Option<String>,
+    pub(crate) discard: Option<String>,
+    pub(crate) hangs: bool,
+    pub(crate) fails: Option<fn() -> BuildError>,
 }
 
 struct Counted<'a>(&'a FakeNode, bool);
@@ -66,11 +66,11 @@ impl Drop for Counted<'_> {
 }
 
 impl FakeNode {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Self::of(NodeId::random())
     }
 
-    pub fn of(id: NodeId) -> Arc<Self> {
+    pub(crate) fn of(id: NodeId) -> Arc<Self> {
         Arc::new(Self {
             id,
             events: broadcast::channel(10_000).0,
@@ -85,34 +85,34 @@ impl FakeNode {
     }
 
     /// What it was asked, one text for each call.
-    pub fn calls(&self) -> Vec<String> {
+    pub(crate) fn calls(&self) -> Vec<String> {
         self.inner().calls.clone()
     }
 
-    pub fn fail_next(&self, error: NodeError) {
+    pub(crate) fn fail_next(&self, error: NodeError) {
         self.inner().failures.insert(0, error);
     }
 
     /// All calls wait until this is closed.
-    pub fn gate(&self) -> Arc<Semaphore> {
+    pub(crate) fn gate(&self) -> Arc<Semaphore> {
         let gate = Arc::new(Semaphore::new(0));
         self.inner().gate = Some(Arc::clone(&gate));
         gate
     }
 
-    pub fn set_report(&self, report: Report) {
+    pub(crate) fn set_report(&self, report: Report) {
         self.inner().report = Some(report);
     }
 
-    pub fn set_changes(&self, changes: Changes) {
+    pub(crate) fn set_changes(&self, changes: Changes) {
         self.inner().changes = Some(changes);
     }
 
-    pub fn set_export(&self, export: Vec<std::io::Result<Bytes>>) {
+    pub(crate) fn set_export(&self, export: Vec<std::io::Result<Bytes>>) {
         self.inner().export = Some(export);
     }
 
-    pub fn set_build(&self, build: BuildPlan) {
+    pub(crate) fn set_build(&self, build: BuildPlan) {
         self.inner().build = Some(build);
     }
 
@@ -134,7 +134,7 @@ impl FakeNode {
         }
     }
 
-    pub fn outcome() -> PauseOutcome {
+    pub(crate) fn outcome() -> PauseOutcome {
         PauseOutcome {
             mode: PauseMode::Full,
             memory: Memory::Durable,
@@ -142,7 +142,7 @@ impl FakeNode {
         }
     }
 
-    pub fn report_now(&self, held: usize) -> Report {
+    pub(crate) fn report_now(&self, held: usize) -> Report {
         let states = [
             HeldState::Starting,
             HeldState::Running,
@@ -192,7 +192,7 @@ impl FakeNode {
     }
 }
 
-pub fn order() -> Order {
+pub(crate) fn order() -> Order {
     Order {
         sandbox: SandboxId::random(),
         execution: ExecutionId::random(),
@@ -221,7 +221,7 @@ pub fn order() -> Order {
     }
 }
 
-pub fn build_order() -> BuildOrder {
+pub(crate) fn build_order() -> BuildOrder {
     BuildOrder {
         build: BuildId::random(),
         team: TeamId::random(),

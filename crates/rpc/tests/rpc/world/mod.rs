@@ -1,6 +1,6 @@
 //! What the tests of this crate stand on: a cluster's authority, peers of it, and a node that remembers what it was asked.
 
-pub mod fake;
+pub(crate) mod fake;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,66 +15,66 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// What anything may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A cluster with its authority.
-pub struct Cluster {
+pub(crate) struct Cluster {
     dir: TempDir,
-    pub authority: Authority,
+    pub(crate) authority: Authority,
 }
 
 impl Cluster {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create(&dir.path().join("ca"), &name.parse().unwrap()).unwrap();
         Self { dir, authority }
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn files(&self, role: Role, name: &str) -> Files {
+    pub(crate) fn files(&self, role: Role, name: &str) -> Files {
         let identity = Identity::new(self.authority.cluster(), role, name).unwrap();
         let dir = self.dir.path().join(format!("{role}-{name}"));
         self.authority.issue_into(&dir, &identity, rpc::ca::TTL).unwrap()
     }
 
-    pub fn tls(&self, role: Role, name: &str) -> Tls {
+    pub(crate) fn tls(&self, role: Role, name: &str) -> Tls {
         Tls::open(self.files(role, name)).unwrap()
     }
 
-    pub fn node_tls(&self, node: NodeId) -> Tls {
+    pub(crate) fn node_tls(&self, node: NodeId) -> Tls {
         self.tls(Role::Node, &node.to_string())
     }
 }
 
 /// A process that serves.
-pub struct Served {
-    pub address: SocketAddr,
-    pub stop: CancellationToken,
-    pub task: JoinHandle<std::io::Result<()>>,
+pub(crate) struct Served {
+    pub(crate) address: SocketAddr,
+    pub(crate) stop: CancellationToken,
+    pub(crate) task: JoinHandle<std::io::Result<()>>,
 }
 
 impl Served {
-    pub async fn start(tls: Tls, services: Services) -> Self {
+    pub(crate) async fn start(tls: Tls, services: Services) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Self::on(listener, tls, services)
     }
 
-    pub fn on(listener: TcpListener, tls: Tls, services: Services) -> Self {
+    pub(crate) fn on(listener: TcpListener, tls: Tls, services: Services) -> Self {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(serve(listener, tls, services, stop.clone()));
         Self { address, stop, task }
     }
 
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         self.address.to_string()
     }
 
     /// Ends at once, as if the process was killed.
-    pub async fn kill(mut self) -> SocketAddr {
+    pub(crate) async fn kill(mut self) -> SocketAddr {
         self.task.abort();
         let _ = (&mut self.task).await;
         self.address
@@ -89,15 +89,15 @@ impl Drop for Served {
 }
 
 /// What stands between two processes, and forwards until it is told to stop.
-pub struct Proxy {
-    pub address: SocketAddr,
-    pub stalled: CancellationToken,
-    pub cut: CancellationToken,
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    pub(crate) stalled: CancellationToken,
+    pub(crate) cut: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Proxy {
-    pub async fn to(target: SocketAddr) -> Self {
+    pub(crate) async fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stalled, cut) = (CancellationToken::new(), CancellationToken::new());
@@ -140,19 +140,19 @@ impl Drop for Proxy {
 }
 
 /// A node that is served, and a client of it.
-pub struct Pair {
-    pub cluster: Cluster,
-    pub fake: Arc<fake::FakeNode>,
-    pub served: Served,
-    pub remote: Arc<dyn ports::Node>,
+pub(crate) struct Pair {
+    pub(crate) cluster: Cluster,
+    pub(crate) fake: Arc<fake::FakeNode>,
+    pub(crate) served: Served,
+    pub(crate) remote: Arc<dyn ports::Node>,
 }
 
 impl Pair {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(rpc::Bounds::default()).await
     }
 
-    pub async fn with(bounds: rpc::Bounds) -> Self {
+    pub(crate) async fn with(bounds: rpc::Bounds) -> Self {
         let cluster = Cluster::new("blue");
         let fake = fake::FakeNode::new();
         let id = ports::Node::id(&*fake);
@@ -172,7 +172,7 @@ impl Pair {
 }
 
 /// Waits until it is so.
-pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let waiting = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(5)).await;
