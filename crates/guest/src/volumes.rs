@@ -148,21 +148,21 @@ impl Lent {
         if given.is_empty() && !restored {
             return Ok(());
         }
+        let keep = given.iter().map(|given| given.tag).collect();
+        let lose = Order::Volumes { keep };
+        if given.is_empty() {
+            // Nobody waits for that: what it may have answers nobody as it is.
+            let lines = Arc::clone(lines);
+            tokio::spawn(async move {
+                let lost = async { lines.line().await.ok()?.order::<Nothing>(lose).await.ok() };
+                if !matches!(tokio::time::timeout(LOST_WITHIN, lost).await, Ok(Some(_))) {
+                    tracing::debug!("a machine may wait for volumes that it has not");
+                }
+            });
+            return Ok(());
+        }
         let line = lines.line().await.map_err(GiveError::Io)?;
         if restored {
-            let lose = Order::Volumes {
-                keep: given.iter().map(|given| given.tag).collect(),
-            };
-            if given.is_empty() {
-                // Nobody waits for that: what it may have answers nobody as it is.
-                tokio::spawn(async move {
-                    let lost = tokio::time::timeout(LOST_WITHIN, line.order::<Nothing>(lose)).await;
-                    if !matches!(lost, Ok(Ok(_))) {
-                        tracing::debug!("a machine may wait for volumes that it has not");
-                    }
-                });
-                return Ok(());
-            }
             let Nothing {} = line.order(lose).await.map_err(GiveError::Line)?;
         }
         for given in given {

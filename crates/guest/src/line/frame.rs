@@ -47,11 +47,12 @@ impl Frame {
             Self::Stop => &[],
         };
         let length = u32::try_from(bytes.len() + 1).map_err(io::Error::other)?;
-        let mut head = [0; 5];
-        head[..4].copy_from_slice(&length.to_le_bytes());
-        head[4] = self.kind();
-        writer.write_all(&head).await?;
-        writer.write_all(bytes).await?;
+        // Whole, so that it is carried at once.
+        let mut whole = Vec::with_capacity(5 + bytes.len());
+        whole.extend_from_slice(&length.to_le_bytes());
+        whole.push(self.kind());
+        whole.extend_from_slice(bytes);
+        writer.write_all(&whole).await?;
         writer.flush().await
     }
 

@@ -109,7 +109,7 @@ async fn what_the_agent_refuses_is_told_as_the_one_who_dials_knows_it() {
         }
         Header::Port { .. } => Answer::<Nothing>::refused(Reason::Failed, "\u{1b}[2J no").to_line(),
         Header::Envd => b"what?\n".to_vec(),
-        Header::Agent(_) => vec![b'x'; ANSWER_BYTES_MAX + 1],
+        Header::Agent(_) | Header::Volume { .. } => vec![b'x'; ANSWER_BYTES_MAX + 1],
     })
     .await;
     assert!(matches!(line.dial(7).await, Err(DialError::Closed(7))));
