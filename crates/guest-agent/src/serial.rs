@@ -1,8 +1,10 @@
 //! The line on a virtio-serial port: one thread reads it, one writes, and between them and the streams is a pair of sockets for
 //! each host that calls.
 //!
-//! The port's file says surely that bytes came. That its host hung up and another called, it says only to who looks in between:
-//! see [`guest::line::escape`]. Threads, because nothing but a blocked write waits for a host without asking again and again.
+//! The port's file says surely that bytes came. That its host hung up and another called, it says only to who looks in between, and
+//! late: the kernel hears of it on another queue than of bytes, so that a port may seem to have lost its host when the next one has been
+//! heard already. See [`guest::line::escape`]. Threads, because nothing but a blocked write waits for a host without asking again and
+//! again.
 use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -10,9 +12,11 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use guest::line::SERIAL_NAME;
 use guest::line::escape::{Decoder, Event, FLAG, Nonce, encode};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc;
 
 use crate::boot;
@@ -22,6 +26,11 @@ use crate::step::{At as _, Step};
 
 /// The kernel takes no more at once.
 const CHUNK_BYTES: usize = 32 * 1024;
+/// That a host has come follows at once on that the one before has gone, where it has; a machine that was brought back may hear both
+/// late.
+const GONE_AFTER: Duration = Duration::from_millis(300);
+/// How often it is looked meanwhile.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Serves one host after the other.
 pub(crate) async fn serve(machine: &Arc<Machine>) -> Result<Infallible, Step> {
@@ -82,6 +91,9 @@ fn listen(port: &Arc<File>, calls: &mpsc::Sender<UnixStream>) -> io::Result<Infa
     loop {
         let count = (&**port).read(&mut chunk)?;
         if count == 0 {
+            if call.is_some() && !is_alone(port)? {
+                continue;
+            }
             hang_up(call.take());
             // Waits until there is a host; it means nothing to it.
             (&**port).write_all(&[FLAG])?;
@@ -110,6 +122,23 @@ fn listen(port: &Arc<File>, calls: &mpsc::Sender<UnixStream>) -> io::Result<Infa
                 }
             }
         }
+    }
+}
+
+/// Whether a port that seemed to have no host goes on having none.
+fn is_alone(port: &File) -> io::Result<bool> {
+    let until = Instant::now() + GONE_AFTER;
+    loop {
+        let mut look = [PollFd::new(port, PollFlags::OUT)];
+        poll(&mut look, Some(&Timespec::default()))?;
+        if !look[0].revents().contains(PollFlags::HUP) {
+            return Ok(false);
+        }
+        if Instant::now() >= until {
+            return Ok(true);
+        }
+        #[expect(clippy::disallowed_methods, reason = "blocking code, on a thread of its own")]
+        std::thread::sleep(LOOK);
     }
 }
 
