@@ -179,11 +179,78 @@ impl Link {
     pub async fn hang_up(&self) {
         *self.line.lock().await = None;
     }
+
+    /// Calls and hangs up, where nobody is on the line: see [`knock`].
+    pub async fn knock(&self) {
+        let line = self.line.lock().await;
+        if line.as_ref().is_none_or(|called| called.over.is_finished()) {
+            knock(&self.socket).await;
+        }
+    }
+}
+
+/// Calls by a socket and hangs up at once. QEMU does not notice who hangs up while its machine stands: it takes no more from the guest then
+/// once that has said something to nobody, until it notices the end of another call. What cannot be called has nothing to notice.
+pub async fn knock(socket: &Path) {
+    drop(UnixStream::connect(socket).await);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Is there until it is hung up.
+    struct Caller;
+
+    #[async_trait]
+    impl Agent for Caller {
+        async fn hello(&self) -> io::Result<String> {
+            Ok(String::new())
+        }
+        async fn resume(&self, _: Option<&Name>) -> io::Result<()> {
+            Ok(())
+        }
+        async fn usage(&self) -> io::Result<Usage> {
+            Ok(Usage::default())
+        }
+        async fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn line(&self) -> Option<Line> {
+            None
+        }
+        async fn dial(&self, _: u16) -> Result<Box<dyn Stream>, DialError> {
+            Err(DialError::Gone)
+        }
+        async fn over(&self) {
+            std::future::pending().await
+        }
+    }
+
+    struct Callers;
+
+    #[async_trait]
+    impl Agents for Callers {
+        async fn call(&self, _: &Path) -> io::Result<Arc<dyn Agent>> {
+            Ok(Arc::new(Caller))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_is_knocked_at_where_nobody_is_on_the_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("line");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let link = Link::new(Arc::new(Callers), socket);
+        link.knock().await;
+        let (mut caller, _) = listener.accept().await.unwrap();
+        let said = tokio::io::AsyncReadExt::read(&mut caller, &mut [0]).await;
+        assert_eq!(said.unwrap(), 0, "it hangs up at once");
+        link.agent().await.unwrap();
+        link.knock().await;
+        let another = tokio::time::timeout(std::time::Duration::from_millis(50), listener.accept());
+        assert!(another.await.is_err(), "somebody is on the line");
+    }
 
     #[test]
     fn a_name_is_one_sandboxs_and_what_a_kernel_takes() {

@@ -249,7 +249,9 @@ impl Vmm for Qemu {
     }
 
     async fn go_on(vm: &Vm) -> Result<(), Step> {
-        command(vm, "cont", json!({})).await.map(drop)
+        command(vm, "cont", json!({})).await?;
+        vm.link.knock().await;
+        Ok(())
     }
 
     async fn quit(vm: &Vm) {

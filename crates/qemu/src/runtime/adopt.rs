@@ -2,6 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use microvm::agent::knock;
 use microvm::process::Process;
 use microvm::work::in_time;
 use ports::step::{At, Step};
@@ -52,6 +53,7 @@ async fn ask(process: &Process, sockets: &Sockets, machine: &mut Machine) -> Res
     }
     if std::mem::take(&mut machine.own.copying) {
         qmp.run("cont", json!({})).await.at("letting a machine go on")?;
+        knock(&sockets.line).await;
     }
     machine.own.state = None;
     let status = qmp
