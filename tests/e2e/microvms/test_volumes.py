@@ -77,7 +77,7 @@ with open('/data/held', 'a+') as held:
     done = 0
     told.write_text('0')
     while True:
-        wanted = int(asked.read_text()) if asked.exists() else 0
+        wanted = int((asked.exists() and asked.read_text().strip()) or 0)
         if wanted > done:
             done = wanted
             held.write(f'inside {done}\\n')
