@@ -64,7 +64,7 @@ fn table(settings: &Resolved) -> [(&'static str, wire::rest::Capabilities); 3] {
     let is_root = rustix::process::geteuid().is_root();
     [
         ("container", container::capabilities(settings.criu.is_some())),
-        ("qemu", qemu::capabilities(is_root, is_root)),
+        ("qemu", qemu::capabilities(is_root)),
         ("firecracker", fc_control::capabilities(true)),
     ]
     .map(|(name, can)| (name, api::capabilities(can)))

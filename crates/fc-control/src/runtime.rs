@@ -158,8 +158,7 @@ impl Vmm for Firecracker {
         &self.config.data
     }
 
-    /// It takes root, and so do they.
-    fn capabilities(&self, _volumes: bool) -> Capabilities {
+    fn capabilities(&self) -> Capabilities {
         capabilities(self.config.network)
     }
 

@@ -29,6 +29,8 @@ const QUIET_WITHIN: Duration = Duration::from_secs(10);
 
 /// A guest that runs answers in milliseconds.
 const LOST_WITHIN: Duration = Duration::from_secs(30);
+/// Between two attempts to reach one.
+const LOST_AGAIN: Duration = Duration::from_millis(500);
 
 /// The way to a machine, whenever it is needed.
 #[async_trait]
@@ -152,13 +154,7 @@ impl Lent {
         let lose = Order::Volumes { keep };
         if given.is_empty() {
             // Nobody waits for that: what it may have answers nobody as it is.
-            let lines = Arc::clone(lines);
-            tokio::spawn(async move {
-                let lost = async { lines.line().await.ok()?.order::<Nothing>(lose).await.ok() };
-                if !matches!(tokio::time::timeout(LOST_WITHIN, lost).await, Ok(Some(_))) {
-                    tracing::debug!("a machine may wait for volumes that it has not");
-                }
-            });
+            tokio::spawn(have_lost(Arc::clone(lines), lose));
             return Ok(());
         }
         let line = lines.line().await.map_err(GiveError::Io)?;
@@ -234,6 +230,23 @@ impl Lent {
     pub fn end(&self) {
         lock(&self.serving).clear();
         lock(&self.given).clear();
+    }
+}
+
+/// Has a machine lose volumes, and asks again where it cannot be reached: whoever waits for one there would wait for ever.
+async fn have_lost(lines: Arc<dyn Lines>, lose: Order) {
+    let until_lost = async {
+        loop {
+            if let Ok(line) = lines.line().await
+                && line.order::<Nothing>(lose.clone()).await.is_ok()
+            {
+                break;
+            }
+            tokio::time::sleep(LOST_AGAIN).await;
+        }
+    };
+    if tokio::time::timeout(LOST_WITHIN, until_lost).await.is_err() {
+        tracing::debug!("a machine was not told that it has no volumes: it has ended, or may wait for them");
     }
 }
 

@@ -89,7 +89,10 @@ impl<V: Vmm> Runtime for Microvms<V> {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.house.vmm.capabilities(self.house.volumes.is_some())
+        Capabilities {
+            volumes: self.house.volumes.is_some(),
+            ..self.house.vmm.capabilities()
+        }
     }
 
     async fn recover(&self) -> Result<Recovered, RuntimeError> {

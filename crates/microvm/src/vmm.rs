@@ -67,8 +67,8 @@ pub trait Vmm: Send + Sync + Sized + 'static {
     fn probed(&self) -> &Self::Probed;
     /// Its directory.
     fn data(&self) -> &Path;
-    /// What its machines can do, with volumes or without.
-    fn capabilities(&self, volumes: bool) -> Capabilities;
+    /// What its machines can do, where the node has volumes.
+    fn capabilities(&self) -> Capabilities;
     /// How long a guest has until its envd listens.
     fn boots_within(&self) -> Duration;
     /// Which policies are kept: those of a machine that is there, or of one that is to be.

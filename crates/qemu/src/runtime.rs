@@ -62,15 +62,15 @@ impl Config {
     pub const BOOTS_WITHIN: Duration = Duration::from_secs(60);
 }
 
-/// What virtual machines under QEMU can do: with a network and volumes, or without.
+/// What virtual machines under QEMU can do: with a network and volumes, which take root, or without.
 #[must_use]
-pub const fn capabilities(network: bool, volumes: bool) -> Capabilities {
+pub const fn capabilities(is_root: bool) -> Capabilities {
     Capabilities {
         durable_memory: true,
         freeze: true,
         own_kernel: true,
-        network,
-        volumes,
+        network: is_root,
+        volumes: is_root,
         roots: false,
         portable_builds: false,
     }
@@ -126,8 +126,8 @@ impl Vmm for Qemu {
         &self.config.data
     }
 
-    fn capabilities(&self, volumes: bool) -> Capabilities {
-        capabilities(self.network.is_some(), volumes)
+    fn capabilities(&self) -> Capabilities {
+        capabilities(self.network.is_some())
     }
 
     fn boots_within(&self) -> Duration {

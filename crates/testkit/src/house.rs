@@ -2,8 +2,8 @@
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
 use model::Secret;
-use sdk::{CallError, Client, Program, SandboxClient};
-use wire::rest::{ForkSandbox, NewSandbox, Sandbox};
+use sdk::{CallError, Client, Connected, Program, SandboxClient};
+use wire::rest::{ConnectSandbox, ForkSandbox, NewSandbox, Sandbox};
 
 /// Longer than a run takes.
 const LIFE_SECONDS: u32 = 3600;
@@ -70,6 +70,20 @@ impl House {
 
     pub(crate) async fn kill(&self, sandbox: &Sandbox) -> Result<()> {
         Ok(self.api.kill(&sandbox.sandbox_id).await?)
+    }
+
+    /// Resumes a sandbox that is paused.
+    pub(crate) async fn resume(&self, id: &str) -> Result<()> {
+        let how = ConnectSandbox {
+            timeout: Some(LIFE_SECONDS.into()),
+            memory: None,
+        };
+        let connected = self.api.connect(id, how).await?;
+        ensure!(
+            matches!(connected, Connected::Resumed(_)),
+            "a paused sandbox was said to run"
+        );
+        Ok(())
     }
 
     /// Starts copies of a sandbox; every one of them must come up.

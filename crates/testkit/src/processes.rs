@@ -2,8 +2,8 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use sdk::{Connected, Event, Program, SandboxClient};
-use wire::rest::{ConnectSandbox, Memory, PauseSandbox, Sandbox};
+use sdk::{Event, Program, SandboxClient};
+use wire::rest::{Memory, PauseSandbox, Sandbox};
 
 use crate::copies::COPIES;
 use crate::figures::{Figures, Goal};
@@ -11,8 +11,6 @@ use crate::house::House;
 use crate::scale::Scale;
 use crate::watch::Watch;
 
-/// Longer than a run takes.
-const LIFE_SECONDS: i64 = 3600;
 /// Holds 50 MiB, none of them empty, and says when it does.
 const HEAP: &str = "import os, time
 heap = bytearray(os.urandom(4096) * 12800)
@@ -70,17 +68,9 @@ async fn pauses(
             kept == Some(Memory::Durable),
             "a pause kept its memory as {kept:?}"
         );
-        let how = ConnectSandbox {
-            timeout: Some(LIFE_SECONDS),
-            memory: None,
-        };
         let begun = Instant::now();
-        let connected = house.api.connect(id, how).await?;
+        house.resume(id).await?;
         resumed.push(begun.elapsed());
-        ensure!(
-            matches!(connected, Connected::Resumed(_)),
-            "a paused sandbox was said to run"
-        );
         let programs = inside.programs().await?;
         ensure!(
             programs.iter().any(|(known, ..)| *known == pid),

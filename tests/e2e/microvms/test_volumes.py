@@ -109,7 +109,7 @@ def test_a_file_that_is_open_goes_on_after_a_pause_and_is_written_on_both_sides(
 
 def test_a_sandbox_that_writes_waits_for_a_daemon_that_was_killed_and_goes_on(house, volume, create):
     sandbox = create(volume_mounts={"/data": volume.name})
-    count = "i=0; until [ -e /dev/shm/enough ]; do i=$((i+1)); echo $i >> /data/log; echo $i > /dev/shm/count; sleep 0.01; done; touch /dev/shm/done"
+    count = "i=0; until [ -e /dev/shm/enough ]; do i=$((i+1)); echo $i >> /data/log; echo $i > /dev/shm/new; mv /dev/shm/new /dev/shm/count; sleep 0.01; done; touch /dev/shm/done"
     sandbox.commands.run(count, background=True)
 
     def counted():

@@ -63,7 +63,7 @@ impl Bus {
             link,
             me,
             heard: heard.clone(),
-            at: None,
+            read: None,
             numbers: HashMap::new(),
             follows: Arc::clone(&follows),
         };
@@ -163,13 +163,22 @@ impl Teller {
     }
 }
 
+/// What was read of the stream.
+#[derive(Clone)]
+struct Span {
+    /// The entry after which this process began to listen.
+    from: String,
+    /// The last entry that was read.
+    to: String,
+}
+
 /// Hears what others tell.
 struct Follower {
     link: Link,
     me: Arc<str>,
     heard: broadcast::Sender<Happening>,
-    /// The last entry that was read; `None` before the first look.
-    at: Option<String>,
+    /// `None` before the first look.
+    read: Option<Span>,
     /// The last number of each teller.
     numbers: HashMap<String, u64>,
     follows: Arc<watch::Sender<bool>>,
@@ -189,39 +198,66 @@ impl Follower {
     async fn follow(&mut self) -> Result<(), Away> {
         let mut line = self.link.own().await?;
         let newest = self.newest(&mut line).await?;
-        // A Redis that lost its data, and whose clock is behind, begins anew.
-        let mut at = match self.at.take() {
-            Some(at) if place(&at) <= place(&newest) => at,
-            _ => newest,
+        let mut read = match self.read.take() {
+            Some(read) => self.go_on(read, &newest),
+            None => self.begin(newest),
         };
         self.follows.send_replace(true);
         loop {
-            self.at = Some(at.clone());
-            let mut read = redis::cmd("XREAD");
-            read.arg("COUNT")
+            self.read = Some(read.clone());
+            let mut ask = redis::cmd("XREAD");
+            ask.arg("COUNT")
                 .arg(READ_AT_ONCE)
                 .arg("BLOCK")
                 .arg(u64::try_from(WAIT.as_millis()).unwrap_or(u64::MAX))
                 .arg("STREAMS")
                 .arg(self.link.key("bus"))
-                .arg(&at);
-            let said: RedisResult<StreamReadReply> = within_more(WAIT, read.query_async(&mut line)).await;
+                .arg(&read.to);
+            let said: RedisResult<StreamReadReply> = within_more(WAIT, ask.query_async(&mut line)).await;
             let said = said.map_err(|error| failed(&error))?;
             let entries: Vec<_> = said.keys.into_iter().flat_map(|stream| stream.ids).collect();
             if entries.is_empty() {
                 let newest = self.newest(&mut line).await?;
-                if place(&newest) < place(&at) {
-                    at = newest;
-                }
+                read = self.go_on(read, &newest);
             }
             for entry in entries {
                 self.hear(&entry);
-                at = entry.id;
+                read.to = entry.id;
             }
         }
     }
 
-    async fn newest(&self, line: &mut MultiplexedConnection) -> Result<String, Away> {
+    /// Begins after the newest entry, which is heard no more.
+    fn begin(&mut self, newest: StreamId) -> Span {
+        if let Some((teller, number)) = self.unheard(&newest) {
+            self.numbers.insert(teller, number);
+        }
+        Span {
+            from: newest.id.clone(),
+            to: newest.id,
+        }
+    }
+
+    /// Goes on where it stood, or, in a stream that is another since Redis lost its data, where it began: its entries may have
+    /// places that were read before, where the clock is behind, or all is within a millisecond. What was heard is known by its number.
+    fn go_on(&self, read: Span, newest: &StreamId) -> Span {
+        let (stood, last) = (place(&read.to), place(&newest.id));
+        if stood < last || (stood == last && self.unheard(newest).is_none()) {
+            return read;
+        }
+        let from = if place(&read.from) <= last {
+            read.from
+        } else {
+            newest.id.clone()
+        };
+        Span {
+            to: from.clone(),
+            from,
+        }
+    }
+
+    /// The newest entry; one without content, at the stream's beginning, where there is none.
+    async fn newest(&self, line: &mut MultiplexedConnection) -> Result<StreamId, Away> {
         let mut ask = redis::cmd("XREVRANGE");
         ask.arg(self.link.key("bus"))
             .arg("+")
@@ -230,25 +266,28 @@ impl Follower {
             .arg(1);
         let last: RedisResult<StreamRangeReply> = within(ask.query_async(line)).await;
         let last = last.map_err(|error| failed(&error))?;
-        let last = last.ids.into_iter().next().map(|entry| entry.id);
-        Ok(last.unwrap_or_else(|| "0-0".to_owned()))
+        Ok(last.ids.into_iter().next().unwrap_or_else(|| StreamId {
+            id: "0-0".to_owned(),
+            ..StreamId::default()
+        }))
+    }
+
+    /// Who told it, and its number, unless it is this process's own or was heard.
+    fn unheard(&self, entry: &StreamId) -> Option<(String, u64)> {
+        let teller = entry.get::<String>("p").filter(|teller| **teller != *self.me)?;
+        let number = entry.get::<u64>("n")?;
+        let last = self.numbers.get(&teller);
+        last.is_none_or(|last| *last < number).then_some((teller, number))
     }
 
     fn hear(&mut self, entry: &StreamId) {
-        let (Some(teller), Some(number)) = (entry.get::<String>("p"), entry.get::<u64>("n")) else {
+        let Some((teller, number)) = self.unheard(entry) else {
             return;
         };
-        if *teller == *self.me {
-            return;
-        }
         if self.numbers.len() >= TELLERS_MAX && !self.numbers.contains_key(&teller) {
             self.numbers.clear();
         }
-        let last = self.numbers.get(&teller).copied();
-        if last.is_some_and(|last| number <= last) {
-            return;
-        }
-        let missed = last.map_or(0, |last| number - last - 1);
+        let missed = self.numbers.get(&teller).map_or(0, |last| number - last - 1);
         if missed > 0 {
             metrics::counter!("atoll_bus_missed_total").increment(missed);
             tracing::warn!(missed, teller, "happenings of another process were missed");

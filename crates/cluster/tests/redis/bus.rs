@@ -2,10 +2,11 @@
 use std::time::{Duration, Instant};
 
 use model::TeamId;
+use ports::Happening;
 use ports::bus::contract::{happening, next};
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::server::{in_time, two, until};
+use crate::server::{in_time, process, server, two, until};
 
 #[tokio::test]
 async fn what_happens_while_redis_is_away_is_heard_here_at_once_and_elsewhere_later() {
@@ -58,6 +59,33 @@ async fn news_go_on_after_redis_lost_everything() {
         // Its follower has a line of its own, which is opened again, too.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// Tells of a happening as another process does, at a place in the stream.
+fn tell_at(server: &testkit::services::redis::Redis, place: &str, number: usize, told: &Happening) {
+    let text = serde_json::to_string(told).unwrap();
+    let quoted = text.replace('\\', r"\\").replace('"', r#"\""#);
+    let entry = format!("XADD atoll:{{blue}}:bus {place} p another n {number} h \"{quoted}\"");
+    server.ask(&entry).unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_that_begins_anew_at_places_that_were_read_is_heard() {
+    let Some(server) = server() else { return };
+    let redis = process(&server).await;
+    let mut heard = redis.bus().subscribe();
+    let team = TeamId::random();
+    // The clock of the next Redis is behind, then stands still.
+    for (number, place) in [(1, "9-0"), (2, "7-0"), (3, "7-0"), (4, "7-1")] {
+        if number < 4 {
+            server.flush().unwrap();
+        }
+        let told = happening(team, number);
+        tell_at(&server, place, number, &told);
+        assert_eq!(next(&mut heard).await, told);
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(heard.try_recv().is_err(), "nothing is heard twice");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
