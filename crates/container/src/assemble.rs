@@ -210,18 +210,13 @@ impl House {
     }
 
     fn missing(&self, id: BuildId, build: &Build) -> Vec<Coming> {
-        let own = build.disk.map(|_| PartImage::Own);
-        let sealed = build.sealed().into_iter().map(PartImage::Sealed);
-        let place = |image| {
-            let finished = match image {
-                PartImage::Own => self.disks.of_build(id),
-                PartImage::Sealed(sealed) => self.disks.of_sealed(sealed),
-            };
-            Coming {
-                image,
-                partial: finished.with_extension("partial"),
-                finished,
-            }
+        let own = build.disk.map(|_| (PartImage::Own, self.disks.of_build(id)));
+        let sealed = build.sealed().into_iter();
+        let sealed = sealed.map(|sealed| (PartImage::Sealed(sealed), self.disks.of_sealed(sealed)));
+        let place = |(image, finished): (_, PathBuf)| Coming {
+            image,
+            partial: finished.with_extension("partial"),
+            finished,
         };
         own.into_iter()
             .chain(sealed)

@@ -59,6 +59,7 @@ pub(crate) fn image_of(house: &House, build: BuildId, from: &Path) -> Result<(),
             size_bytes: about.len(),
         },
         memory: None,
+        origin: None,
     };
     let _turn = house.turn();
     house.book.builds.write(&build, &record)

@@ -81,13 +81,15 @@ pub const fn capabilities(network: bool) -> Capabilities {
         network,
         volumes: true,
         roots: false,
-        portable_builds: false,
+        portable_builds: true,
     }
 }
 
 /// Firecrackers of this machine.
 pub type Firecrackers = microvm::Microvms<Firecracker>;
 
+/// No disk is larger.
+const DISK_BYTES_MAX: u64 = 4 << 40;
 /// Users of an instance's machines, of which each has one: as many as there are between those of two daemons.
 const USERS_EACH: u32 = 0x1000_0000;
 
@@ -186,6 +188,22 @@ impl Vmm for Firecracker {
 
     fn is_whole(house: &House, disk: &Disk) -> bool {
         house.images.path(disk.image).exists()
+    }
+
+    fn is_possible(disk: &Disk) -> Result<(), &'static str> {
+        if disk.size_bytes == 0 || disk.size_bytes > DISK_BYTES_MAX {
+            return Err("its disk has a size that none has");
+        }
+        Ok(())
+    }
+
+    /// Its content is not looked at: what a machine of ours wrote is no better.
+    fn is_sound(house: &House, disk: &Disk) -> Result<(), &'static str> {
+        let about = std::fs::metadata(house.images.path(disk.image));
+        if about.map_or(0, |about| about.len()) != disk.size_bytes {
+            return Err("the image in it is none of a disk of that size");
+        }
+        Ok(())
     }
 
     fn size_bytes(disk: &Disk) -> u64 {

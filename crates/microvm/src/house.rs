@@ -117,6 +117,7 @@ impl<V: Vmm> House<V> {
         self.states.sync_names()?;
         let kept = Kept::<V> {
             execution: machine.spec.execution,
+            build: Some(machine.spec.build),
             disk: machine.disk.clone(),
             memory,
         };

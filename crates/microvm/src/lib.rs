@@ -3,6 +3,7 @@
 //! ```text
 //! runtime ──▶ start, adopt      machines begin, and those of earlier daemons go on
 //!    │          └─▶ house ──▶ record, files    what there is, written before it is made
+//!    ├─▶ travel                builds go elsewhere, and come from there
 //!    └─▶ machine ──▶ process    one VMM: identity, log, end; stray finds those that nobody knows
 //!          └─▶ agent            the way to the agent inside
 //! vmm      what each VMM does its own way               boot    what guests boot from
@@ -33,6 +34,7 @@ pub mod record;
 mod runtime;
 mod start;
 pub mod stray;
+mod travel;
 mod vmm;
 pub mod work;
 

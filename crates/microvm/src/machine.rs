@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::agent::{Agent, Link, Name};
 use crate::house::House;
 use crate::process::Process;
-use crate::record::FORM;
+use crate::record::{FORM, Origin};
 use crate::vmm::{Build, Machine, Vmm};
 use crate::work::{blocking, in_time, off};
 
@@ -284,8 +284,12 @@ impl<V: Vmm> Vm<V> {
                 None => None,
             };
             kept.states.sync_names()?;
-            let form = FORM;
-            let build = Build::<V> { form, disk, memory };
+            let build = Build::<V> {
+                form: FORM,
+                disk,
+                memory,
+                origin: Some(Origin::now(before.spec.sandbox, before.spec.build)),
+            };
             let _turn = kept.turn();
             kept.book.builds.write(&into, &build)?;
             Ok(build)

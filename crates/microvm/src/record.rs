@@ -68,6 +68,9 @@ pub struct Machine<D, O> {
 pub struct Kept<D, M> {
     /// By which of its machines.
     pub execution: ExecutionId,
+    /// What that began with. Not on records of before there were origins.
+    #[serde(default)]
+    pub build: Option<BuildId>,
     /// Its disk.
     pub disk: D,
     /// Its memory, where that was written down.
@@ -83,6 +86,32 @@ pub struct Build<D, M> {
     pub disk: D,
     /// Memory that they go on from.
     pub memory: Option<M>,
+    /// Whose disk it was; `None` where it was nobody's, or is not known.
+    #[serde(default)]
+    pub origin: Option<Origin>,
+}
+
+/// Whose disk a build's is a copy of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Of which sandbox.
+    pub sandbox: SandboxId,
+    /// What that began with.
+    pub build: BuildId,
+    /// When it was copied.
+    pub at: SystemTime,
+}
+
+impl Origin {
+    /// That of a copy that is made now.
+    #[must_use]
+    pub fn now(sandbox: SandboxId, build: BuildId) -> Self {
+        Self {
+            sandbox,
+            build,
+            at: SystemTime::now(),
+        }
+    }
 }
 
 /// The form that is written, and the only one that is read.
@@ -292,6 +321,7 @@ mod tests {
             form: FORM,
             disk: Image(image),
             memory: Some(State(state)),
+            origin: Some(Origin::now(SandboxId::random(), BuildId::random())),
         };
         let id = BuildId::random();
         book.builds.write(&id, &build).unwrap();

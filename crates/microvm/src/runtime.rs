@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use model::{BuildId, SandboxId};
-use ports::runtime::{Capabilities, DiskSpace, Recovered};
+use ports::runtime::{Capabilities, DiskSpace, PartImages, Parts, Recovered};
 use ports::{MachineSpec, Runtime, RuntimeError, VolumeFiles};
 use tokio::sync::oneshot;
 use volumes::Files;
@@ -201,6 +201,41 @@ impl<V: Vmm> Runtime for Microvms<V> {
         .await?
         .then_some(())
         .ok_or(RuntimeError::NoBuild(from))
+    }
+
+    async fn parts(&self, build: BuildId) -> Result<Parts, RuntimeError> {
+        let house = Arc::clone(&self.house);
+        let telling = tokio::task::spawn_blocking(move || house.parts(build));
+        telling.await.map_err(panicked)?
+    }
+
+    async fn assemble(
+        &self,
+        build: BuildId,
+        record: &serde_json::Value,
+        given: Vec<PathBuf>,
+        images: &dyn PartImages,
+    ) -> Result<(), RuntimeError> {
+        if !given.is_empty() {
+            return Err(RuntimeError::CannotAssemble {
+                build,
+                why: "its disks stand on layers of images, as no machine's here do".to_owned(),
+                source: None,
+            });
+        }
+        self.house.assemble(build, record, images).await
+    }
+
+    async fn copy_kept(&self, sandbox: SandboxId, into: BuildId) -> Result<(), RuntimeError> {
+        let house = Arc::clone(&self.house);
+        let copying = tokio::task::spawn_blocking(move || house.copy_kept(sandbox, into));
+        copying.await.map_err(panicked)?
+    }
+
+    async fn kin_of(&self, build: BuildId) -> Vec<BuildId> {
+        let house = Arc::clone(&self.house);
+        let kin = tokio::task::spawn_blocking(move || house.kin_of(build)).await;
+        kin.unwrap_or_default()
     }
 
     async fn memory_of(&self, build: BuildId) -> model::Memory {

@@ -80,6 +80,16 @@ pub trait Vmm: Send + Sync + Sized + 'static {
     fn import_root(house: &House<Self>, build: BuildId, dir: &Path) -> Result<(), Step>;
     /// Whether all of a disk is there.
     fn is_whole(house: &House<Self>, disk: &Self::Disk) -> bool;
+    /// Whether there can be such a disk, as somebody tells of it.
+    ///
+    /// # Errors
+    /// Why there cannot.
+    fn is_possible(disk: &Self::Disk) -> Result<(), &'static str>;
+    /// Whether a disk whose images came from elsewhere is one.
+    ///
+    /// # Errors
+    /// Why it is none.
+    fn is_sound(house: &House<Self>, disk: &Self::Disk) -> Result<(), &'static str>;
     /// How much can be written to a disk.
     fn size_bytes(disk: &Self::Disk) -> u64;
 

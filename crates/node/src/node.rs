@@ -15,7 +15,7 @@ use ports::node::{
     Draining, HeldState, Node, NodeError, NodeEvent, Order, OrderOrigin, PauseOutcome, Report,
 };
 use ports::root::Changes;
-use ports::runtime::DiskSpace;
+use ports::runtime::{DiskSpace, PartImage};
 use ports::{Blobs, Clock, Runtime};
 use tokio::sync::broadcast;
 use tracing::Instrument as _;
@@ -65,7 +65,7 @@ pub struct LocalNode {
     /// Where builds are brought.
     pub(crate) blobs: std::sync::OnceLock<Arc<dyn Blobs>>,
     /// Sealed disks that were brought there by this process.
-    pub(crate) stowed_sealed: tokio::sync::Mutex<HashMap<BuildId, Digest>>,
+    pub(crate) stowed_images: tokio::sync::Mutex<HashMap<PartImage, Digest>>,
     /// Held while a build is brought from there.
     pub(crate) fetching: tokio::sync::Mutex<()>,
     this: Weak<LocalNode>,
@@ -107,7 +107,7 @@ impl LocalNode {
             images: std::sync::OnceLock::new(),
             importing: tokio::sync::Mutex::default(),
             blobs: std::sync::OnceLock::new(),
-            stowed_sealed: tokio::sync::Mutex::default(),
+            stowed_images: tokio::sync::Mutex::default(),
             fetching: tokio::sync::Mutex::default(),
             this: Weak::clone(this),
         }))

@@ -43,7 +43,7 @@ impl LocalNode {
         const STEP: &str = "bringing a build to the blobs";
         let blobs = self.stowage()?;
         // One at a time: it reads whole disks, and nobody waits for it.
-        let mut sealed = self.stowed_sealed.lock().await;
+        let mut stowed = self.stowed_images.lock().await;
         let parts = self.runtime.parts(build).await.map_err(failed(STEP))?;
         let layer = |dir: &PathBuf| {
             let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -63,14 +63,16 @@ impl LocalNode {
         let mut description = description.with_archives(archives);
         for (image, file) in parts.images {
             let known = match image {
-                PartImage::Sealed(of) => sealed.get(&of).copied().or_else(|| kin.sealed(of)),
+                PartImage::Sealed(_) | PartImage::Drawn(_) => {
+                    stowed.get(&image).copied().or_else(|| kin.disk(image))
+                }
                 PartImage::Own => None,
             };
             let disk = match known {
                 Some(disk) if disk::is_whole(&*blobs, disk).await.map_err(broken(STEP))? => disk,
                 _ => {
                     let base = match image {
-                        PartImage::Own => kin.base.as_ref(),
+                        PartImage::Own | PartImage::Drawn(_) => kin.base.as_ref(),
                         // Its own was sealed from a disk of its lineage; of those below it nothing is known.
                         PartImage::Sealed(of) => kin.base.as_ref().filter(|_| of == build),
                     };
@@ -78,8 +80,8 @@ impl LocalNode {
                     published.map_err(broken(STEP))?.digest()
                 }
             };
-            if let PartImage::Sealed(of) = image {
-                sealed.insert(of, disk);
+            if image != PartImage::Own {
+                stowed.insert(image, disk);
             }
             description.add(image, disk);
         }
@@ -156,7 +158,7 @@ impl LocalNode {
         const STEP: &str = "sweeping the blobs";
         let blobs = self.stowage()?;
         // Nothing is brought meanwhile that would stand on what is just being removed.
-        let _alone = self.stowed_sealed.lock().await;
+        let _alone = self.stowed_images.lock().await;
         let living: BTreeSet<Digest> = living
             .iter()
             .map(|digest| digest.parse())
@@ -196,7 +198,7 @@ impl PartImages for Stowed<'_> {
 #[derive(Default)]
 struct Kin {
     descriptions: Vec<Description>,
-    /// The disk that the machines of the nearest begin with a copy of.
+    /// What the machines of the nearest begin with a copy of, where that is one disk.
     base: Option<Manifest>,
 }
 
@@ -221,10 +223,10 @@ impl Kin {
             .parse()
             .map_err(|_| DiskError::Description("not told by a digest"))?;
         let description = Description::load(blobs, digest).await?;
-        let own = description.own;
+        let whole = description.whole();
         self.descriptions.push(description);
-        if let (Some(own), None) = (own, &self.base) {
-            self.base = Some(disk::load(blobs, own).await?);
+        if let (Some(whole), None) = (whole, &self.base) {
+            self.base = Some(disk::load(blobs, whole).await?);
         }
         Ok(())
     }
@@ -235,10 +237,10 @@ impl Kin {
         all.flat_map(|description| description.archives.clone()).collect()
     }
 
-    /// The disk that was sealed for a build.
-    fn sealed(&self, of: BuildId) -> Option<Digest> {
+    /// The disk of an image that is the same wherever it is named.
+    fn disk(&self, image: PartImage) -> Option<Digest> {
         let mut found = self.descriptions.iter();
-        found.find_map(|description| description.disk(PartImage::Sealed(of)))
+        found.find_map(|description| description.disk(image))
     }
 }
 

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use model::{BuildId, ExecutionId, Kind, Memory, NetworkPolicy, Resources, SandboxId, VolumeMount};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::guest::{DialError, Stream};
 
@@ -145,6 +146,8 @@ pub enum PartImage {
     Own,
     /// A disk that was sealed for a build, this one or one below it.
     Sealed(BuildId),
+    /// One whose name was drawn at random, and which is the same wherever it has that name.
+    Drawn(Uuid),
 }
 
 /// Where the images of a build come from that is assembled.

@@ -62,11 +62,30 @@ impl Disk {
             size_bytes: self.size_bytes.max(size_bytes),
         }
     }
+
+    /// Whether ours could be so.
+    pub(crate) fn is_possible(&self) -> Result<(), &'static str> {
+        if self.layers.is_empty() || self.layers.len() > DEPTH_STARTED_MAX {
+            return Err("it has as many images on one another as no disk has");
+        }
+        if self.size_bytes == 0 || self.size_bytes > DISK_BYTES_MAX {
+            return Err("its disk has a size that none has");
+        }
+        // What is not ours alone to lay out is never on another.
+        if self.layers.iter().skip(1).any(|layer| layer.format == Format::Raw) {
+            return Err("an image in it hides those below it");
+        }
+        Ok(())
+    }
 }
 
 /// Images that may lie on one another before they are made one. Each costs a machine that starts a file to be opened,
 /// and each read of what was never written a look.
 pub(crate) const DEPTH_MAX: usize = 8;
+/// Disks on one another that a machine is still started on; above it they are made one first.
+pub(crate) const DEPTH_STARTED_MAX: usize = 3 * DEPTH_MAX;
+/// No disk is larger.
+const DISK_BYTES_MAX: u64 = 4 << 40;
 /// Of tables, and what becomes free while they grow.
 const TABLES_BYTES_MAX: u64 = 256 << 20;
 
@@ -101,6 +120,22 @@ impl Disks {
     /// Whether all of its images are there.
     pub(crate) fn is_whole(&self, disk: &Disk) -> bool {
         !disk.layers.is_empty() && disk.layers.iter().all(|layer| self.files.path(layer.id).exists())
+    }
+
+    /// Whether each of its images is one of its kind, and no longer than one of that size can be. Its content is not looked at:
+    /// what a machine of ours wrote is no better.
+    pub(crate) fn is_sound(&self, disk: &Disk) -> Result<(), &'static str> {
+        for layer in &disk.layers {
+            let length = fs::metadata(self.files.path(layer.id)).map_or(u64::MAX, |about| about.len());
+            let fits = match layer.format {
+                Format::Raw => length > 0 && length <= disk.size_bytes,
+                Format::Qcow2 => length <= file_bytes_max(disk.size_bytes) && self.is_image(*layer),
+            };
+            if !fits {
+                return Err("an image in it is none of a disk of that size");
+            }
+        }
+        Ok(())
     }
 
     /// Whether an image was made to its end.

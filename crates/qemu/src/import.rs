@@ -64,6 +64,7 @@ fn become_build(house: &House, build: BuildId, root: &Path, staging: &Path) -> R
             size_bytes,
         },
         memory: None,
+        origin: None,
     };
     let _turn = house.turn();
     house.book.builds.write(&build, &record)

@@ -72,7 +72,7 @@ pub const fn capabilities(is_root: bool) -> Capabilities {
         network: is_root,
         volumes: is_root,
         roots: false,
-        portable_builds: false,
+        portable_builds: true,
     }
 }
 
@@ -81,8 +81,6 @@ pub type Qemus = microvm::Microvms<Qemu>;
 
 /// QEMU brings its images to an end, and goes.
 const QUIT_WITHIN: Duration = Duration::from_secs(10);
-/// Disks on one another that a machine is still started on; above it they are made one first.
-const DEPTH_STARTED_MAX: usize = 3 * crate::disk::DEPTH_MAX;
 
 /// Finds out what QEMU can do, and opens the runtime's directory.
 pub(crate) async fn open_with(config: Config, agents: Arc<dyn Agents>) -> Result<House, RuntimeError> {
@@ -158,6 +156,14 @@ impl Vmm for Qemu {
 
     fn is_whole(house: &House, disk: &Disk) -> bool {
         house.vmm.disks.is_whole(disk)
+    }
+
+    fn is_possible(disk: &Disk) -> Result<(), &'static str> {
+        disk.is_possible()
+    }
+
+    fn is_sound(house: &House, disk: &Disk) -> Result<(), &'static str> {
+        house.vmm.disks.is_sound(disk)
     }
 
     fn size_bytes(disk: &Disk) -> u64 {

@@ -170,6 +170,7 @@ MICROVM = {
         "microvm/build-recorded",
     ],
     "kill": ["microvm/process-ended", "microvm/network-unplugged", "microvm/record-removed"],
+    "arrival of a build": ["microvm/parts-fetched"],
     "recovery": ["microvm/machine-adopted", "microvm/remains-ended"],
 }
 QEMU = {

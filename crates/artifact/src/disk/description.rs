@@ -5,6 +5,7 @@ use model::BuildId;
 use ports::Blobs;
 use ports::runtime::PartImage;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::restore::read_whole;
 use super::{DiskError, description_key};
@@ -12,9 +13,11 @@ use crate::digest::Digest;
 use crate::images::LayerArchives;
 
 /// The form that is written where archives of layers are named. Whoever knows the first one alone would not keep them.
-const FORM: u32 = 2;
-/// The form of before, which is written where there are none.
-const FORM_WITHOUT_ARCHIVES: u32 = 1;
+const FORM_WITH_ARCHIVES: u32 = 2;
+/// The form that is written where images with names of their own are named. Whoever knows the earlier ones would not keep those.
+const FORM_WITH_DRAWN: u32 = 3;
+/// The form that is written where there is neither.
+const FORM: u32 = 1;
 /// A root has at most 128 layers, and each is told in some hundred bytes.
 const BYTES_MAX: u64 = 256 << 10;
 
@@ -35,6 +38,9 @@ pub struct Description {
     pub own: Option<Digest>,
     /// Disks that are layers.
     pub sealed: BTreeMap<BuildId, Digest>,
+    /// Disks whose names were drawn at random.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub drawn: BTreeMap<Uuid, Digest>,
 }
 
 impl Description {
@@ -42,13 +48,14 @@ impl Description {
     #[must_use]
     pub fn new(runtime: &str, record: serde_json::Value, layers: Vec<Digest>) -> Self {
         Self {
-            form: FORM_WITHOUT_ARCHIVES,
+            form: FORM,
             runtime: runtime.to_owned(),
             record,
             layers,
             archives: LayerArchives::new(),
             own: None,
             sealed: BTreeMap::new(),
+            drawn: BTreeMap::new(),
         }
     }
 
@@ -56,12 +63,12 @@ impl Description {
     #[must_use]
     pub fn with_archives(self, archives: LayerArchives) -> Self {
         let form = if archives.is_empty() {
-            FORM_WITHOUT_ARCHIVES
-        } else {
             FORM
+        } else {
+            FORM_WITH_ARCHIVES
         };
         Self {
-            form,
+            form: self.form.max(form),
             archives,
             ..self
         }
@@ -74,6 +81,10 @@ impl Description {
             PartImage::Sealed(build) => {
                 self.sealed.insert(build, disk);
             }
+            PartImage::Drawn(id) => {
+                self.form = FORM_WITH_DRAWN;
+                self.drawn.insert(id, disk);
+            }
         }
     }
 
@@ -83,7 +94,15 @@ impl Description {
         match image {
             PartImage::Own => self.own,
             PartImage::Sealed(build) => self.sealed.get(&build).copied(),
+            PartImage::Drawn(id) => self.drawn.get(&id).copied(),
         }
+    }
+
+    /// The disk that holds all that is its own, where that is one.
+    #[must_use]
+    pub fn whole(&self) -> Option<Digest> {
+        let only = || self.drawn.values().next().filter(|_| self.drawn.len() == 1);
+        self.own.or_else(|| only().copied())
     }
 
     /// All of its disks.
@@ -92,6 +111,7 @@ impl Description {
         self.own
             .into_iter()
             .chain(self.sealed.values().copied())
+            .chain(self.drawn.values().copied())
             .collect()
     }
 
@@ -118,7 +138,7 @@ impl Description {
         let bytes = read_whole(blobs, description_key(digest), digest, BYTES_MAX).await?;
         let description: Self =
             serde_json::from_slice(&bytes).map_err(|_| DiskError::Description("not understood"))?;
-        if ![FORM_WITHOUT_ARCHIVES, FORM].contains(&description.form) {
+        if !(FORM..=FORM_WITH_DRAWN).contains(&description.form) {
             return Err(DiskError::Description("of a form that this Atoll does not know"));
         }
         Ok(description)

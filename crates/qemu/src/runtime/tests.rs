@@ -14,6 +14,7 @@ use super::*;
 mod boot;
 mod network;
 mod rights;
+mod travel;
 
 const SOON: Duration = Duration::from_secs(30);
 /// No test takes longer, whatever hangs.
@@ -167,6 +168,7 @@ impl World {
                 size_bytes: 16 << 20,
             },
             memory: None,
+            origin: None,
         };
         house.book.builds.write(&self.build, &build).unwrap();
         runtime

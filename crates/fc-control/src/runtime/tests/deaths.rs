@@ -6,12 +6,13 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 
+use ports::runtime::{PartImage, PartImages};
 use serde::{Deserialize, Serialize};
 
 use super::*;
 
 /// What the daemon does, and where it dies.
-const SCENES: [(&str, &[&str]); 9] = [
+const SCENES: [(&str, &[&str]); 10] = [
     (
         "create",
         &[
@@ -98,6 +99,7 @@ const SCENES: [(&str, &[&str]); 9] = [
             "microvm/record-removed",
         ],
     ),
+    ("arrival of a build", &["microvm/parts-fetched"]),
     ("recovery", &["microvm/machine-adopted", "microvm/remains-ended"]),
     (
         "recovery of what is gone",
@@ -228,6 +230,11 @@ async fn a_scene() {
             arm();
             let _ = machine.stop(Fate::Discard).await;
         }
+        "arrival of a build" => {
+            let (record, images) = from_elsewhere(&runtime, cast.build).await;
+            arm();
+            let _ = runtime.assemble(cast.into, &record, Vec::new(), &images).await;
+        }
         // It ended while no daemon was there, and another was in the middle of its start.
         "recovery" => {
             let started = runtime.house.bring_up(world.spec()).await.unwrap();
@@ -244,6 +251,34 @@ async fn a_scene() {
             drop(world.daemon().await);
         }
         other => panic!("{other} is no scene"),
+    }
+}
+
+/// A build as a node tells of it on which its image has another name.
+async fn from_elsewhere(runtime: &Firecrackers, build: BuildId) -> (serde_json::Value, Elsewhere) {
+    let parts = runtime.parts(build).await.unwrap();
+    let (mut record, name) = (parts.record, Uuid::new_v4());
+    record["disk"]["image"] = serde_json::to_value(name).unwrap();
+    let image = parts.images.into_values().next().unwrap();
+    (record, Elsewhere { name, image })
+}
+
+/// The only image of a build.
+struct Elsewhere {
+    name: Uuid,
+    image: fs::File,
+}
+
+#[async_trait]
+impl PartImages for Elsewhere {
+    async fn write(
+        &self,
+        image: PartImage,
+        into: fs::File,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        assert_eq!(image, PartImage::Drawn(self.name));
+        into.set_len(self.image.metadata()?.len())?;
+        Ok(crate::disk::copy_data(&self.image, &into)?)
     }
 }
 
@@ -304,7 +339,18 @@ async fn look_at_what_is_left(world: &World, flow: &str, at: &str) {
         let (_, machine) = start(&runtime, &again(subject, false)).await;
         machine.stop(Fate::Discard).await.unwrap();
     }
-    if runtime.has_build(cast.into).await {
+    if flow == "arrival of a build" {
+        let (record, images) = from_elsewhere(&runtime, cast.build).await;
+        let assembled = runtime.assemble(cast.into, &record, Vec::new(), &images);
+        assembled.await.unwrap();
+        assert_eq!(runtime.memory_of(cast.into).await, model::Memory::None);
+        let copy = MachineSpec {
+            build: cast.into,
+            ..world.spec()
+        };
+        let (_, machine) = start(&runtime, &copy).await;
+        machine.stop(Fate::Discard).await.unwrap();
+    } else if runtime.has_build(cast.into).await {
         let copy = MachineSpec {
             build: cast.into,
             restore: true,
@@ -369,6 +415,11 @@ fn a_snapshot_is_there_or_not_and_its_source_goes_on() {
 #[test]
 fn a_kill_is_carried_out() {
     plays("kill");
+}
+
+#[test]
+fn a_build_that_arrives_is_there_or_not() {
+    plays("arrival of a build");
 }
 
 #[test]

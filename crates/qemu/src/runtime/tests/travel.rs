@@ -1,0 +1,164 @@
+//! Builds that go elsewhere, and that come from there.
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::sync::Mutex;
+
+use ports::runtime::{PartImage, PartImages, Parts};
+use uuid::Uuid;
+
+use super::*;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The images of a build, wherever that is; notes which were asked for.
+struct Elsewhere {
+    images: BTreeMap<PartImage, fs::File>,
+    asked: Mutex<Vec<PartImage>>,
+}
+
+impl Elsewhere {
+    fn of(parts: Parts) -> (serde_json::Value, Self) {
+        assert!(parts.given.is_empty());
+        let (images, asked) = (parts.images, Mutex::default());
+        (parts.record, Self { images, asked })
+    }
+
+    fn asked(&self) -> usize {
+        std::mem::take(&mut *self.asked.lock().unwrap()).len()
+    }
+}
+
+#[async_trait]
+impl PartImages for Elsewhere {
+    async fn write(&self, image: PartImage, mut into: fs::File) -> Result<(), Failure> {
+        self.asked.lock().unwrap().push(image);
+        // What is half written is nothing.
+        io::Write::write_all(&mut into, b"half")?;
+        let file = self.images.get(&image).ok_or("there is no such image")?;
+        let mut content = Vec::new();
+        file.try_clone()?.read_to_end(&mut content)?;
+        use std::os::unix::fs::FileExt as _;
+        into.write_all_at(&content, 0)?;
+        Ok(())
+    }
+}
+
+fn why(refused: RuntimeError) -> String {
+    match refused {
+        RuntimeError::CannotAssemble { why, .. } => why,
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn a_build_starts_machines_wherever_it_was_brought() {
+    let (Some(here), Some(there)) = (World::new(), World::new()) else {
+        return;
+    };
+    whole(async {
+        let runtime = here.begin().await;
+        let spec = here.spec();
+        let (_, machine) = start(&runtime, &spec).await;
+        let [first, second] = [BuildId::random(), BuildId::random()];
+        machine.checkpoint(first, true).await.unwrap();
+        machine.checkpoint(second, false).await.unwrap();
+        assert_eq!(runtime.kin_of(second).await, [first, here.build]);
+        assert_eq!(runtime.kin_of(here.build).await, []);
+        machine.stop(Fate::Discard).await.unwrap();
+        let (record, images) = Elsewhere::of(runtime.parts(second).await.unwrap());
+        // It may be removed meanwhile.
+        runtime.remove_builds(&[first, second, here.build]).await.unwrap();
+        assert_eq!(here.files("images"), 0);
+
+        let (other, _) = there.daemon().await;
+        let assemble = || other.assemble(second, &record, Vec::new(), &images);
+        assemble().await.unwrap();
+        assert_eq!(images.asked(), 3);
+        assert_eq!((there.files("images"), other.memory_of(second).await), (3, model::Memory::None));
+        assemble().await.unwrap();
+        // One that shares its images needs no more of them.
+        let again = other.assemble(first, &record, Vec::new(), &images);
+        again.await.unwrap();
+        assert_eq!(images.asked(), 0);
+        let copy = MachineSpec {
+            build: second,
+            ..there.spec()
+        };
+        let (vm, machine) = start(&other, &copy).await;
+        assert!(says(&vm, 1).await.starts_with('a'));
+        machine.stop(Fate::Keep).await.unwrap();
+
+        // And so does what is kept of a sandbox.
+        let kept = BuildId::random();
+        assert!(matches!(
+            other.copy_kept(SandboxId::random(), kept).await,
+            Err(RuntimeError::NoDisk(_))
+        ));
+        other.copy_kept(copy.sandbox, kept).await.unwrap();
+        other.copy_kept(copy.sandbox, kept).await.unwrap();
+        assert_eq!(other.kin_of(kept).await, [second]);
+        let moved = other.parts(kept).await.unwrap();
+        assert_eq!(moved.images.len(), 4);
+        other.discard(copy.sandbox).await.unwrap();
+        other.remove_builds(&[first, second, kept]).await.unwrap();
+        assert_eq!(there.files("images"), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_can_be_no_disk_of_ours_is_refused_and_nothing_of_it_is_left() {
+    let (Some(here), Some(there)) = (World::new(), World::new()) else {
+        return;
+    };
+    whole(async {
+        let runtime = here.begin().await;
+        let (_, machine) = start(&runtime, &here.spec()).await;
+        let build = BuildId::random();
+        machine.checkpoint(build, false).await.unwrap();
+        machine.stop(Fate::Discard).await.unwrap();
+        let (record, images) = Elsewhere::of(runtime.parts(build).await.unwrap());
+        let (other, _) = there.daemon().await;
+        let with = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut changed = record.clone();
+            change(&mut changed);
+            changed
+        };
+        let refused = |record: serde_json::Value| {
+            let (other, images) = (&other, &images);
+            async move { why(other.assemble(build, &record, Vec::new(), images).await.unwrap_err()) }
+        };
+        let bottom = record["disk"]["layers"][0].clone();
+        for (record, expected) in [
+            (serde_json::json!({"form": 1}), "not understood"),
+            (with(&|record| record["form"] = 9.into()), "a form"),
+            (with(&|record| record["more"] = 1.into()), "not understood"),
+            (with(&|record| record["disk"]["layers"] = serde_json::json!([])), "as no disk has"),
+            (with(&|record| record["disk"]["layers"] = vec![bottom.clone(); 99].into()), "as no disk has"),
+            (with(&|record| record["disk"]["size_bytes"] = u64::MAX.into()), "a size that none has"),
+            (with(&|record| record["disk"]["layers"][1] = bottom.clone()), "hides those below"),
+        ] {
+            assert!(refused(record).await.contains(expected), "{expected}");
+        }
+        assert_eq!(images.asked(), 0);
+        for (record, expected) in [
+            (with(&|record| record["disk"]["layers"][0]["id"] = Uuid::new_v4().to_string().into()), "cannot be had"),
+            (with(&|record| record["disk"]["layers"][0]["format"] = "qcow2".into()), "none of a disk of that size"),
+            (with(&|record| record["disk"]["size_bytes"] = 4096.into()), "none of a disk of that size"),
+        ] {
+            assert!(refused(record).await.contains(expected), "{expected}");
+        }
+        let given = vec![PathBuf::from("/")];
+        let stands_on_layers = other.assemble(build, &record, given, &images).await;
+        assert!(why(stands_on_layers.unwrap_err()).contains("stand on layers"));
+        assert!(!other.has_build(build).await);
+        // What came of them is swept behind the answer.
+        let deadline = Instant::now() + SOON;
+        while there.files("images") > 0 {
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        other.assemble(build, &record, Vec::new(), &images).await.unwrap();
+    })
+    .await;
+}
