@@ -76,7 +76,10 @@ impl<V: Vmm> House<V> {
         let told = Told::<V::Disk>::deserialize(record)
             .map_err(|error| cannot("its record is not understood", Some(error.into())))?;
         if told.form != FORM {
-            return Err(cannot("its record has a form that this Atoll does not know", None));
+            return Err(cannot(
+                "its record has a form that this Atoll does not know",
+                None,
+            ));
         }
         V::is_possible(&told.disk).map_err(|why| cannot(why, None))?;
         self.has_room()?;
@@ -138,7 +141,8 @@ impl<V: Vmm> House<V> {
         let fetched = match images.write(PartImage::Drawn(id), file).await {
             Ok(()) => {
                 let (from, into) = (path.clone(), self.images.path(id));
-                let named = off(move || fs::rename(&from, &into).at(format!("naming the image {}", into.display())));
+                let named =
+                    off(move || fs::rename(&from, &into).at(format!("naming the image {}", into.display())));
                 named.await.map_err(Failed::Here)
             }
             Err(source) => Err(Failed::Source(source)),
@@ -183,7 +187,12 @@ impl<V: Vmm> House<V> {
             .map(|(other, theirs)| (theirs.at, other))
             .collect();
         siblings.sort();
-        let mut kin: Vec<BuildId> = siblings.into_iter().rev().map(|(_, other)| other).take(KIN_MAX / 2).collect();
+        let mut kin: Vec<BuildId> = siblings
+            .into_iter()
+            .rev()
+            .map(|(_, other)| other)
+            .take(KIN_MAX / 2)
+            .collect();
         let mut below = Some(of.build);
         while let Some(next) = below
             && kin.len() < KIN_MAX

@@ -72,7 +72,12 @@ impl Disk {
             return Err("its disk has a size that none has");
         }
         // What is not ours alone to lay out is never on another.
-        if self.layers.iter().skip(1).any(|layer| layer.format == Format::Raw) {
+        if self
+            .layers
+            .iter()
+            .skip(1)
+            .any(|layer| layer.format == Format::Raw)
+        {
             return Err("an image in it hides those below it");
         }
         Ok(())

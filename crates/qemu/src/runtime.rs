@@ -22,7 +22,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::command::Sockets;
-use crate::disk::{Disk, Disks, Format, Layer};
+use crate::disk::{DEPTH_STARTED_MAX, Disk, Disks, Format, Layer};
 use crate::house::{House, Qemu, Vm, end_all};
 use crate::machine::{command, seal_disk, write_state};
 use crate::memory::{self, Memory};

@@ -1,6 +1,6 @@
 //! Builds that go elsewhere, and that come from there.
 use std::collections::BTreeMap;
-use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Mutex;
 
 use ports::runtime::{PartImage, PartImages, Parts};
@@ -30,14 +30,13 @@ impl Elsewhere {
 
 #[async_trait]
 impl PartImages for Elsewhere {
-    async fn write(&self, image: PartImage, mut into: fs::File) -> Result<(), Failure> {
+    async fn write(&self, image: PartImage, into: fs::File) -> Result<(), Failure> {
         self.asked.lock().unwrap().push(image);
         // What is half written is nothing.
-        io::Write::write_all(&mut into, b"half")?;
+        into.write_all_at(b"half", 0)?;
         let file = self.images.get(&image).ok_or("there is no such image")?;
-        let mut content = Vec::new();
-        file.try_clone()?.read_to_end(&mut content)?;
-        use std::os::unix::fs::FileExt as _;
+        let mut content = vec![0; usize::try_from(file.metadata()?.len())?];
+        file.read_exact_at(&mut content, 0)?;
         into.write_all_at(&content, 0)?;
         Ok(())
     }
@@ -74,7 +73,10 @@ async fn a_build_starts_machines_wherever_it_was_brought() {
         let assemble = || other.assemble(second, &record, Vec::new(), &images);
         assemble().await.unwrap();
         assert_eq!(images.asked(), 3);
-        assert_eq!((there.files("images"), other.memory_of(second).await), (3, model::Memory::None));
+        assert_eq!(
+            (there.files("images"), other.memory_of(second).await),
+            (3, model::Memory::None)
+        );
         assemble().await.unwrap();
         // One that shares its images needs no more of them.
         let again = other.assemble(first, &record, Vec::new(), &images);
@@ -126,25 +128,51 @@ async fn what_can_be_no_disk_of_ours_is_refused_and_nothing_of_it_is_left() {
         };
         let refused = |record: serde_json::Value| {
             let (other, images) = (&other, &images);
-            async move { why(other.assemble(build, &record, Vec::new(), images).await.unwrap_err()) }
+            async move {
+                why(other
+                    .assemble(build, &record, Vec::new(), images)
+                    .await
+                    .unwrap_err())
+            }
         };
         let bottom = record["disk"]["layers"][0].clone();
         for (record, expected) in [
             (serde_json::json!({"form": 1}), "not understood"),
             (with(&|record| record["form"] = 9.into()), "a form"),
             (with(&|record| record["more"] = 1.into()), "not understood"),
-            (with(&|record| record["disk"]["layers"] = serde_json::json!([])), "as no disk has"),
-            (with(&|record| record["disk"]["layers"] = vec![bottom.clone(); 99].into()), "as no disk has"),
-            (with(&|record| record["disk"]["size_bytes"] = u64::MAX.into()), "a size that none has"),
-            (with(&|record| record["disk"]["layers"][1] = bottom.clone()), "hides those below"),
+            (
+                with(&|record| record["disk"]["layers"] = serde_json::json!([])),
+                "as no disk has",
+            ),
+            (
+                with(&|record| record["disk"]["layers"] = vec![bottom.clone(); 99].into()),
+                "as no disk has",
+            ),
+            (
+                with(&|record| record["disk"]["size_bytes"] = u64::MAX.into()),
+                "a size that none has",
+            ),
+            (
+                with(&|record| record["disk"]["layers"][1] = bottom.clone()),
+                "hides those below",
+            ),
         ] {
             assert!(refused(record).await.contains(expected), "{expected}");
         }
         assert_eq!(images.asked(), 0);
         for (record, expected) in [
-            (with(&|record| record["disk"]["layers"][0]["id"] = Uuid::new_v4().to_string().into()), "cannot be had"),
-            (with(&|record| record["disk"]["layers"][0]["format"] = "qcow2".into()), "none of a disk of that size"),
-            (with(&|record| record["disk"]["size_bytes"] = 4096.into()), "none of a disk of that size"),
+            (
+                with(&|record| record["disk"]["layers"][0]["id"] = Uuid::new_v4().to_string().into()),
+                "cannot be had",
+            ),
+            (
+                with(&|record| record["disk"]["layers"][0]["format"] = "qcow2".into()),
+                "none of a disk of that size",
+            ),
+            (
+                with(&|record| record["disk"]["size_bytes"] = 4096.into()),
+                "none of a disk of that size",
+            ),
         ] {
             assert!(refused(record).await.contains(expected), "{expected}");
         }
