@@ -16,6 +16,7 @@ use std::sync::Mutex;
 
 use microvm::files::{Files, sync_dir};
 use model::MiB;
+use ports::runtime::MemoryFile;
 use ports::step::{At, Step};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -38,6 +39,29 @@ pub struct Memory {
     pub(crate) state: Sealed,
     pub(crate) pages: Pages,
     pub(crate) fits: Fits,
+}
+
+impl Memory {
+    /// Its files, without those that it may differ from.
+    pub(crate) fn files(&self) -> Vec<(Uuid, MemoryFile)> {
+        [MemoryFile::Devices, MemoryFile::Pages]
+            .map(|file| (self.id, file))
+            .to_vec()
+    }
+
+    /// Whether a build of ours could have it.
+    pub(crate) fn is_possible(&self) -> Result<(), &'static str> {
+        let Pages::Whole(pages) = &self.pages else {
+            return Err("its memory is not whole");
+        };
+        if self.state.length_bytes == 0
+            || self.state.length_bytes > STATE_BYTES_MAX
+            || pages.length_bytes != self.fits.memory.bytes()
+        {
+            return Err("its memory has a size that none has");
+        }
+        Ok(())
+    }
 }
 
 /// Its pages.

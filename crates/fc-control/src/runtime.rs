@@ -16,7 +16,7 @@ use microvm::work::{blocking, told};
 use microvm::{Vmm, cannot_restore};
 use model::{BuildId, SandboxId};
 use net::Instance;
-use ports::runtime::{Capabilities, DiskOrigin};
+use ports::runtime::{Capabilities, DiskOrigin, MemoryFile};
 use ports::step::{At, Step};
 use ports::{MachineSpec, RuntimeError};
 use uuid::Uuid;
@@ -27,7 +27,7 @@ use crate::disk::through;
 use crate::house::{self, Firecracker, House, Vm, own_program, prepare};
 use crate::jail::{Inside, Jail, Jails, take_back};
 use crate::machine::{copy_disk, write_state};
-use crate::memory::{self, Memory, Written};
+use crate::memory::{self, Memory, Place, Written};
 use crate::network::Numbers;
 use crate::probe::{Probed, probe};
 use crate::process::Jailer;
@@ -190,11 +190,23 @@ impl Vmm for Firecracker {
         house.images.path(disk.image).exists()
     }
 
-    fn is_possible(disk: &Disk) -> Result<(), &'static str> {
+    fn is_possible(disk: &Disk, memory: Option<&Memory>) -> Result<(), &'static str> {
         if disk.size_bytes == 0 || disk.size_bytes > DISK_BYTES_MAX {
             return Err("its disk has a size that none has");
         }
-        Ok(())
+        memory.map_or(Ok(()), Memory::is_possible)
+    }
+
+    fn memory_files(memory: &Memory) -> Vec<(Uuid, MemoryFile)> {
+        memory.files()
+    }
+
+    fn memory_file(house: &House, state: Uuid, file: MemoryFile) -> PathBuf {
+        let place = Place::of(&house.states, state);
+        match file {
+            MemoryFile::Pages => place.memory(),
+            MemoryFile::Devices => place.state(),
+        }
     }
 
     /// Its content is not looked at: what a machine of ours wrote is no better.

@@ -64,6 +64,12 @@ impl Files {
         }
     }
 
+    /// Holds several.
+    #[must_use]
+    pub fn pin_all(&self, ids: impl IntoIterator<Item = Uuid>) -> Vec<Pin> {
+        ids.into_iter().map(|id| self.pin(id)).collect()
+    }
+
     /// Where one is.
     #[must_use]
     pub fn path(&self, id: Uuid) -> PathBuf {

@@ -1,16 +1,18 @@
-//! Builds that go elsewhere, and that come from there: their disks, image by image, without memory.
+//! Builds that go elsewhere, and that come from there: their disks, image by image, and their memory.
 //!
 //! ```text
 //! record ──parts──▶ told, images open                                              ──▶ elsewhere
 //! told ──assemble──▶ bounded ──▶ images that are not here ──▶ looked at ──▶ on record
 //! ```
 //!
-//! Images have the same names everywhere: they are drawn at random, and one that a build names never changes. So one that several
-//! builds share goes once, and is there once. What is told may be anybody's: it names nothing but images, and what these say is
-//! seen by nobody but the machines that start from them.
+//! Images and states have the same names everywhere: they are drawn at random, and one that a build names never changes. So one
+//! that several builds share goes once, and is there once. What is told may be anybody's: it names nothing but them, and what they
+//! say is seen by nobody but the machines that start from them. Whether memory fits, and is what was written, is found out by
+//! whoever starts from it, as of memory that was always here.
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -21,9 +23,9 @@ use ports::step::{At, Step};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::files::Pin;
+use crate::files::sync_dir;
 use crate::house::House;
-use crate::record::{FORM, Names as _, Origin};
+use crate::record::{FORM, Names, Origin};
 use crate::vmm::{Build, Vmm};
 use crate::work::off;
 
@@ -33,29 +35,51 @@ const KIN_MAX: usize = 4;
 /// A build, as it is told elsewhere.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Told<D> {
+struct Told<D, M> {
     form: u32,
     disk: D,
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    memory: Option<M>,
+}
+
+/// Of a build without memory.
+fn none<M>() -> Option<M> {
+    None
 }
 
 impl<V: Vmm> House<V> {
     /// What a build consists of. Blocks.
     pub(crate) fn parts(&self, build: BuildId) -> Result<Parts, RuntimeError> {
         let _turn = self.turn();
-        let disk = self.build(build)?.ok_or(RuntimeError::NoBuild(build))?.disk;
+        let Build::<V> { disk, memory, .. } = self.build(build)?.ok_or(RuntimeError::NoBuild(build))?;
         let mut images = BTreeMap::new();
-        for id in disk.images() {
-            let path = self.images.path(id);
-            let image = fs::File::open(&path).at(format!("opening the image {}", path.display()))?;
-            images.insert(PartImage::Drawn(id), image);
+        for (part, path) in self.files_of(&disk, memory.as_ref()) {
+            let image = fs::File::open(&path).at(format!("opening {}", path.display()))?;
+            images.insert(part, image);
         }
-        let told = Told { form: FORM, disk };
+        let told = Told {
+            form: FORM,
+            disk,
+            memory,
+        };
         let record = serde_json::to_value(&told).map_err(std::io::Error::other);
         Ok(Parts {
             record: record.at("telling a build")?,
             given: Vec::new(),
             images,
         })
+    }
+
+    /// All that a build consists of, and where that is, or is to be.
+    fn files_of(&self, disk: &V::Disk, memory: Option<&V::Memory>) -> Vec<(PartImage, PathBuf)> {
+        let disks = disk.images().into_iter();
+        let disks = disks.map(|id| (PartImage::Drawn(id), self.images.path(id)));
+        let memory = memory.map(V::memory_files).unwrap_or_default().into_iter();
+        let memory = memory.map(|(state, file)| {
+            let path = V::memory_file(self, state, file);
+            (PartImage::Memory(state, file), path)
+        });
+        disks.chain(memory).collect()
     }
 
     /// Makes a build of parts, of which those are fetched that are not here.
@@ -73,7 +97,7 @@ impl<V: Vmm> House<V> {
         if self.build(build)?.is_some() {
             return Ok(());
         }
-        let told = Told::<V::Disk>::deserialize(record)
+        let told = Told::<V::Disk, V::Memory>::deserialize(record)
             .map_err(|error| cannot("its record is not understood", Some(error.into())))?;
         if told.form != FORM {
             return Err(cannot(
@@ -81,9 +105,9 @@ impl<V: Vmm> House<V> {
                 None,
             ));
         }
-        V::is_possible(&told.disk).map_err(|why| cannot(why, None))?;
+        V::is_possible(&told.disk, told.memory.as_ref()).map_err(|why| cannot(why, None))?;
         self.has_room()?;
-        let brought = self.bring(build, told.disk, images).await;
+        let brought = self.bring(build, told, images).await;
         if brought.is_err() {
             self.sweep_soon();
         }
@@ -94,19 +118,22 @@ impl<V: Vmm> House<V> {
         })
     }
 
-    /// Makes a build of a disk, of which those images are fetched that are not here.
+    /// Makes a build of a disk and memory, of which that is fetched that is not here.
     async fn bring(
         self: &Arc<Self>,
         build: BuildId,
-        disk: V::Disk,
+        told: Told<V::Disk, V::Memory>,
         images: &dyn PartImages,
     ) -> Result<(), Failed> {
+        let Told { disk, memory, .. } = told;
         // Neither what comes nor what is here is swept before it is on record.
-        let names = disk.images();
-        let _pins: Vec<Pin> = names.iter().map(|id| self.images.pin(*id)).collect();
-        for id in names {
-            if !self.images.path(id).exists() {
-                self.fetch(id, images).await?;
+        let _pins = (
+            self.images.pin_all(disk.images()),
+            self.states.pin_all(memory.iter().flat_map(Names::states)),
+        );
+        for (part, path) in self.files_of(&disk, memory.as_ref()) {
+            if !path.exists() {
+                self.fetch(part, path, images).await?;
             }
         }
         failpoint::reach("microvm/parts-fetched");
@@ -114,10 +141,11 @@ impl<V: Vmm> House<V> {
         let house = Arc::clone(self);
         let recorded = off(move || {
             house.images.sync_names()?;
+            house.states.sync_names()?;
             let assembled = Build::<V> {
                 form: FORM,
                 disk,
-                memory: None,
+                memory,
                 origin: None,
             };
             let _turn = house.turn();
@@ -127,28 +155,32 @@ impl<V: Vmm> House<V> {
     }
 
     /// Has an image here: under its name when all of it is.
-    async fn fetch(&self, id: Uuid, images: &dyn PartImages) -> Result<(), Failed> {
+    async fn fetch(&self, part: PartImage, path: PathBuf, images: &dyn PartImages) -> Result<(), Failed> {
         let partial = Uuid::new_v4();
-        let _pin = self.images.pin(partial);
-        let path = self.images.path(partial);
+        let files = match part {
+            PartImage::Memory(..) => &self.states,
+            _ => &self.images,
+        };
+        let _pin = files.pin(partial);
+        let coming = files.path(partial);
         let made = fs::File::options()
             .read(true)
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&path);
-        let file = made.at(format!("making the image {}", path.display()))?;
-        let fetched = match images.write(PartImage::Drawn(id), file).await {
+            .open(&coming);
+        let file = made.at(format!("making {}", coming.display()))?;
+        let fetched = match images.write(part, file).await {
             Ok(()) => {
-                let (from, into) = (path.clone(), self.images.path(id));
-                let named =
-                    off(move || fs::rename(&from, &into).at(format!("naming the image {}", into.display())));
-                named.await.map_err(Failed::Here)
+                let from = coming.clone();
+                off(move || come_to_rest(&from, &path))
+                    .await
+                    .map_err(Failed::Here)
             }
             Err(source) => Err(Failed::Source(source)),
         };
         if fetched.is_err() {
-            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(&coming);
         }
         fetched
     }
@@ -203,6 +235,16 @@ impl<V: Vmm> House<V> {
         }
         kin
     }
+}
+
+/// Gives a file that is whole its place, from which nobody writes to it.
+fn come_to_rest(from: &Path, into: &Path) -> Result<(), Step> {
+    let step = || format!("moving {} to {}", from.display(), into.display());
+    fs::set_permissions(from, fs::Permissions::from_mode(0o444)).at(step())?;
+    let dir = into.parent().unwrap_or(into);
+    fs::create_dir_all(dir).at(step())?;
+    fs::rename(from, into).at(step())?;
+    sync_dir(dir)
 }
 
 /// Why a build is not here.

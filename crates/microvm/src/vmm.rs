@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use model::{BuildId, SandboxId};
-use ports::runtime::Capabilities;
+use ports::runtime::{Capabilities, MemoryFile};
 use ports::step::Step;
 use ports::{MachineSpec, RuntimeError};
 use uuid::Uuid;
@@ -80,16 +80,20 @@ pub trait Vmm: Send + Sync + Sized + 'static {
     fn import_root(house: &House<Self>, build: BuildId, dir: &Path) -> Result<(), Step>;
     /// Whether all of a disk is there.
     fn is_whole(house: &House<Self>, disk: &Self::Disk) -> bool;
-    /// Whether there can be such a disk, as somebody tells of it.
+    /// Whether there can be such a disk, and such memory, as somebody tells of them.
     ///
     /// # Errors
     /// Why there cannot.
-    fn is_possible(disk: &Self::Disk) -> Result<(), &'static str>;
-    /// Whether a disk whose images came from elsewhere is one.
+    fn is_possible(disk: &Self::Disk, memory: Option<&Self::Memory>) -> Result<(), &'static str>;
+    /// Whether a disk whose images came from elsewhere is one. Memory is looked at by whoever starts from it.
     ///
     /// # Errors
     /// Why it is none.
     fn is_sound(house: &House<Self>, disk: &Self::Disk) -> Result<(), &'static str>;
+    /// The files of memory, by the names of their states.
+    fn memory_files(memory: &Self::Memory) -> Vec<(Uuid, MemoryFile)>;
+    /// Where one is: a state is that file, or a directory of such.
+    fn memory_file(house: &House<Self>, state: Uuid, file: MemoryFile) -> PathBuf;
     /// How much can be written to a disk.
     fn size_bytes(disk: &Self::Disk) -> u64;
 

@@ -3,7 +3,7 @@
 //! Of a build the blobs hold what it alone consists of and what was sealed for those below it: disks, block by block; and the
 //! archives of the layers of images that it stands on. What was made of the machine itself must be on the node that has the
 //! build again.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,7 +13,7 @@ use artifact::disk::{self, Description, DiskError, Manifest};
 use artifact::{LayerArchives, TravelError};
 use async_trait::async_trait;
 use model::{BuildId, Kind};
-use ports::runtime::{PartImage, PartImages};
+use ports::runtime::{MemoryFile, PartImage, PartImages};
 use ports::{Blobs, NodeError};
 
 use crate::build::HeldLayers;
@@ -63,7 +63,7 @@ impl LocalNode {
         let mut description = description.with_archives(archives);
         for (image, file) in parts.images {
             let known = match image {
-                PartImage::Sealed(_) | PartImage::Drawn(_) => {
+                PartImage::Sealed(_) | PartImage::Drawn(_) | PartImage::Memory(..) => {
                     stowed.get(&image).copied().or_else(|| kin.disk(image))
                 }
                 PartImage::Own => None,
@@ -73,6 +73,7 @@ impl LocalNode {
                 _ => {
                     let base = match image {
                         PartImage::Own | PartImage::Drawn(_) => kin.base.as_ref(),
+                        PartImage::Memory(_, file) => kin.memory.get(&file),
                         // Its own was sealed from a disk of its lineage; of those below it nothing is known.
                         PartImage::Sealed(of) => kin.base.as_ref().filter(|_| of == build),
                     };
@@ -200,6 +201,8 @@ struct Kin {
     descriptions: Vec<Description>,
     /// What the machines of the nearest begin with a copy of, where that is one disk.
     base: Option<Manifest>,
+    /// The memory of the nearest that has some.
+    memory: BTreeMap<MemoryFile, Manifest>,
 }
 
 impl Kin {
@@ -224,6 +227,11 @@ impl Kin {
             .map_err(|_| DiskError::Description("not told by a digest"))?;
         let description = Description::load(blobs, digest).await?;
         let whole = description.whole();
+        for file in [MemoryFile::Pages, MemoryFile::Devices] {
+            if let (Some(memory), false) = (description.only_memory(file), self.memory.contains_key(&file)) {
+                self.memory.insert(file, disk::load(blobs, memory).await?);
+            }
+        }
         self.descriptions.push(description);
         if let (Some(whole), None) = (whole, &self.base) {
             self.base = Some(disk::load(blobs, whole).await?);

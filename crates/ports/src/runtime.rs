@@ -134,11 +134,11 @@ pub struct Parts {
     pub record: serde_json::Value,
     /// Layers that were given to [`Runtime::import`], those of one place with the highest first.
     pub given: Vec<std::path::PathBuf>,
-    /// Images of disks, which do not change any more, open to be read.
+    /// Images, which do not change any more, open to be read.
     pub images: BTreeMap<PartImage, std::fs::File>,
 }
 
-/// Which image of a build's.
+/// Which image of a build's: of a disk, or of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PartImage {
@@ -148,6 +148,18 @@ pub enum PartImage {
     Sealed(BuildId),
     /// One whose name was drawn at random, and which is the same wherever it has that name.
     Drawn(Uuid),
+    /// A file of memory, likewise.
+    Memory(Uuid, MemoryFile),
+}
+
+/// Which file of memory that was written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryFile {
+    /// All of it, or, beside [`MemoryFile::Devices`], the pages.
+    Pages,
+    /// How devices and processors were.
+    Devices,
 }
 
 /// Where the images of a build come from that is assembled.
@@ -227,7 +239,8 @@ pub trait Runtime: Send + Sync {
         let _ = build;
         Err(self.cannot("exporting roots"))
     }
-    /// What a build consists of, to be brought elsewhere; memory is not among it. The build may be removed meanwhile.
+    /// What a build consists of, to be brought elsewhere; its memory, where that can be of use there. The build may be removed
+    /// meanwhile.
     async fn parts(&self, build: BuildId) -> Result<Parts, RuntimeError> {
         let _ = build;
         Err(self.cannot("taking builds elsewhere"))

@@ -17,6 +17,8 @@ use ports::step::{At, Step};
 
 /// What was written to at most so long ago may be written to again at what seems the same time: a tick is some milliseconds.
 const SETTLES: Duration = Duration::from_secs(2);
+/// Of a state, beside memory: devices, firmware, and the screen that nobody sees.
+const BESIDE_BYTES_MAX: u64 = 1 << 30;
 /// States that are remembered: some tens of bytes each.
 const KNOWN_MAX: usize = 4096;
 const UNPOISONED: &str = "nothing panics while it holds what is known";
@@ -30,6 +32,22 @@ pub struct Memory {
     /// SHA-256 over all of it: QEMU's format has no checksum, and its reader trusts what it reads.
     pub(crate) digest: String,
     pub(crate) fits: Fits,
+}
+
+impl Memory {
+    /// Whether ours could be so: what is not empty is there once, with what tells where it belongs, and so are devices.
+    pub(crate) fn is_possible(&self) -> Result<(), &'static str> {
+        let most = self
+            .fits
+            .memory
+            .bytes()
+            .saturating_mul(2)
+            .saturating_add(BESIDE_BYTES_MAX);
+        if self.length_bytes == 0 || self.length_bytes > most {
+            return Err("its memory has a size that none has");
+        }
+        Ok(())
+    }
 }
 
 /// What has to be the same where memory is brought back.

@@ -15,7 +15,7 @@ use microvm::policy::{Cpus, Offered};
 use microvm::process::Process;
 use microvm::work::blocking;
 use model::{BuildId, SandboxId};
-use ports::runtime::{Capabilities, DiskOrigin};
+use ports::runtime::{Capabilities, DiskOrigin, MemoryFile};
 use ports::step::{At, Step};
 use ports::{MachineSpec, RuntimeError};
 use serde_json::json;
@@ -158,8 +158,17 @@ impl Vmm for Qemu {
         house.vmm.disks.is_whole(disk)
     }
 
-    fn is_possible(disk: &Disk) -> Result<(), &'static str> {
-        disk.is_possible()
+    fn is_possible(disk: &Disk, memory: Option<&Memory>) -> Result<(), &'static str> {
+        disk.is_possible()?;
+        memory.map_or(Ok(()), Memory::is_possible)
+    }
+
+    fn memory_files(memory: &Memory) -> Vec<(Uuid, MemoryFile)> {
+        vec![(memory.state, MemoryFile::Pages)]
+    }
+
+    fn memory_file(house: &House, state: Uuid, _: MemoryFile) -> PathBuf {
+        house.states.path(state)
     }
 
     fn is_sound(house: &House, disk: &Disk) -> Result<(), &'static str> {

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::StreamExt as _;
 use model::BuildId;
 use ports::Blobs;
-use ports::runtime::PartImage;
+use ports::runtime::{MemoryFile, PartImage};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -41,6 +41,9 @@ pub struct Description {
     /// Disks whose names were drawn at random.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub drawn: BTreeMap<Uuid, Digest>,
+    /// Files of memory, likewise.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub memory: BTreeMap<Uuid, BTreeMap<MemoryFile, Digest>>,
 }
 
 impl Description {
@@ -56,6 +59,7 @@ impl Description {
             own: None,
             sealed: BTreeMap::new(),
             drawn: BTreeMap::new(),
+            memory: BTreeMap::new(),
         }
     }
 
@@ -85,6 +89,10 @@ impl Description {
                 self.form = FORM_WITH_DRAWN;
                 self.drawn.insert(id, disk);
             }
+            PartImage::Memory(id, file) => {
+                self.form = FORM_WITH_DRAWN;
+                self.memory.entry(id).or_default().insert(file, disk);
+            }
         }
     }
 
@@ -95,6 +103,7 @@ impl Description {
             PartImage::Own => self.own,
             PartImage::Sealed(build) => self.sealed.get(&build).copied(),
             PartImage::Drawn(id) => self.drawn.get(&id).copied(),
+            PartImage::Memory(id, file) => self.memory.get(&id)?.get(&file).copied(),
         }
     }
 
@@ -105,13 +114,22 @@ impl Description {
         self.own.or_else(|| only().copied())
     }
 
-    /// All of its disks.
+    /// The file of this kind of its memory, where there is one.
+    #[must_use]
+    pub fn only_memory(&self, file: MemoryFile) -> Option<Digest> {
+        let mut found = self.memory.values().filter_map(|files| files.get(&file));
+        let first = found.next().copied();
+        first.filter(|_| found.next().is_none())
+    }
+
+    /// All of its images.
     #[must_use]
     pub fn disks(&self) -> BTreeSet<Digest> {
         self.own
             .into_iter()
             .chain(self.sealed.values().copied())
             .chain(self.drawn.values().copied())
+            .chain(self.memory.values().flat_map(|files| files.values().copied()))
             .collect()
     }
 

@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
 use ports::blobs::{Blobs, Memory};
-use ports::runtime::PartImage;
+use ports::runtime::{MemoryFile, PartImage};
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use super::manifest::BLOCK_BYTES;
 use super::*;
@@ -374,7 +375,21 @@ async fn what_names_archives_says_so_by_its_form() {
     let blobs = Memory::default();
     let without = Description::new("container", serde_json::json!({}), vec![Digest::of(b"l")]);
     let with = without.clone().with_archives([archive(&blobs, "a").await].into());
-    for (description, form, words) in [(&without, 1, false), (&with, 2, true)] {
+    // Neither would those be kept by whoever does not know them.
+    let [mut drawn, mut memory] = [without.clone(), with.clone()];
+    drawn.add(PartImage::Drawn(Uuid::nil()), Digest::of(b"drawn"));
+    memory.add(
+        PartImage::Memory(Uuid::nil(), MemoryFile::Pages),
+        Digest::of(b"memory"),
+    );
+    let memory = memory.with_archives([archive(&blobs, "a").await].into());
+    let all = [
+        (&without, 1, false),
+        (&with, 2, true),
+        (&drawn, 3, false),
+        (&memory, 3, true),
+    ];
+    for (description, form, words) in all {
         let digest = description.put(&blobs).await.unwrap();
         assert_eq!(Description::load(&blobs, digest).await.unwrap(), *description);
         let bytes = super::restore::read_whole(&blobs, description_key(digest), digest, 1 << 20).await;
@@ -384,7 +399,7 @@ async fn what_names_archives_says_so_by_its_form() {
             (&form.into(), words)
         );
     }
-    let newer = br#"{"form":3,"runtime":"container","record":{},"layers":[],"own":null,"sealed":{}}"#;
+    let newer = br#"{"form":4,"runtime":"container","record":{},"layers":[],"own":null,"sealed":{}}"#;
     let key = description_key(Digest::of(newer));
     let bytes = futures_util::stream::iter([Ok(newer[..].into())]).boxed();
     blobs.put(&key, bytes).await.unwrap();
@@ -401,11 +416,22 @@ async fn a_description_is_known_by_its_digest() {
     let sealed = model::BuildId::random();
     description.add(PartImage::Own, Digest::of(b"own"));
     description.add(PartImage::Sealed(sealed), Digest::of(b"sealed"));
+    let state = Uuid::from_u128(7);
+    for (file, of) in [(MemoryFile::Pages, "pages"), (MemoryFile::Devices, "devices")] {
+        description.add(PartImage::Memory(state, file), Digest::of(of.as_bytes()));
+    }
     let digest = description.put(&blobs).await.unwrap();
     let found = Description::load(&blobs, digest).await.unwrap();
     assert_eq!(found, description);
     assert_eq!(found.disk(PartImage::Sealed(sealed)), Some(Digest::of(b"sealed")));
-    assert_eq!(found.disks().len(), 2);
+    let pages = Some(Digest::of(b"pages"));
+    assert_eq!(found.disk(PartImage::Memory(state, MemoryFile::Pages)), pages);
+    assert_eq!(found.only_memory(MemoryFile::Pages), pages);
+    assert_eq!(found.disk(PartImage::Drawn(state)), None);
+    assert_eq!(found.disks().len(), 4);
+    let base = PartImage::Memory(Uuid::nil(), MemoryFile::Pages);
+    description.add(base, Digest::of(b"base"));
+    assert_eq!(description.only_memory(MemoryFile::Pages), None);
     // Another's words under its name.
     let other = Description::new("qemu", serde_json::json!({}), Vec::new());
     let key = description_key(other.put(&blobs).await.unwrap());

@@ -19,6 +19,7 @@ mod boot;
 mod deaths;
 mod fake;
 mod real;
+mod travel;
 
 /// No test takes longer, whatever hangs.
 const WHOLE: Duration = Duration::from_secs(120);

@@ -6,9 +6,10 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 
-use ports::runtime::{PartImage, PartImages};
+use ports::runtime::PartImage;
 use serde::{Deserialize, Serialize};
 
+use super::travel::Elsewhere;
 use super::*;
 
 /// What the daemon does, and where it dies.
@@ -260,26 +261,7 @@ async fn from_elsewhere(runtime: &Firecrackers, build: BuildId) -> (serde_json::
     let (mut record, name) = (parts.record, Uuid::new_v4());
     record["disk"]["image"] = serde_json::to_value(name).unwrap();
     let image = parts.images.into_values().next().unwrap();
-    (record, Elsewhere { name, image })
-}
-
-/// The only image of a build.
-struct Elsewhere {
-    name: Uuid,
-    image: fs::File,
-}
-
-#[async_trait]
-impl PartImages for Elsewhere {
-    async fn write(
-        &self,
-        image: PartImage,
-        into: fs::File,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        assert_eq!(image, PartImage::Drawn(self.name));
-        into.set_len(self.image.metadata()?.len())?;
-        Ok(crate::disk::copy_data(&self.image, &into)?)
-    }
+    (record, Elsewhere([(PartImage::Drawn(name), image)].into()))
 }
 
 async fn look_at_what_is_left(world: &World, flow: &str, at: &str) {

@@ -65,7 +65,8 @@ async fn a_build_starts_machines_wherever_it_was_brought() {
         assert_eq!(runtime.kin_of(here.build).await, []);
         machine.stop(Fate::Discard).await.unwrap();
         let (record, images) = Elsewhere::of(runtime.parts(second).await.unwrap());
-        // It may be removed meanwhile.
+        let (warm, its_images) = Elsewhere::of(runtime.parts(first).await.unwrap());
+        // They may be removed meanwhile.
         runtime.remove_builds(&[first, second, here.build]).await.unwrap();
         assert_eq!(here.files("images"), 0);
 
@@ -78,10 +79,20 @@ async fn a_build_starts_machines_wherever_it_was_brought() {
             (3, model::Memory::None)
         );
         assemble().await.unwrap();
-        // One that shares its images needs no more of them.
-        let again = other.assemble(first, &record, Vec::new(), &images);
+        // One that shares its images needs no more of them, but its memory.
+        let again = other.assemble(first, &warm, Vec::new(), &its_images);
         again.await.unwrap();
-        assert_eq!(images.asked(), 0);
+        assert_eq!((images.asked(), its_images.asked()), (0, 1));
+        assert_eq!(other.memory_of(first).await, model::Memory::Durable);
+        let restored = MachineSpec {
+            build: first,
+            restore: true,
+            ..there.spec()
+        };
+        let (vm, machine) = start(&other, &restored).await;
+        assert!(machine.is_restored());
+        says(&vm, 1).await;
+        machine.stop(Fate::Discard).await.unwrap();
         let copy = MachineSpec {
             build: second,
             ..there.spec()
@@ -103,7 +114,7 @@ async fn a_build_starts_machines_wherever_it_was_brought() {
         assert_eq!(moved.images.len(), 4);
         other.discard(copy.sandbox).await.unwrap();
         other.remove_builds(&[first, second, kept]).await.unwrap();
-        assert_eq!(there.files("images"), 0);
+        assert_eq!((there.files("images"), there.files("states")), (0, 0));
     })
     .await;
 }
@@ -117,7 +128,7 @@ async fn what_can_be_no_disk_of_ours_is_refused_and_nothing_of_it_is_left() {
         let runtime = here.begin().await;
         let (_, machine) = start(&runtime, &here.spec()).await;
         let build = BuildId::random();
-        machine.checkpoint(build, false).await.unwrap();
+        machine.checkpoint(build, true).await.unwrap();
         machine.stop(Fate::Discard).await.unwrap();
         let (record, images) = Elsewhere::of(runtime.parts(build).await.unwrap());
         let (other, _) = there.daemon().await;
@@ -156,6 +167,10 @@ async fn what_can_be_no_disk_of_ours_is_refused_and_nothing_of_it_is_left() {
                 with(&|record| record["disk"]["layers"][1] = bottom.clone()),
                 "hides those below",
             ),
+            (
+                with(&|record| record["memory"]["length_bytes"] = u64::MAX.into()),
+                "a size that none has",
+            ),
         ] {
             assert!(refused(record).await.contains(expected), "{expected}");
         }
@@ -182,7 +197,7 @@ async fn what_can_be_no_disk_of_ours_is_refused_and_nothing_of_it_is_left() {
         assert!(!other.has_build(build).await);
         // What came of them is swept behind the answer.
         let deadline = Instant::now() + SOON;
-        while there.files("images") > 0 {
+        while there.files("images") + there.files("states") > 0 {
             assert!(Instant::now() < deadline);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
