@@ -112,7 +112,7 @@ impl<V: Vmm> House<V> {
             self.sweep_soon();
         }
         brought.map_err(|failed| match failed {
-            Failed::Source(source) => cannot("the image of a disk cannot be had", Some(source)),
+            Failed::Source(source) => cannot("an image of it cannot be had", Some(source)),
             Failed::Unfit(why) => cannot(why, None),
             Failed::Here(step) => step.into(),
         })
@@ -127,10 +127,13 @@ impl<V: Vmm> House<V> {
     ) -> Result<(), Failed> {
         let Told { disk, memory, .. } = told;
         // Neither what comes nor what is here is swept before it is on record.
-        let _pins = (
-            self.images.pin_all(disk.images()),
-            self.states.pin_all(memory.iter().flat_map(Names::states)),
-        );
+        let _pins = {
+            let _turn = self.turn();
+            (
+                self.images.pin_all(disk.images()),
+                self.states.pin_all(memory.iter().flat_map(Names::states)),
+            )
+        };
         for (part, path) in self.files_of(&disk, memory.as_ref()) {
             if !path.exists() {
                 self.fetch(part, path, images).await?;

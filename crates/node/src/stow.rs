@@ -26,6 +26,9 @@ const GRACE: Duration = Duration::from_secs(24 * 3600);
 /// noted that stands on it. What is left of [`GRACE`] is longer than bringing one takes.
 const YOUNG: Duration = Duration::from_secs(12 * 3600);
 
+/// Images of which it is remembered that they were brought: some hundred bytes each.
+const KNOWN_MAX: usize = 65_536;
+
 impl LocalNode {
     /// Says where builds are brought; without it, they are here alone. The first call counts.
     pub fn stow_in(&self, blobs: Arc<dyn Blobs>) {
@@ -82,6 +85,10 @@ impl LocalNode {
                 }
             };
             if image != PartImage::Own {
+                if stowed.len() >= KNOWN_MAX {
+                    // They are found in the blobs again, where what is akin names them.
+                    stowed.clear();
+                }
                 stowed.insert(image, disk);
             }
             description.add(image, disk);

@@ -19,7 +19,7 @@ from houses import call
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 #: How long a condition may take to become true before a test calls it false.
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 def eventually(condition, what="the condition"):
