@@ -412,12 +412,13 @@ fn microvms(build: Build, whole: bool) -> Result<Tally> {
     ];
     with_house(build, "microvms", &more, |env| {
         let mut total = python(&["tests/e2e/microvms"], env)?;
-        total += if whole {
-            python(&["tests/e2e/python"], env)?
+        if whole {
+            total += python(&["tests/e2e/python"], env)?;
+            total += javascript(env)?;
         } else {
             let modules = MICROVM_MODULES.map(|module| format!("tests/e2e/python/test_{module}.py"));
-            python(&modules.each_ref().map(String::as_str), env)?
-        };
+            total += python(&modules.each_ref().map(String::as_str), env)?;
+        }
         total += python(&MICROVM_ESCAPES, env)?;
         Ok(total)
     })

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Sandbox } from 'e2b'
 
 /** How long a condition may take to become true before a test calls it false. */
-const PATIENCE_MS = 20_000
+const PATIENCE_MS = 60_000
 
 /** Waits until `condition` answers something truthy and returns it. */
 export async function eventually(condition) {
