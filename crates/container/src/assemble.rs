@@ -239,7 +239,7 @@ impl House {
                 .map_err(|source| RuntimeError::CannotAssemble {
                     build: id,
                     why: "the image of a disk cannot be had".to_owned(),
-                    source: Some(source),
+                    source: Some(source.into()),
                 })?;
         }
         Ok(())

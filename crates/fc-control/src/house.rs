@@ -61,7 +61,7 @@ pub(crate) fn open(
     let firecracker = Firecracker {
         known: Known::default(),
         guest: guest_in_place(&config, &probed)?,
-        processor: crate::probe::processor(),
+        processor: microvm::processor::processor(),
         probed,
         jails,
         launcher,
@@ -113,6 +113,17 @@ impl Firecracker {
             disk_bytes: machine.disk.size_bytes,
             network: machine.own.wired,
             metadata: machine.own.wired && self.config.metadata,
+        }
+    }
+
+    /// What memory that fits `of` has to fit to be a machine's on this host.
+    pub(crate) fn here(&self, of: &Fits) -> Fits {
+        Fits {
+            firecracker: self.probed.version.clone(),
+            format: self.probed.snapshot_format.clone(),
+            processor: self.processor.clone(),
+            bundle: self.config.guest.digest.clone(),
+            ..of.clone()
         }
     }
 

@@ -261,6 +261,10 @@ impl Vmm for Firecracker {
         self.numbers.slots.give_back(own.slot);
     }
 
+    fn misfit_here(house: &House, memory: &Memory) -> Option<String> {
+        memory.fits.differs_from(&house.vmm.here(&memory.fits))
+    }
+
     fn misfit(house: &House, memory: &Memory, machine: &Machine) -> Option<String> {
         memory.fits.differs_from(&house.vmm.fits(machine))
     }

@@ -8,6 +8,7 @@
 //!          └─▶ agent            the way to the agent inside
 //! vmm      what each VMM does its own way               boot    what guests boot from
 //! network  slots of machines   policy  what is refused   import  root disks out of directories   work  what blocks
+//! processor  what memory must find again
 //! ```
 //!
 //! A machine is named by its execution: its record, its process. A sandbox without a machine is what is kept of it: a disk, and a state
@@ -30,6 +31,7 @@ mod machine;
 pub mod network;
 pub mod policy;
 pub mod process;
+pub mod processor;
 pub mod record;
 mod runtime;
 mod start;

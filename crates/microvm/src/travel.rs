@@ -18,7 +18,7 @@ use std::time::SystemTime;
 
 use model::{BuildId, SandboxId};
 use ports::RuntimeError;
-use ports::runtime::{PartImage, PartImages, Parts};
+use ports::runtime::{PartError, PartImage, PartImages, Parts};
 use ports::step::{At, Step};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -29,8 +29,8 @@ use crate::record::{FORM, Names, Origin};
 use crate::vmm::{Build, Vmm};
 use crate::work::off;
 
-/// Builds that are told to be akin to one.
-const KIN_MAX: usize = 4;
+/// Builds that are told to be akin to one: not all of them are in the blobs.
+const KIN_MAX: usize = 32;
 
 /// A build, as it is told elsewhere.
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,11 +52,26 @@ impl<V: Vmm> House<V> {
     pub(crate) fn parts(&self, build: BuildId) -> Result<Parts, RuntimeError> {
         let _turn = self.turn();
         let Build::<V> { disk, memory, .. } = self.build(build)?.ok_or(RuntimeError::NoBuild(build))?;
-        let mut images = BTreeMap::new();
-        for (part, path) in self.files_of(&disk, memory.as_ref()) {
+        let open = |(part, path): (PartImage, PathBuf)| {
             let image = fs::File::open(&path).at(format!("opening {}", path.display()))?;
-            images.insert(part, image);
-        }
+            Ok((part, image))
+        };
+        let disks = self.disk_files(&disk).into_iter().map(open);
+        let mut images: BTreeMap<_, _> = disks.collect::<Result<_, Step>>()?;
+        let opened = memory.as_ref().map(|memory| {
+            let files = self.memory_files(memory).into_iter().map(open);
+            files.collect::<Result<Vec<_>, Step>>()
+        });
+        let memory = match opened.transpose() {
+            Ok(files) => {
+                images.extend(files.into_iter().flatten());
+                memory
+            }
+            Err(lost) => {
+                tracing::warn!(%build, error = %lost.source, "the memory of a build is not there, and goes nowhere");
+                None
+            }
+        };
         let told = Told {
             form: FORM,
             disk,
@@ -70,16 +85,22 @@ impl<V: Vmm> House<V> {
         })
     }
 
-    /// All that a build consists of, and where that is, or is to be.
-    fn files_of(&self, disk: &V::Disk, memory: Option<&V::Memory>) -> Vec<(PartImage, PathBuf)> {
-        let disks = disk.images().into_iter();
-        let disks = disks.map(|id| (PartImage::Drawn(id), self.images.path(id)));
-        let memory = memory.map(V::memory_files).unwrap_or_default().into_iter();
-        let memory = memory.map(|(state, file)| {
+    /// The images of a disk, and where they are, or are to be.
+    fn disk_files(&self, disk: &V::Disk) -> Vec<(PartImage, PathBuf)> {
+        let images = disk.images().into_iter();
+        images
+            .map(|id| (PartImage::Drawn(id), self.images.path(id)))
+            .collect()
+    }
+
+    /// The files of memory, likewise.
+    fn memory_files(&self, memory: &V::Memory) -> Vec<(PartImage, PathBuf)> {
+        let files = V::memory_files(memory).into_iter();
+        let part = |(state, file)| {
             let path = V::memory_file(self, state, file);
             (PartImage::Memory(state, file), path)
-        });
-        disks.chain(memory).collect()
+        };
+        files.map(part).collect()
     }
 
     /// Makes a build of parts, of which those are fetched that are not here.
@@ -112,31 +133,45 @@ impl<V: Vmm> House<V> {
             self.sweep_soon();
         }
         brought.map_err(|failed| match failed {
-            Failed::Source(source) => cannot("an image of it cannot be had", Some(source)),
+            Failed::Source(source) => cannot("an image of it cannot be had", Some(source.into())),
             Failed::Unfit(why) => cannot(why, None),
             Failed::Here(step) => step.into(),
         })
     }
 
-    /// Makes a build of a disk and memory, of which that is fetched that is not here.
+    /// Makes a build of a disk and memory, of which that is fetched that is not here. Memory that fits no machine here is not; nor
+    /// is a disk lost because its memory is.
     async fn bring(
         self: &Arc<Self>,
         build: BuildId,
         told: Told<V::Disk, V::Memory>,
         images: &dyn PartImages,
     ) -> Result<(), Failed> {
-        let Told { disk, memory, .. } = told;
+        let (disk, mut memory) = (told.disk, told.memory);
+        if let Some(why) = memory.as_ref().and_then(|memory| V::misfit_here(self, memory)) {
+            tracing::info!(%build, why, "the memory of a build does not fit this machine, and is not brought here");
+            memory = None;
+        }
         // Neither what comes nor what is here is swept before it is on record.
-        let _pins = {
-            let _turn = self.turn();
-            (
-                self.images.pin_all(disk.images()),
-                self.states.pin_all(memory.iter().flat_map(Names::states)),
-            )
-        };
-        for (part, path) in self.files_of(&disk, memory.as_ref()) {
-            if !path.exists() {
-                self.fetch(part, path, images).await?;
+        let house = Arc::clone(self);
+        let names = (
+            disk.images(),
+            memory.as_ref().map(Names::states).unwrap_or_default(),
+        );
+        let pins = off(move || {
+            let _turn = house.turn();
+            Ok((house.images.pin_all(names.0), house.states.pin_all(names.1)))
+        });
+        let _pins = pins.await?;
+        self.fetch_all(self.disk_files(&disk), images).await?;
+        if let Some(coming) = &memory {
+            match self.fetch_all(self.memory_files(coming), images).await {
+                Err(Failed::Source(lost @ PartError::Lost(_))) => {
+                    let error = &lost as &dyn std::error::Error;
+                    tracing::warn!(%build, error, "the memory of a build is lost; its sandboxes boot");
+                    memory = None;
+                }
+                fetched => fetched?,
             }
         }
         failpoint::reach("microvm/parts-fetched");
@@ -155,6 +190,19 @@ impl<V: Vmm> House<V> {
             house.book.builds.write(&build, &assembled)
         });
         Ok(recorded.await?)
+    }
+
+    async fn fetch_all(
+        &self,
+        files: Vec<(PartImage, PathBuf)>,
+        images: &dyn PartImages,
+    ) -> Result<(), Failed> {
+        for (part, path) in files {
+            if !path.exists() {
+                self.fetch(part, path, images).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Has an image here: under its name when all of it is.
@@ -253,7 +301,7 @@ fn come_to_rest(from: &Path, into: &Path) -> Result<(), Step> {
 /// Why a build is not here.
 enum Failed {
     /// Where it comes from.
-    Source(Box<dyn std::error::Error + Send + Sync>),
+    Source(PartError),
     /// What came is none.
     Unfit(&'static str),
     /// This node.

@@ -110,6 +110,8 @@ pub trait Vmm: Send + Sync + Sized + 'static {
     ) -> Result<(Self::Disk, Self::Own), RuntimeError>;
     /// Numbers that are on no record any more are free.
     fn give_back(&self, own: &Self::Own);
+    /// Why memory can be that of no machine on this host.
+    fn misfit_here(house: &House<Self>, memory: &Self::Memory) -> Option<String>;
     /// Why memory cannot be that of a machine.
     fn misfit(house: &House<Self>, memory: &Self::Memory, machine: &Machine<Self>) -> Option<String>;
     /// Makes what a machine has on the host, and starts its VMM.

@@ -64,7 +64,7 @@ pub struct LocalNode {
     pub(crate) importing: tokio::sync::Mutex<()>,
     /// Where builds are brought.
     pub(crate) blobs: std::sync::OnceLock<Arc<dyn Blobs>>,
-    /// Sealed disks that were brought there by this process.
+    /// Images with names of their own that were brought there by this process.
     pub(crate) stowed_images: tokio::sync::Mutex<HashMap<PartImage, Digest>>,
     /// Held while a build is brought from there.
     pub(crate) fetching: tokio::sync::Mutex<()>,

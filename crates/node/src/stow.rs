@@ -1,8 +1,8 @@
 //! Builds in the blobs, where they outlive this node: brought there, had again from there, swept.
 //!
-//! Of a build the blobs hold what it alone consists of and what was sealed for those below it: disks, block by block; and the
-//! archives of the layers of images that it stands on. What was made of the machine itself must be on the node that has the
-//! build again.
+//! Of a build the blobs hold what it alone consists of and what was sealed for those below it: disks, and memory of machines with a
+//! kernel of their own, block by block; and the archives of the layers of images that it stands on. What a container's was made of
+//! the machine itself must be on the node that has the build again.
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use artifact::disk::{self, Description, DiskError, Manifest};
 use artifact::{LayerArchives, TravelError};
 use async_trait::async_trait;
 use model::{BuildId, Kind};
-use ports::runtime::{MemoryFile, PartImage, PartImages};
-use ports::{Blobs, NodeError};
+use ports::runtime::{MemoryFile, PartError, PartImage, PartImages};
+use ports::{BlobError, Blobs, NodeError};
 
 use crate::build::HeldLayers;
 use crate::node::LocalNode;
@@ -64,6 +64,7 @@ impl LocalNode {
         failpoint::reach("node/layers-stowed");
         let description = Description::new(self.runtime.name(), parts.record, layers);
         let mut description = description.with_archives(archives);
+        let mut relied_on = Vec::new();
         for (image, file) in parts.images {
             let known = match image {
                 PartImage::Sealed(_) | PartImage::Drawn(_) | PartImage::Memory(..) => {
@@ -72,7 +73,10 @@ impl LocalNode {
                 PartImage::Own => None,
             };
             let disk = match known {
-                Some(disk) if disk::is_whole(&*blobs, disk).await.map_err(broken(STEP))? => disk,
+                Some(disk) if disk::is_whole(&*blobs, disk).await.map_err(broken(STEP))? => {
+                    relied_on.push((image, disk));
+                    disk
+                }
                 _ => {
                     let base = match image {
                         PartImage::Own | PartImage::Drawn(_) => kin.base.as_ref(),
@@ -95,6 +99,15 @@ impl LocalNode {
         }
         failpoint::reach("node/disks-stowed");
         let digest = description.put(&*blobs).await.map_err(broken(STEP))?;
+        // From here on no sweep takes what it names. One that was under way may have: then it is brought the next time.
+        for (image, disk) in relied_on {
+            if !disk::is_whole(&*blobs, disk).await.map_err(broken(STEP))? {
+                stowed.remove(&image);
+                return Err(broken(STEP)(DiskError::Description(
+                    "of a disk that was swept meanwhile",
+                )));
+            }
+        }
         tracing::info!(%build, %digest, "a build is in the blobs");
         Ok(digest.to_string())
     }
@@ -115,11 +128,9 @@ impl LocalNode {
             .map_err(|_| broken(STEP)(DiskError::Description("not told by a digest")))?;
         let description = Description::load(&*blobs, digest).await.map_err(broken(STEP))?;
         if description.runtime != self.runtime.name() {
-            return Err(NodeError::Refused(format!(
-                "build {build} is one of the {} runtime, and this node's is {}",
-                description.runtime,
-                self.runtime.name()
-            )));
+            // Another node may have it, or can have it.
+            tracing::warn!(%build, runtime = description.runtime, "a build is one of another runtime, and cannot be had here");
+            return Err(NodeError::NoBuild(build));
         }
         let layers = self.layers(&*blobs, build, &description).await?;
         failpoint::reach("node/layers-fetched");
@@ -187,17 +198,19 @@ struct Stowed<'a> {
 
 #[async_trait]
 impl PartImages for Stowed<'_> {
-    async fn write(
-        &self,
-        image: PartImage,
-        into: std::fs::File,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let disk = self
-            .description
-            .disk(image)
-            .ok_or(DiskError::Description("without a disk that its record names"))?;
-        let manifest = disk::load(self.blobs, disk).await?;
-        Ok(disk::restore(self.blobs, &manifest, into).await?)
+    async fn write(&self, image: PartImage, into: std::fs::File) -> Result<(), PartError> {
+        let written = async {
+            let disk = self
+                .description
+                .disk(image)
+                .ok_or(DiskError::Description("without a disk that its record names"))?;
+            let manifest = disk::load(self.blobs, disk).await?;
+            disk::restore(self.blobs, &manifest, into).await
+        };
+        written.await.map_err(|error| match error {
+            DiskError::Blobs(BlobError::Away(_)) => PartError::Away(error.into()),
+            error => PartError::Lost(error.into()),
+        })
     }
 }
 

@@ -162,15 +162,22 @@ pub enum MemoryFile {
     Devices,
 }
 
+/// Why an image was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum PartError {
+    /// It may be had later.
+    #[error("an image is not to be had at present")]
+    Away(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It is not there, or not what it was, or cannot be written here.
+    #[error("an image is not to be had")]
+    Lost(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
 /// Where the images of a build come from that is assembled.
 #[async_trait]
 pub trait PartImages: Send + Sync {
     /// Writes one into an empty file, durably.
-    async fn write(
-        &self,
-        image: PartImage,
-        into: std::fs::File,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+    async fn write(&self, image: PartImage, into: std::fs::File) -> Result<(), PartError>;
 }
 
 /// Makes machines. One for each node.

@@ -65,7 +65,7 @@ impl Disk {
 
     /// Whether ours could be so.
     pub(crate) fn is_possible(&self) -> Result<(), &'static str> {
-        if self.layers.is_empty() || self.layers.len() > DEPTH_STARTED_MAX {
+        if self.layers.is_empty() || self.layers.len() > DEPTH_TOLD_MAX {
             return Err("it has as many images on one another as no disk has");
         }
         if self.size_bytes == 0 || self.size_bytes > DISK_BYTES_MAX {
@@ -89,6 +89,9 @@ impl Disk {
 pub(crate) const DEPTH_MAX: usize = 8;
 /// Disks on one another that a machine is still started on; above it they are made one first.
 pub(crate) const DEPTH_STARTED_MAX: usize = 3 * DEPTH_MAX;
+/// Disks on one another that are brought here: a machine that is copied again and again has many, until there is time to make
+/// them one. QEMU could not open more than some hundreds.
+const DEPTH_TOLD_MAX: usize = 256;
 /// No disk is larger.
 const DISK_BYTES_MAX: u64 = 4 << 40;
 /// Of tables, and what becomes free while they grow.

@@ -119,17 +119,32 @@ impl Qemu {
 
     /// What memory of a machine fits, or has to fit to be brought back as one.
     pub(crate) fn fits(&self, machine: &Machine) -> Fits {
-        let accel = self.probed.accel;
         Fits {
             qemu: self.probed.version.clone(),
-            accel,
-            processor: (accel == crate::command::Accel::Kvm).then(crate::probe::processor),
+            accel: self.probed.accel,
+            processor: self.processor(),
             memory: machine.spec.resources.memory,
             cpus: machine.spec.resources.cpu,
             bundle: self.config.guest.digest.clone(),
             disk_bytes: machine.disk.size_bytes,
             network: machine.own.slot.is_some(),
         }
+    }
+
+    /// What memory that fits `of` has to fit to be a machine's on this host.
+    pub(crate) fn here(&self, of: &Fits) -> Fits {
+        Fits {
+            qemu: self.probed.version.clone(),
+            accel: self.probed.accel,
+            processor: self.processor(),
+            bundle: self.config.guest.digest.clone(),
+            ..of.clone()
+        }
+    }
+
+    /// Whatever guests see of the host's.
+    fn processor(&self) -> Option<String> {
+        (self.probed.accel == crate::command::Accel::Kvm).then(microvm::processor::processor)
     }
 
     /// Removes what a QEMU has on the host beside its disk: control groups and sockets.

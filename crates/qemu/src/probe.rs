@@ -144,24 +144,6 @@ async fn talk(program: &Path, accel: Accel) -> io::Result<(String, String, bool)
     Ok((text(&said), text(&complained), child.wait().await?.success()))
 }
 
-/// The host's processor, as far as guests that run on it can tell.
-pub(crate) fn processor() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name))?;
-        Some(line.split_once(": ")?.1.trim().to_owned())
-    };
-    let parts = [
-        "vendor_id",
-        "cpu family",
-        "model\t",
-        "stepping",
-        "model name",
-        "microcode",
-    ];
-    parts.into_iter().filter_map(field).collect::<Vec<_>>().join("/")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::io;
 
 use async_trait::async_trait;
 use model::BuildId;
-use ports::runtime::{Disk, DiskOrigin, PartImage, PartImages};
+use ports::runtime::{Disk, DiskOrigin, PartError, PartImage, PartImages};
 use ports::{MachineSpec, Runtime as _, RuntimeError};
 
 use crate::client::run;
@@ -18,15 +18,17 @@ struct Taken(BTreeMap<PartImage, File>);
 
 #[async_trait]
 impl PartImages for Taken {
-    async fn write(
-        &self,
-        image: PartImage,
-        into: File,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let mut from = self.0.get(&image).ok_or("no such image")?.try_clone()?;
-        io::Seek::rewind(&mut from)?;
-        io::copy(&mut from, &mut &into)?;
-        Ok(into.sync_all()?)
+    async fn write(&self, image: PartImage, into: File) -> Result<(), PartError> {
+        let from = self
+            .0
+            .get(&image)
+            .ok_or(PartError::Lost("no such image".into()))?;
+        let copied = from.try_clone().and_then(|mut from| {
+            io::Seek::rewind(&mut from)?;
+            io::copy(&mut from, &mut &into)?;
+            into.sync_all()
+        });
+        copied.map_err(|error| PartError::Lost(error.into()))
     }
 }
 

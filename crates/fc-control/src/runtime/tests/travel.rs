@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt as _;
 
-use ports::runtime::{MemoryFile, PartImage, PartImages, Parts};
+use ports::runtime::{MemoryFile, PartError, PartImage, PartImages, Parts};
 
 use super::*;
 
@@ -11,14 +11,11 @@ pub(super) struct Elsewhere(pub(super) BTreeMap<PartImage, fs::File>);
 
 #[async_trait]
 impl PartImages for Elsewhere {
-    async fn write(
-        &self,
-        image: PartImage,
-        into: fs::File,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let image = self.0.get(&image).ok_or("there is no such image")?;
-        into.set_len(image.metadata()?.len())?;
-        Ok(crate::disk::copy_data(image, &into)?)
+    async fn write(&self, image: PartImage, into: fs::File) -> Result<(), PartError> {
+        let none = || PartError::Lost("there is no such image".into());
+        let image = self.0.get(&image).ok_or_else(none)?;
+        into.set_len(image.metadata().unwrap().len()).unwrap();
+        crate::disk::copy_data(image, &into).map_err(|error| PartError::Lost(error.into()))
     }
 }
 

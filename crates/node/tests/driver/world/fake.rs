@@ -446,7 +446,7 @@ impl ports::Runtime for Runtime {
         written.map_err(|source| RuntimeError::CannotAssemble {
             build,
             why: "its disk is not to be had".to_owned(),
-            source: Some(source),
+            source: Some(source.into()),
         })?;
         let mut text = String::new();
         std::io::Seek::rewind(&mut disk).unwrap();

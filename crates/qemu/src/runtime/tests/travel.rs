@@ -3,12 +3,10 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Mutex;
 
-use ports::runtime::{PartImage, PartImages, Parts};
+use ports::runtime::{PartError, PartImage, PartImages, Parts};
 use uuid::Uuid;
 
 use super::*;
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The images of a build, wherever that is; notes which were asked for.
 struct Elsewhere {
@@ -30,16 +28,21 @@ impl Elsewhere {
 
 #[async_trait]
 impl PartImages for Elsewhere {
-    async fn write(&self, image: PartImage, into: fs::File) -> Result<(), Failure> {
+    async fn write(&self, image: PartImage, into: fs::File) -> Result<(), PartError> {
         self.asked.lock().unwrap().push(image);
         // What is half written is nothing.
-        into.write_all_at(b"half", 0)?;
-        let file = self.images.get(&image).ok_or("there is no such image")?;
-        let mut content = vec![0; usize::try_from(file.metadata()?.len())?];
-        file.read_exact_at(&mut content, 0)?;
-        into.write_all_at(&content, 0)?;
+        into.write_all_at(b"half", 0).unwrap();
+        let none = || PartError::Lost("there is no such image".into());
+        let file = self.images.get(&image).ok_or_else(none)?;
+        let mut content = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+        file.read_exact_at(&mut content, 0).unwrap();
+        into.write_all_at(&content, 0).unwrap();
         Ok(())
     }
+}
+
+fn of(layer: &serde_json::Value) -> Uuid {
+    serde_json::from_value(layer["id"].clone()).unwrap()
 }
 
 fn why(refused: RuntimeError) -> String {
@@ -113,6 +116,62 @@ async fn a_build_starts_machines_wherever_it_was_brought() {
         let moved = other.parts(kept).await.unwrap();
         assert_eq!(moved.images.len(), 4);
         other.discard(copy.sandbox).await.unwrap();
+
+        // As many as there are when a machine is copied again and again: they are made one when one starts from them.
+        let deep = BuildId::random();
+        let (mut record, images) = (record, images);
+        let top = record["disk"]["layers"][2].clone();
+        let written = images.images[&PartImage::Drawn(of(&top))].try_clone().unwrap();
+        let mut more = images.images;
+        for _ in 0..2 * crate::disk::DEPTH_STARTED_MAX {
+            let mut next = top.clone();
+            next["id"] = Uuid::new_v4().to_string().into();
+            more.insert(PartImage::Drawn(of(&next)), written.try_clone().unwrap());
+            record["disk"]["layers"].as_array_mut().unwrap().push(next);
+        }
+        let images = Elsewhere {
+            images: more,
+            asked: Mutex::default(),
+        };
+        other.assemble(deep, &record, Vec::new(), &images).await.unwrap();
+        let spec = MachineSpec {
+            build: deep,
+            ..there.spec()
+        };
+        let (vm, machine) = start(&other, &spec).await;
+        assert!(vm.record().disk.layers.len() <= crate::disk::DEPTH_STARTED_MAX);
+        assert!(says(&vm, 1).await.starts_with('a'));
+        machine.stop(Fate::Discard).await.unwrap();
+        other.remove_builds(&[deep]).await.unwrap();
+
+        // A disk is not lost with its memory, nor is memory brought that fits no machine here.
+        let mut its_images = its_images;
+        its_images
+            .images
+            .retain(|part, _| matches!(part, PartImage::Drawn(_)));
+        let mut foreign = warm.clone();
+        foreign["memory"]["fits"]["bundle"] = "another".into();
+        for (record, asked) in [(&warm, 1), (&foreign, 0)] {
+            let cold = BuildId::random();
+            its_images.asked();
+            other.remove_builds(&[first]).await.unwrap();
+            other
+                .assemble(cold, record, Vec::new(), &its_images)
+                .await
+                .unwrap();
+            let asked_for_memory = |asked: Vec<PartImage>| {
+                asked
+                    .into_iter()
+                    .filter(|part| matches!(part, PartImage::Memory(..)))
+                    .count()
+            };
+            assert_eq!(
+                asked_for_memory(std::mem::take(&mut *its_images.asked.lock().unwrap())),
+                asked
+            );
+            assert_eq!(other.memory_of(cold).await, model::Memory::None);
+            other.remove_builds(&[cold]).await.unwrap();
+        }
         other.remove_builds(&[first, second, kept]).await.unwrap();
         assert_eq!((there.files("images"), there.files("states")), (0, 0));
     })
@@ -156,7 +215,7 @@ async fn what_can_be_no_disk_of_ours_is_refused_and_nothing_of_it_is_left() {
                 "as no disk has",
             ),
             (
-                with(&|record| record["disk"]["layers"] = vec![bottom.clone(); 99].into()),
+                with(&|record| record["disk"]["layers"] = vec![bottom.clone(); 999].into()),
                 "as no disk has",
             ),
             (
